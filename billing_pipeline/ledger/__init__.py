@@ -1,0 +1,21 @@
+"""WHAT WAS SAID: the durable record of every meter event, written before it is sent.
+
+- `tables`   the schema; `migrations/` builds it
+- `ledger`   planning, claiming, recording: each method is one transaction
+- `locks`    one deliverer per ledger, released by the operating system when it dies
+- `inquiry`  read-only questions, for people and reports
+"""
+
+from billing_pipeline.ledger.inquiry import CellStory, HeldUsage, Inquiry
+from billing_pipeline.ledger.ledger import Checked, Ledger, Outcome, Outgoing, Settled
+
+__all__ = [
+    "CellStory",
+    "Checked",
+    "HeldUsage",
+    "Inquiry",
+    "Ledger",
+    "Outcome",
+    "Outgoing",
+    "Settled",
+]

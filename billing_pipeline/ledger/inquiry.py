@@ -1,0 +1,235 @@
+"""Read-only questions to the ledger, for people and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import Engine, func, or_, select
+
+from billing_pipeline.ledger.tables import (
+    account,
+    held_usage,
+    history,
+    meter_events,
+    verifications,
+)
+from billing_pipeline.metering import UNSETTLED, Cell, HoldReason, State
+from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
+
+
+@dataclass(frozen=True, slots=True)
+class HeldUsage:
+    """Usage that waits, with the reason."""
+
+    cell: Cell
+    value: int
+    target: int
+    reason: str
+    since: datetime
+
+    def as_json(self) -> dict[str, Any]:
+        """As `billing … --json` prints it."""
+        return {
+            "day": self.cell.usage_day.isoformat(),
+            "organization_id": self.cell.organization_id,
+            "meter": self.cell.event_name,
+            "value": self.value,
+            "reason": self.reason,
+            "explanation": HOLD_EXPLANATIONS[HoldReason(self.reason)],
+            "since": self.since.isoformat(),
+        }
+
+
+@dataclass(frozen=True)
+class CellStory:
+    """Everything the ledger knows about one cell, as plain rows for printing."""
+
+    cell: Cell
+    events: list[dict[str, Any]]
+    held: HeldUsage | None
+    history: list[dict[str, Any]]
+    verifications: list[dict[str, Any]]
+
+
+class Inquiry:
+    """Questions about spans of usage days. Every method is one read-only transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def counts(self, days: Sequence[date]) -> dict[str, int]:
+        """Meter events by state, held usage included; every state is present."""
+        counts = {str(state): 0 for state in State}
+        with self._engine.begin() as connection:
+            for state, number in connection.execute(
+                select(meter_events.c.state, func.count())
+                .where(meter_events.c.usage_day.in_(days))
+                .group_by(meter_events.c.state)
+            ):
+                counts[state] += number
+            counts[State.HELD] += (
+                connection.scalar(
+                    select(func.count())
+                    .select_from(held_usage)
+                    .where(held_usage.c.usage_day.in_(days))
+                )
+                or 0
+            )
+        return counts
+
+    def held(self, days: Sequence[date]) -> list[HeldUsage]:
+        """The usage of these days that waits."""
+        found = []
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(held_usage)
+                .where(held_usage.c.usage_day.in_(days))
+                .order_by(*held_usage.primary_key.columns)
+            )
+            found += [_held(row) for row in rows]
+        return found
+
+    def rejected(self, days: Sequence[date]) -> list[dict[str, Any]]:
+        """The refused events of these days that nothing later has replaced."""
+        later = meter_events.alias()
+        found = []
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_events)
+                .where(
+                    meter_events.c.usage_day.in_(days),
+                    meter_events.c.state == State.REJECTED,
+                    ~select(later.c.id)
+                    .where(
+                        later.c.usage_day == meter_events.c.usage_day,
+                        later.c.organization_id == meter_events.c.organization_id,
+                        later.c.event_name == meter_events.c.event_name,
+                        later.c.revision > meter_events.c.revision,
+                    )
+                    .exists(),
+                )
+                .order_by(meter_events.c.id)
+            )
+            found += [_event_json(row) for row in rows]
+        return found
+
+    def checks(self, days: Sequence[date], outcome: str) -> list[dict[str, Any]]:
+        """The last looks at Stripe's summaries of these days that had this outcome."""
+        found = []
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(verifications)
+                .where(
+                    verifications.c.usage_day.in_(days),
+                    verifications.c.outcome == outcome,
+                )
+                .order_by(*verifications.primary_key.columns)
+            )
+            found += [_json(dict(row._mapping)) for row in rows]
+        return found
+
+    def per_day(self, days: Sequence[date]) -> dict[date, dict[str, int]]:
+        """Meter events by day and state, for the days that have any."""
+        found: dict[date, dict[str, int]] = {}
+        with self._engine.begin() as connection:
+            for day, state, number in connection.execute(
+                select(meter_events.c.usage_day, meter_events.c.state, func.count())
+                .where(meter_events.c.usage_day.in_(days))
+                .group_by(meter_events.c.usage_day, meter_events.c.state)
+            ):
+                found.setdefault(day, {})[state] = number
+        return found
+
+    def unfinished_days(self, mapped: set[str], since: date) -> list[date]:
+        """Days since `since` with something a new run could finish.
+
+        That is: events not settled or not verified, and held usage whose organization has got
+        a customer since.
+        """
+        with self._engine.begin() as connection:
+            unsettled = connection.scalars(
+                select(meter_events.c.usage_day)
+                .where(
+                    meter_events.c.usage_day >= since,
+                    or_(
+                        meter_events.c.state.in_(UNSETTLED),
+                        meter_events.c.state == State.ACCEPTED,
+                    ),
+                )
+                .distinct()
+            ).all()
+            held = connection.execute(
+                select(held_usage.c.usage_day, held_usage.c.organization_id)
+                .where(
+                    held_usage.c.usage_day >= since,
+                    held_usage.c.reason == HoldReason.NO_CUSTOMER,
+                )
+                .distinct()
+            ).all()
+        released = {row.usage_day for row in held if row.organization_id in mapped}
+        return sorted(released | set(unsettled))
+
+    def story(self, cell: Cell) -> CellStory:
+        """All there is about one cell."""
+
+        def of(table: Any) -> list[Any]:
+            return [
+                table.c.usage_day == cell.usage_day,
+                table.c.organization_id == cell.organization_id,
+                table.c.event_name == cell.event_name,
+            ]
+
+        with self._engine.begin() as connection:
+            events = connection.execute(
+                select(meter_events)
+                .where(*of(meter_events))
+                .order_by(meter_events.c.revision)
+            ).all()
+            held = connection.execute(
+                select(held_usage).where(*of(held_usage))
+            ).one_or_none()
+            changes = connection.execute(
+                select(history).where(*of(history)).order_by(history.c.id)
+            ).all()
+            looks = connection.execute(
+                select(verifications).where(
+                    verifications.c.usage_day == cell.usage_day,
+                    verifications.c.event_name == cell.event_name,
+                    verifications.c.customer.in_({event.customer for event in events}),
+                )
+            ).all()
+        return CellStory(
+            cell,
+            [_event_json(row) for row in events],
+            _held(held) if held else None,
+            [_json(dict(row._mapping)) for row in changes],
+            [_json(dict(row._mapping)) for row in looks],
+        )
+
+    def account(self) -> dict[str, Any] | None:
+        """The account and mode this ledger speaks for, None before its first contact."""
+        with self._engine.begin() as connection:
+            row = connection.execute(select(account)).one_or_none()
+        return _json(dict(row._mapping)) if row else None
+
+
+def _held(row: Any) -> HeldUsage:
+    cell = Cell(row.usage_day, row.organization_id, row.event_name)
+    return HeldUsage(cell, row.value, row.target, row.reason, row.since)
+
+
+def _event_json(row: Any) -> dict[str, Any]:
+    event = _json(dict(row._mapping))
+    event["day"] = event.pop("usage_day")
+    event["meter"] = event.pop("event_name")
+    return event
+
+
+def _json(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.isoformat() if isinstance(value, (date, datetime)) else value
+        for name, value in row.items()
+    }

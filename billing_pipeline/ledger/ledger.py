@@ -1,0 +1,597 @@
+"""The ledger's transactions: bind, plan, claim, record, verify. Each public method is one.
+
+Two processes may plan the same day at once: planning is serialized (SQLite by BEGIN IMMEDIATE,
+PostgreSQL by an advisory lock), and the table itself refuses a second event for a revision or
+a second unsettled event for a cell. Delivery is serialized by `Ledger.delivering`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    bindparam,
+    delete,
+    insert,
+    select,
+    text,
+    update,
+)
+
+from billing_pipeline.database import writing
+from billing_pipeline.ledger.locks import delivery_lock
+from billing_pipeline.ledger.tables import (
+    account,
+    held_usage,
+    history,
+    meter_events,
+    meters,
+    verifications,
+)
+from billing_pipeline.metering import (
+    SENT,
+    Cell,
+    DayPlan,
+    Formula,
+    Measure,
+    Meter,
+    MeterEvent,
+    MeterSpec,
+    Said,
+    State,
+)
+from billing_pipeline.settings import ConfigurationError
+
+PLANNING_KEY = 7205133
+CHUNK = 500
+"""Rows changed per statement, well below what either database takes as parameters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """An event that may be sent now, with its row id and what is known of earlier attempts."""
+
+    id: int
+    event: MeterEvent
+    state: State
+    first_attempt_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What an attempt to send taught us, to be recorded."""
+
+    id: int
+    state: State
+    attempts: int = 0
+    request_id: str | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the ledger expects Stripe's summary to say of one customer, meter and day.
+
+    `certain` is the value that was verified before, `pending` the values accepted since, in
+    the order of their revisions; `expected` is what both come to. `last_accepted_at` tells how
+    long Stripe has had time to agree.
+    """
+
+    usage_day: date
+    customer: str
+    event_name: str
+    expected: int
+    certain: int | None
+    pending: tuple[int, ...]
+    pending_ids: tuple[int, ...]
+    last_accepted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The result of one look at Stripe's summary."""
+
+    settled: Settled
+    reported: str
+    outcome: str  # agrees, lagging or mismatch
+
+
+class Ledger:
+    """The ledger in one database. `run` names who acts, and stands on every change."""
+
+    def __init__(self, engine: Engine, run: str) -> None:
+        self.engine = engine
+        self.run = run
+
+    # Whom the ledger speaks for ------------------------------------------------------------
+
+    def bind(
+        self,
+        account_id: str | None,
+        livemode: bool,
+        found: Iterable[Meter],
+        now: datetime,
+    ) -> None:
+        """The account guard: remember account, mode and meters, or refuse others.
+
+        `account_id` is None when the key may not read its account; then the meters tell, whose
+        ids belong to one account for ever. Raises ConfigurationError on any difference.
+        """
+        with writing(self.engine) as connection:
+            bound = connection.execute(select(account)).one_or_none()
+            if bound is None:
+                connection.execute(
+                    insert(account).values(
+                        id=1, account_id=account_id, livemode=livemode, bound_at=now
+                    )
+                )
+            else:
+                _refuse_another(bound, account_id, livemode)
+                if bound.account_id is None and account_id is not None:
+                    connection.execute(update(account).values(account_id=account_id))
+            known = {row.event_name: row for row in connection.execute(select(meters))}
+            for meter in found:
+                row = {
+                    "meter_id": meter.meter_id,
+                    "formula": meter.formula,
+                    "event_time_window": meter.event_time_window,
+                    "customer_key": meter.customer_key,
+                    "value_key": meter.value_key,
+                    "seen_at": now,
+                }
+                earlier = known.get(meter.event_name)
+                if earlier is None:
+                    connection.execute(
+                        insert(meters).values(event_name=meter.event_name, **row)
+                    )
+                elif earlier.meter_id != meter.meter_id:
+                    raise ConfigurationError(
+                        f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this "
+                        f"ledger has stated usage to {earlier.meter_id}: another account, or a "
+                        "meter made anew. Use a ledger of its own (BILLING_DATABASE_URL)."
+                    )
+
+    def known_meters(self, specs: Iterable[MeterSpec]) -> list[Meter]:
+        """The meters as last seen in Stripe; as specified where Stripe was never seen."""
+        with self.engine.begin() as connection:
+            known = {row.event_name: row for row in connection.execute(select(meters))}
+        found = []
+        for spec in specs:
+            row = known.get(spec.event_name)
+            if row is None or row.formula != spec.formula:
+                found.append(Meter(spec.event_name, spec.formula, spec.measure))
+            else:
+                found.append(_meter(row, spec.measure))
+        return found
+
+    # Planning --------------------------------------------------------------------------------
+
+    @contextmanager
+    def planning(self) -> Iterator[Connection]:
+        """A transaction in which no other process plans. Read usage inside it, not before."""
+        with writing(self.engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(
+                    text("SELECT pg_advisory_xact_lock(:key)"), {"key": PLANNING_KEY}
+                )
+            yield connection
+
+    def said(
+        self, days: Sequence[date], connection: Connection | None = None
+    ) -> dict[date, dict[Cell, list[Said]]]:
+        """Everything said about the cells of these days, in the order of revisions."""
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.said(days, own)
+        found: dict[date, dict[Cell, list[Said]]] = {
+            day: defaultdict(list) for day in days
+        }
+        rows = connection.execute(
+            select(meter_events)
+            .where(meter_events.c.usage_day.in_(days))
+            .order_by(meter_events.c.revision)
+        )
+        for row in rows:
+            cell = Cell(row.usage_day, row.organization_id, row.event_name)
+            found[row.usage_day][cell].append(
+                Said(
+                    row.revision,
+                    row.customer,
+                    row.value,
+                    row.target,
+                    row.timestamp,
+                    State(row.state),
+                    row.error_code,
+                )
+            )
+        return found
+
+    def write_plan(
+        self,
+        connection: Connection,
+        plan: DayPlan,
+        event_names: Iterable[str],
+        snapshot_id: str | None,
+        now: datetime,
+    ) -> None:
+        """Write a day's plan down: events as `planned`, holds, and holds that are gone.
+
+        `event_names` are the meters planned; holds of other meters are left alone.
+        """
+        self._replace_holds(connection, plan, set(event_names), now)
+        if not plan.events:
+            return
+        connection.execute(
+            insert(meter_events),
+            [
+                {
+                    "usage_day": e.cell.usage_day,
+                    "organization_id": e.cell.organization_id,
+                    "event_name": e.cell.event_name,
+                    "revision": e.revision,
+                    "identifier": e.identifier,
+                    "customer": e.customer,
+                    "value": e.value,
+                    "target": e.target,
+                    "timestamp": e.timestamp,
+                    "snapshot_id": snapshot_id,
+                    "planned_at": now,
+                    "planned_by": self.run,
+                    "state": State.PLANNED,
+                }
+                for e in plan.events
+            ],
+        )
+        self._remember(
+            connection,
+            now,
+            [
+                _change(e.cell, e.revision, None, State.PLANNED, f"value {e.value}")
+                for e in plan.events
+            ],
+        )
+
+    def _replace_holds(
+        self,
+        connection: Connection,
+        plan: DayPlan,
+        event_names: set[str],
+        now: datetime,
+    ) -> None:
+        rows = connection.execute(
+            select(held_usage).where(
+                held_usage.c.usage_day == plan.usage_day,
+                held_usage.c.event_name.in_(event_names),
+            )
+        )
+        before = {_cell(row): row for row in rows}
+        waiting = {w.cell for w in plan.waiting}
+        holds = {hold.cell: hold for hold in plan.holds}
+        stated = {event.cell for event in plan.events}
+        changes = []
+        for cell in before.keys() - holds.keys() - waiting:
+            connection.execute(delete(held_usage).where(*_is(held_usage, cell)))
+            detail = (
+                "released" if cell in stated else "withdrawn: nothing to state any more"
+            )
+            changes.append(_change(cell, None, State.HELD, "released", detail))
+        for cell, hold in holds.items():
+            earlier = before.get(cell)
+            row = {"value": hold.value, "target": hold.target, "reason": hold.reason}
+            if earlier is None:
+                connection.execute(
+                    insert(held_usage).values(
+                        usage_day=cell.usage_day,
+                        organization_id=cell.organization_id,
+                        event_name=cell.event_name,
+                        since=now,
+                        **row,
+                    )
+                )
+            elif (earlier.value, earlier.target, earlier.reason) != tuple(row.values()):
+                connection.execute(
+                    update(held_usage).where(*_is(held_usage, cell)).values(row)
+                )
+            else:
+                continue
+            detail = f"{hold.reason}: value {hold.value}"
+            changes.append(
+                _change(cell, None, State.HELD if earlier else None, State.HELD, detail)
+            )
+        self._remember(connection, now, changes)
+
+    # Delivery --------------------------------------------------------------------------------
+
+    def delivering(self) -> AbstractContextManager[Callable[[], None]]:
+        """The right to deliver, held by one process at a time; see `locks`."""
+        return delivery_lock(self.engine)
+
+    def recover(self, now: datetime) -> int:
+        """Mark what a crash left in `sending` as `ambiguous`. Only while delivering."""
+        with writing(self.engine) as connection:
+            ids = connection.scalars(
+                select(meter_events.c.id).where(meter_events.c.state == State.SENDING)
+            ).all()
+            outcomes = [
+                Outcome(id, State.AMBIGUOUS, error_message="interrupted") for id in ids
+            ]
+            self._move(connection, now, {State.SENDING}, outcomes)
+        return len(ids)
+
+    def deliverable(self, days: Sequence[date]) -> list[Outgoing]:
+        """The planned and ambiguous events of these days, by day and revision."""
+        found: list[Outgoing] = []
+        with self.engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_events)
+                .where(
+                    meter_events.c.state.in_([State.PLANNED, State.AMBIGUOUS]),
+                    meter_events.c.usage_day.in_(days),
+                )
+                .order_by(
+                    meter_events.c.usage_day, meter_events.c.revision, meter_events.c.id
+                )
+            )
+            found += [
+                Outgoing(row.id, _event(row), State(row.state), row.first_attempt_at)
+                for row in rows
+            ]
+        return found
+
+    def claim(self, ids: Sequence[int], now: datetime) -> None:
+        """Commit these events as `sending`, before any request leaves."""
+        with writing(self.engine) as connection:
+            self._move(
+                connection,
+                now,
+                {State.PLANNED, State.AMBIGUOUS},
+                [Outcome(id, State.SENDING, attempts=1) for id in ids],
+            )
+
+    def record(
+        self, outcomes: Sequence[Outcome], now: datetime, *, was: set[State]
+    ) -> None:
+        """Commit what the attempts taught us about events in one of the states `was`."""
+        with writing(self.engine) as connection:
+            self._move(connection, now, was, outcomes)
+
+    def _move(
+        self,
+        connection: Connection,
+        now: datetime,
+        was: set[State],
+        outcomes: Sequence[Outcome],
+    ) -> None:
+        """Change states and remember each change; rows no longer in `was` are left alone."""
+        for start in range(0, len(outcomes), CHUNK):
+            chunk = outcomes[start : start + CHUNK]
+            by_id = {outcome.id: outcome for outcome in chunk}
+            rows = connection.execute(
+                select(meter_events)
+                .where(meter_events.c.id.in_(by_id), meter_events.c.state.in_(was))
+                .with_for_update()
+            ).all()
+            if not rows:
+                continue
+            connection.execute(
+                update(meter_events)
+                .where(meter_events.c.id == bindparam("_id"))
+                .values(
+                    state=bindparam("_state"),
+                    attempts=bindparam("_attempts"),
+                    first_attempt_at=bindparam("_first_attempt_at"),
+                    accepted_at=bindparam("_accepted_at"),
+                    request_id=bindparam("_request_id"),
+                    error_code=bindparam("_error_code"),
+                    error_message=bindparam("_error_message"),
+                ),
+                [_updated(row, by_id[row.id], now) for row in rows],
+            )
+            self._remember(
+                connection,
+                now,
+                [
+                    _change(
+                        _cell(row),
+                        row.revision,
+                        row.state,
+                        by_id[row.id].state,
+                        by_id[row.id].error_message,
+                        by_id[row.id].request_id,
+                    )
+                    for row in rows
+                ],
+            )
+
+    def _remember(
+        self, connection: Connection, now: datetime, changes: list[dict[str, Any]]
+    ) -> None:
+        if changes:
+            connection.execute(
+                insert(history),
+                [{**change, "at": now, "run": self.run} for change in changes],
+            )
+
+    # Verification ----------------------------------------------------------------------------
+
+    def settled(
+        self,
+        days: Sequence[date],
+        replacing: Mapping[str, bool],
+        *,
+        unverified_only: bool,
+    ) -> list[Settled]:
+        """What Stripe should say of each customer, meter and day with accepted events.
+
+        `replacing` tells by event name whether newer values replace older ones. With
+        `unverified_only`, only where something was accepted and not verified yet.
+        """
+        rows: list[Row[Any]] = []
+        with self.engine.begin() as connection:
+            rows += connection.execute(
+                select(meter_events)
+                .where(
+                    meter_events.c.state.in_(SENT),
+                    meter_events.c.usage_day.in_(days),
+                    meter_events.c.event_name.in_(replacing),
+                )
+                .order_by(meter_events.c.timestamp, meter_events.c.revision)
+            )
+        groups: dict[tuple[date, str, str], list[Row[Any]]] = defaultdict(list)
+        for row in rows:
+            groups[row.usage_day, row.customer, row.event_name].append(row)
+        found = [
+            _settled(day, customer, event_name, events, replacing[event_name])
+            for (day, customer, event_name), events in sorted(groups.items())
+        ]
+        return [s for s in found if s.pending_ids or not unverified_only]
+
+    def record_checks(self, checks: Sequence[Checked], now: datetime) -> None:
+        """Keep the looks at Stripe's summaries; where they agree, mark the events verified."""
+        with writing(self.engine) as connection:
+            for check in checks:
+                settled = check.settled
+                key = {
+                    "usage_day": settled.usage_day,
+                    "customer": settled.customer,
+                    "event_name": settled.event_name,
+                }
+                row = {
+                    "expected": settled.expected,
+                    "reported": check.reported,
+                    "outcome": check.outcome,
+                    "checked_at": now,
+                    "run": self.run,
+                }
+                this = [verifications.c[name] == value for name, value in key.items()]
+                if (
+                    connection.execute(
+                        update(verifications).where(*this).values(row)
+                    ).rowcount
+                    == 0
+                ):
+                    connection.execute(insert(verifications).values(**key, **row))
+            agreed = [c.settled for c in checks if c.outcome == "agrees"]
+            self._move(
+                connection,
+                now,
+                {State.ACCEPTED},
+                [
+                    Outcome(id, State.VERIFIED)
+                    for settled in agreed
+                    for id in settled.pending_ids
+                ],
+            )
+
+
+def _refuse_another(bound: Row[Any], account_id: str | None, livemode: bool) -> None:
+    mode = {True: "live", False: "test"}
+    if bound.livemode != livemode:
+        raise ConfigurationError(
+            f"this ledger speaks for {mode[bound.livemode]} mode, the key is a {mode[livemode]} "
+            "key. Use the other key, or a ledger of its own (BILLING_DATABASE_URL)."
+        )
+    if None not in (bound.account_id, account_id) and bound.account_id != account_id:
+        raise ConfigurationError(
+            f"this ledger speaks for the Stripe account {bound.account_id}, the key belongs to "
+            f"{account_id}. Use the other key, or a ledger of its own (BILLING_DATABASE_URL)."
+        )
+
+
+def _meter(row: Row[Any], measure: Measure) -> Meter:
+    return Meter(
+        row.event_name,
+        Formula(row.formula),
+        measure,
+        row.event_time_window,
+        row.customer_key,
+        row.value_key,
+        row.meter_id,
+    )
+
+
+def _cell(row: Row[Any]) -> Cell:
+    return Cell(row.usage_day, row.organization_id, row.event_name)
+
+
+def _event(row: Row[Any]) -> MeterEvent:
+    return MeterEvent(
+        _cell(row), row.revision, row.customer, row.value, row.target, row.timestamp
+    )
+
+
+def _is(table: Any, cell: Cell) -> list[Any]:
+    return [
+        table.c.usage_day == cell.usage_day,
+        table.c.organization_id == cell.organization_id,
+        table.c.event_name == cell.event_name,
+    ]
+
+
+def _change(
+    cell: Cell,
+    revision: int | None,
+    from_state: str | None,
+    to_state: str,
+    detail: str | None = None,
+    request_id: str | None = None,
+) -> dict[str, Any]:
+    return {
+        "usage_day": cell.usage_day,
+        "organization_id": cell.organization_id,
+        "event_name": cell.event_name,
+        "revision": revision,
+        "from_state": from_state,
+        "to_state": to_state,
+        "request_id": request_id,
+        "detail": detail,
+    }
+
+
+def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
+    """A row's new values: facts once learnt (first attempt, acceptance, request) are kept."""
+    tried = outcome.state is State.SENDING
+    accepted = outcome.state is State.ACCEPTED
+    return {
+        "_id": row.id,
+        "_state": outcome.state,
+        "_attempts": row.attempts + outcome.attempts,
+        "_first_attempt_at": row.first_attempt_at or (now if tried else None),
+        "_accepted_at": row.accepted_at or (now if accepted else None),
+        "_request_id": outcome.request_id or row.request_id,
+        "_error_code": outcome.error_code,
+        "_error_message": outcome.error_message,
+    }
+
+
+def _settled(
+    day: date, customer: str, event_name: str, events: list[Row[Any]], replaces: bool
+) -> Settled:
+    verified = [e.value for e in events if e.state == State.VERIFIED]
+    pending = [e for e in events if e.state == State.ACCEPTED]
+    if replaces:
+        expected, certain = events[-1].value, (verified[-1] if verified else None)
+    else:
+        expected, certain = (
+            sum(e.value for e in events),
+            (sum(verified) if verified else None),
+        )
+    return Settled(
+        day,
+        customer,
+        event_name,
+        expected,
+        certain,
+        tuple(e.value for e in pending),
+        tuple(e.id for e in pending),
+        max(e.accepted_at for e in events),
+    )

@@ -1,0 +1,130 @@
+"""The ledger's tables. What each column means is said here and nowhere else.
+
+Everything in one ledger belongs to one Stripe account and mode, kept in `account`; the other
+tables therefore need not repeat it. What a meter event says never changes after its insert;
+only its state does, and every change is kept in `history`.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Date,
+    Index,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from billing_pipeline.database import BigInt, UtcDateTime, metadata
+
+account = Table(
+    "account",
+    metadata,
+    Column(
+        "id", Integer, primary_key=True
+    ),  # always 1: a ledger speaks for one account
+    Column("account_id", String(255)),  # null when the key may not read it
+    Column("livemode", Boolean, nullable=False),
+    Column("bound_at", UtcDateTime, nullable=False),
+)
+
+meters = Table(
+    "meters",
+    metadata,
+    Column("event_name", String(100), primary_key=True),
+    Column("meter_id", String(255), nullable=False),
+    Column("formula", String(20), nullable=False),
+    Column("event_time_window", String(20)),
+    Column("customer_key", String(100), nullable=False),
+    Column("value_key", String(100), nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
+)
+
+meter_events = Table(
+    "meter_events",
+    metadata,
+    Column("id", BigInt, primary_key=True),
+    # What is said: written once.
+    Column("usage_day", Date, nullable=False),
+    Column("organization_id", Text, nullable=False),
+    Column("event_name", String(100), nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("identifier", String(100), nullable=False, unique=True),
+    Column("customer", String(255), nullable=False),
+    Column("value", BigInt, nullable=False),  # what is sent
+    Column("target", BigInt, nullable=False),  # what the cell should then be
+    Column("timestamp", BigInt, nullable=False),  # unix seconds, UTC, inside usage_day
+    Column("snapshot_id", String(64)),
+    Column("planned_at", UtcDateTime, nullable=False),
+    Column("planned_by", String(255), nullable=False),  # the run
+    # What is known about it: changes, each change kept in `history`.
+    Column("state", String(20), nullable=False),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("first_attempt_at", UtcDateTime),
+    Column("accepted_at", UtcDateTime),
+    Column("request_id", String(255)),
+    Column("error_code", String(255)),
+    Column("error_message", Text),
+    UniqueConstraint("usage_day", "organization_id", "event_name", "revision"),
+    # At most one unsettled event per cell, whoever plans at the same time.
+    Index(
+        "ux_meter_events_one_unsettled",
+        "usage_day",
+        "organization_id",
+        "event_name",
+        unique=True,
+        sqlite_where=text("state IN ('planned', 'sending', 'ambiguous')"),
+        postgresql_where=text("state IN ('planned', 'sending', 'ambiguous')"),
+    ),
+    Index("ix_meter_events_state_usage_day", "state", "usage_day"),
+)
+
+held_usage = Table(
+    "held_usage",
+    metadata,
+    Column("usage_day", Date, primary_key=True),
+    Column("organization_id", Text, primary_key=True),
+    Column("event_name", String(100), primary_key=True),
+    Column("value", BigInt, nullable=False),  # what would be sent
+    Column("target", BigInt, nullable=False),
+    Column("reason", String(50), nullable=False),
+    Column("since", UtcDateTime, nullable=False),
+)
+
+history = Table(
+    "history",
+    metadata,
+    Column("id", BigInt, primary_key=True),
+    Column("at", UtcDateTime, nullable=False),
+    Column("run", String(255), nullable=False),
+    Column("usage_day", Date, nullable=False),
+    Column("organization_id", Text, nullable=False),
+    Column("event_name", String(100), nullable=False),
+    Column("revision", Integer),  # null for held usage, which has no revision yet
+    Column("from_state", String(20)),
+    Column("to_state", String(20), nullable=False),
+    Column("request_id", String(255)),
+    Column("detail", Text),
+    Index("ix_history_cell", "usage_day", "organization_id", "event_name"),
+)
+
+verifications = Table(
+    "verifications",
+    metadata,
+    # The last look at Stripe's summary of one customer, meter and day.
+    Column("usage_day", Date, primary_key=True),
+    Column("customer", String(255), primary_key=True),
+    Column("event_name", String(100), primary_key=True),
+    Column("expected", BigInt, nullable=False),
+    Column(
+        "reported", String(64), nullable=False
+    ),  # as Stripe said it: it may not be an integer
+    Column("outcome", String(20), nullable=False),  # agrees, lagging or mismatch
+    Column("checked_at", UtcDateTime, nullable=False),
+    Column("run", String(255), nullable=False),
+)

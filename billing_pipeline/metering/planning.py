@@ -1,0 +1,176 @@
+"""The rules: from a target and what was said before to the next statement about a cell.
+
+| meter              | first statement           | correction                            |
+| ------------------ | ------------------------- | ------------------------------------- |
+| sum, no window     | the target, unless zero   | the signed difference to the standing |
+| last, no window    | the target, zero included | the target again, stamped later       |
+| window = day       | the target                | the target again                      |
+| window = hour      | refused before planning, by the meter catalogue                   |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+from billing_pipeline.metering.standing import standing, stated_customer
+from billing_pipeline.metering.timestamps import is_over, stamp, too_old
+from billing_pipeline.metering.values import check_target
+from billing_pipeline.metering.vocabulary import (
+    UNSETTLED,
+    Cell,
+    Formula,
+    Hold,
+    HoldReason,
+    Meter,
+    MeterEvent,
+    Said,
+    State,
+    Usage,
+    Waiting,
+)
+
+NOT_COUNTED = "not_counted"
+"""Error code of an event whose outcome was unknown until Stripe's summary showed it missing.
+Unlike a refusal it says nothing against the statement, so the statement is made again."""
+
+
+@dataclass(frozen=True)
+class DayPlan:
+    """What one usage day asks for: events to state, usage to hold, cells that wait."""
+
+    usage_day: date
+    events: list[MeterEvent] = field(default_factory=list)
+    holds: list[Hold] = field(default_factory=list)
+    waiting: list[Waiting] = field(default_factory=list)
+
+
+def plan_cell(
+    meter: Meter,
+    cell: Cell,
+    target: int,
+    customer: str | None,
+    said: Sequence[Said],
+    now: datetime,
+    *,
+    at: int | None = None,
+    shared: bool = False,
+    retry_rejected: bool = False,
+) -> MeterEvent | Hold | Waiting | None:
+    """The next statement about a cell, or why there is none.
+
+    `customer` is the organization's customer today, `said` everything said about the cell so
+    far, `at` an explicit instant in unix seconds (a statement made during the day), `shared`
+    whether other organizations have the same customer. None: Stripe holds the target already,
+    or refused exactly this statement and nothing has changed since.
+    Raises UsageDefect for a target that no correct counting can produce.
+    """
+    check_target(target)
+    if any(s.state in UNSETTLED for s in said):
+        return Waiting(cell, target)
+
+    held_by_stripe = standing(meter, said)
+    value = target if meter.replaces else target - (held_by_stripe or 0)
+    if held_by_stripe == target:
+        return None
+    if held_by_stripe is None and target == 0 and meter.formula is Formula.SUM:
+        return None
+
+    stated_for = stated_customer(said)
+    pays = stated_for or customer
+    last = max(said, key=lambda s: s.revision, default=None)
+    if (
+        last is not None
+        and last.state is State.REJECTED
+        and last.error_code != NOT_COUNTED
+        and (last.customer, last.value) == (pays, value)
+        and not retry_rejected
+    ):
+        return None
+
+    timestamp = stamp(
+        cell.usage_day, max((s.timestamp for s in said), default=None), at
+    )
+    reason = _why_hold(
+        meter, cell, pays, shared and stated_for is None, timestamp, now, at
+    )
+    if reason is not None:
+        # A first zero that cannot be stated is no usage: there is nothing to hold.
+        return (
+            None
+            if held_by_stripe is None and target == 0
+            else Hold(cell, value, target, reason)
+        )
+    assert pays is not None and timestamp is not None  # _why_hold says so
+    revision = last.revision + 1 if last is not None else 1
+    return MeterEvent(cell, revision, pays, value, target, timestamp)
+
+
+def _why_hold(
+    meter: Meter,
+    cell: Cell,
+    customer: str | None,
+    shared: bool,
+    timestamp: int | None,
+    now: datetime,
+    at: int | None,
+) -> HoldReason | None:
+    if customer is None:
+        return HoldReason.NO_CUSTOMER
+    if shared and meter.replaces:
+        return HoldReason.CUSTOMER_SHARED
+    if at is None and not is_over(cell.usage_day, now):
+        return HoldReason.DAY_NOT_OVER
+    if timestamp is None:
+        return HoldReason.NO_ROOM_IN_DAY
+    if too_old(timestamp, now):
+        return HoldReason.TOO_OLD
+    return None
+
+
+def plan_day(
+    usage_day: date,
+    meters: Sequence[Meter],
+    usage: Mapping[str, Usage],
+    customers: Mapping[str, str],
+    said: Mapping[Cell, Sequence[Said]],
+    now: datetime,
+    *,
+    retry_rejected: bool = False,
+) -> DayPlan:
+    """Plan every cell of a usage day.
+
+    `usage` is the day's snapshot by organization, `customers` today's mapping, `said` what was
+    said by cell. An organization missing from the snapshot has a target of zero: if it was
+    stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
+    """
+    plan = DayPlan(usage_day)
+    sharing = Counter(customers.values())
+    for meter in meters:
+        organizations = set(usage) | {
+            cell.organization_id for cell in said if cell.event_name == meter.event_name
+        }
+        if meter.formula is Formula.LAST:
+            organizations |= set(customers)
+        for organization_id in sorted(organizations):
+            cell = Cell(usage_day, organization_id, meter.event_name)
+            customer = customers.get(organization_id)
+            outcome = plan_cell(
+                meter,
+                cell,
+                usage.get(organization_id, Usage()).of(meter.measure),
+                customer,
+                said.get(cell, ()),
+                now,
+                shared=customer is not None and sharing[customer] > 1,
+                retry_rejected=retry_rejected,
+            )
+            if isinstance(outcome, MeterEvent):
+                plan.events.append(outcome)
+            elif isinstance(outcome, Hold):
+                plan.holds.append(outcome)
+            elif isinstance(outcome, Waiting):
+                plan.waiting.append(outcome)
+    return plan

@@ -1,0 +1,44 @@
+"""Where inside its usage day an event is stamped. All instants are UTC, in unix seconds."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, time, timedelta
+
+FIRST_STAMP = timedelta(hours=23)
+"""A day's first statement is stamped at 23:00:00: late, so that a `last` meter reads it as the
+day's final word, with 3,599 later seconds of the same day left for corrections."""
+
+OLDEST = timedelta(days=34)
+"""Stripe refuses events older than 35 calendar days; one day earlier we stop, so that clocks
+and slow runs cannot turn a statement into a refusal."""
+
+
+def day_start(day: date) -> int:
+    """The first second of a UTC day."""
+    return int(datetime.combine(day, time(), tzinfo=UTC).timestamp())
+
+
+def day_end(day: date) -> int:
+    """The second after a UTC day's last one."""
+    return day_start(day) + 86_400
+
+
+def stamp(day: date, after: int | None, at: int | None = None) -> int | None:
+    """The timestamp of the next event about `day`, or None when no second is left.
+
+    `after` is the highest timestamp said about the cell so far; `at` an instant asked for.
+    """
+    chosen = day_start(day) + int(FIRST_STAMP.total_seconds()) if at is None else at
+    if after is not None:
+        chosen = max(chosen, after + 1)
+    return chosen if day_start(day) <= chosen < day_end(day) else None
+
+
+def too_old(timestamp: int, now: datetime) -> bool:
+    """Whether Stripe may refuse an event with this timestamp for its age."""
+    return timestamp < (now - OLDEST).timestamp()
+
+
+def is_over(day: date, now: datetime) -> bool:
+    """Whether the UTC day has ended."""
+    return now.timestamp() >= day_end(day)

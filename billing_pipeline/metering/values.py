@@ -1,0 +1,25 @@
+"""Which numbers may be stated: exact integers of at most 15 digits, a target never negative."""
+
+from __future__ import annotations
+
+from typing import Any
+
+MAX_VALUE = 10**15 - 1
+"""15 significant digits are safe everywhere in Stripe (meter_event_value_too_many_digits)."""
+
+
+class UsageDefect(Exception):
+    """Usage that no correct counting can produce. Nothing is clamped: the defect is upstream."""
+
+
+def check_target(target: Any) -> int:
+    """`target` if it is an int from 0 to MAX_VALUE, else UsageDefect.
+
+    >>> check_target(28)
+    28
+    """
+    if type(target) is not int:
+        raise UsageDefect(f"usage must be an exact integer, not {target!r}")
+    if not 0 <= target <= MAX_VALUE:
+        raise UsageDefect(f"usage must lie between 0 and {MAX_VALUE}, not {target}")
+    return target

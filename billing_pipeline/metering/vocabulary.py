@@ -1,0 +1,206 @@
+"""The words of billing by meter, as frozen dataclasses. See docs/architecture.md for the terms."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+
+class Formula(StrEnum):
+    """How Stripe aggregates a meter's events over a billing period."""
+
+    SUM = "sum"
+    LAST = "last"
+
+
+class Measure(StrEnum):
+    """Which count of a usage snapshot feeds a meter."""
+
+    ACTIVE_SENSORS = "active_sensors"
+    READING_VOLUME = "reading_volume"
+
+
+class State(StrEnum):
+    """What is known about a meter event."""
+
+    PLANNED = "planned"  # written down, never sent
+    SENDING = (
+        "sending"  # committed before the request leaves; found after a crash: ambiguous
+    )
+    AMBIGUOUS = "ambiguous"  # sent, outcome unknown
+    ACCEPTED = (
+        "accepted"  # Stripe took it: a 200, or "already exists with this identifier"
+    )
+    VERIFIED = "verified"  # and Stripe's own summary agrees
+    REJECTED = "rejected"  # refused for good, at once or later
+    HELD = "held"  # usage that cannot be stated yet; see Hold
+
+
+UNSETTLED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
+"""States in which a cell waits: no new revision is stated before these are settled."""
+
+SENT = frozenset({State.ACCEPTED, State.VERIFIED})
+"""States of events that Stripe holds."""
+
+
+class HoldReason(StrEnum):
+    """Why usage cannot be stated yet."""
+
+    NO_CUSTOMER = "no_customer"
+    CUSTOMER_SHARED = "customer_shared"
+    DAY_NOT_OVER = "day_not_over"
+    TOO_OLD = "too_old"
+    NO_ROOM_IN_DAY = "no_room_in_day"
+
+
+HOLD_EXPLANATIONS: dict[HoldReason, str] = {
+    HoldReason.NO_CUSTOMER: "no Stripe customer is known for this organization",
+    HoldReason.CUSTOMER_SHARED: (
+        "several organizations share this customer, and the meter keeps one value per customer"
+    ),
+    HoldReason.DAY_NOT_OVER: "the usage day is not over yet",
+    HoldReason.TOO_OLD: "older than 34 days: Stripe takes no event for it any more",
+    HoldReason.NO_ROOM_IN_DAY: "no later second is left inside the usage day",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MeterSpec:
+    """A meter as we want it: its event name, its formula, and the count that feeds it."""
+
+    event_name: str
+    formula: Formula
+    measure: Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """A meter as Stripe has it. `event_time_window` is None or "day"; "hour" is refused."""
+
+    event_name: str
+    formula: Formula
+    measure: Measure
+    event_time_window: str | None = None
+    customer_key: str = "stripe_customer_id"
+    value_key: str = "value"
+    meter_id: str | None = None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a newer event takes the place of an older one (else Stripe adds them up)."""
+        return self.formula is Formula.LAST or self.event_time_window == "day"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """The smallest thing that is stated and corrected, within one ledger's account and mode."""
+
+    usage_day: date
+    organization_id: str
+    event_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One organization's counts of one usage day, exact integers."""
+
+    active_sensors: int = 0
+    reading_volume: int = 0
+
+    def of(self, measure: Measure) -> int:
+        """The count that a meter fed by `measure` states."""
+        if measure is Measure.ACTIVE_SENSORS:
+            return self.active_sensors
+        return self.reading_volume
+
+
+@dataclass(frozen=True, slots=True)
+class MeterEvent:
+    """One statement about one cell. `value` is what is sent, `target` what the cell should be.
+
+    `timestamp` is in unix seconds, UTC, inside the usage day.
+    """
+
+    cell: Cell
+    revision: int
+    customer: str
+    value: int
+    target: int
+    timestamp: int
+
+    @property
+    def identifier(self) -> str:
+        """At most 100 characters, from the cell and the revision alone.
+
+        The day and the revision are readable; the hash carries the rest, because organization
+        ids have any length and alphabet. Identifiers live inside one Stripe account and mode,
+        and a ledger speaks for exactly one, so these two need no place in it.
+        """
+        cell = self.cell
+        content = json.dumps(
+            [
+                cell.event_name,
+                cell.organization_id,
+                cell.usage_day.isoformat(),
+                self.revision,
+            ],
+            ensure_ascii=True,
+        )
+        digest = hashlib.sha256(content.encode()).hexdigest()[:40]
+        return f"{cell.usage_day:%Y%m%d}-r{self.revision}-{digest}"
+
+    def payload(self, meter: Meter) -> dict[str, str]:
+        """What the event carries, under the keys that the meter itself names."""
+        return {meter.customer_key: self.customer, meter.value_key: str(self.value)}
+
+    def idempotency_key(self, meter: Meter) -> str:
+        """From the identifier and the body, so that another body can never borrow this key."""
+        body = json.dumps(
+            [
+                self.cell.event_name,
+                self.identifier,
+                self.timestamp,
+                self.payload(meter),
+            ],
+            sort_keys=True,
+        )
+        return f"{self.identifier}-{hashlib.sha256(body.encode()).hexdigest()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """An event as the ledger remembers it, as much as planning needs."""
+
+    revision: int
+    customer: str
+    value: int
+    target: int
+    timestamp: int
+    state: State
+    error_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Usage that cannot be stated yet: what would be sent, and why it is not."""
+
+    cell: Cell
+    value: int
+    target: int
+    reason: HoldReason
+
+    @property
+    def explanation(self) -> str:
+        """The reason in words for a person."""
+        return HOLD_EXPLANATIONS[self.reason]
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A cell whose earlier event is unsettled; planned again once that is settled."""
+
+    cell: Cell
+    target: int

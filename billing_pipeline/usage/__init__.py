@@ -1,0 +1,36 @@
+"""WHAT WAS USED: from readings to sensor activity to a usage snapshot.
+
+Knows nothing of Stripe, Dagster or the ledger. DuckDB does the counting.
+
+- `folders`    where readings and snapshots lie: local disk, or any URI fsspec reads
+- `inputs`     the files of a usage day, with sizes and hashes
+- `readings`   the readings contract: those files as one relation, typed, defects named
+- `activity`   exact counting: one row per sensor and usage day, duplicates removed
+- `snapshot`   one row per organization and usage day, from the activity of the window's days
+"""
+
+from billing_pipeline.usage.activity import CountedDay, activity_for, count_day
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.inputs import DayInputs, UnusableInput, list_day
+from billing_pipeline.usage.snapshot import (
+    Snapshot,
+    is_current,
+    load_snapshot,
+    take_snapshot,
+)
+
+__all__ = [
+    "CountedDay",
+    "DayInputs",
+    "Engine",
+    "Folder",
+    "Snapshot",
+    "UnusableInput",
+    "activity_for",
+    "count_day",
+    "is_current",
+    "list_day",
+    "load_snapshot",
+    "take_snapshot",
+]

@@ -1,0 +1,243 @@
+"""Exact counting of a day: from its readings to sensor activity, one row per sensor.
+
+The activity file carries, in its own metadata, the inputs it was counted from; so the two can
+never disagree, whatever crashes. The asserted law of conservation:
+
+    rows read = readings + exact duplicates + conflicting duplicates + quarantined
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from typing import Any
+
+import duckdb
+
+from billing_pipeline.usage.engine import Engine, sql
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.inputs import DayInputs, UnusableInput, folder_name, list_day
+from billing_pipeline.usage.readings import create_readings, name_the_broken
+
+CONTRACT = 1
+"""Version of the counting rules; part of every id, so that new rules give new ids."""
+
+ACTIVITY_FILE = "sensor_activity.parquet"
+METADATA_KEY = "billing_pipeline"
+
+BLANKS = " \t\n\v\f\r\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+"""Every white space character of Unicode: an id made of these alone is blank."""
+
+TRIES = 3
+SHOWN_QUARANTINE = 50
+
+
+class ConservationError(Exception):
+    """Rows were lost or made while counting. Nothing may be billed from such a day."""
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """One input file: size in bytes, rows as the file itself declares them."""
+
+    name: str
+    size: int
+    modified: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class CountedDay:
+    """What became of a day's rows. All counts are exact."""
+
+    usage_day: date
+    folder_exists: bool
+    activity_id: str
+    files: tuple[FileRead, ...] = ()
+    ignored_files: tuple[str, ...] = ()
+    rows_read: int = 0
+    readings: int = 0
+    exact_duplicates: int = 0
+    conflicting_duplicates: int = 0
+    quarantined: dict[str, int] = field(default_factory=dict)
+    """Rows by reason code."""
+    quarantine_sample: tuple[tuple[str, str | None, int], ...] = ()
+    """(reason, organization, rows), the largest first, at most SHOWN_QUARANTINE."""
+    sensors: int = 0
+
+    @property
+    def quarantined_rows(self) -> int:
+        """Quarantined rows of all reasons."""
+        return sum(self.quarantined.values())
+
+    @property
+    def duplicates(self) -> int:
+        """Rows removed because another row is the same reading."""
+        return self.exact_duplicates + self.conflicting_duplicates
+
+    @property
+    def conserved(self) -> bool:
+        """Whether every row read is accounted for."""
+        return self.rows_read == self.readings + self.duplicates + self.quarantined_rows
+
+    def matches(self, inputs: DayInputs) -> bool:
+        """Whether this was counted from just these files."""
+        counted = [(f.name, f.size, f.modified) for f in self.files]
+        return (
+            self.folder_exists == inputs.exists
+            and counted == [(f.name, f.size, f.modified) for f in inputs.files]
+            and self.ignored_files == inputs.ignored
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The day's inputs and counts as a JSON object."""
+        return {
+            "contract": CONTRACT,
+            **asdict(self),
+            "usage_day": self.usage_day.isoformat(),
+            "duplicates": self.duplicates,
+            "quarantined_rows": self.quarantined_rows,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> CountedDay:
+        """The reverse of `as_json`."""
+        known = {name: document[name] for name in cls.__dataclass_fields__}
+        return cls(
+            **{
+                **known,
+                "usage_day": date.fromisoformat(document["usage_day"]),
+                "files": tuple(FileRead(**file) for file in document["files"]),
+                "ignored_files": tuple(document["ignored_files"]),
+                "quarantine_sample": tuple(
+                    (reason, organization, rows)
+                    for reason, organization, rows in document["quarantine_sample"]
+                ),
+            }
+        )
+
+
+def day_folder(day: date) -> str:
+    """Where a usage day's activity and snapshot lie below the snapshots' folder."""
+    return f"usage_day={day.isoformat()}"
+
+
+def activity_for(engine: Engine, readings: Folder, snapshots: Folder, day: date) -> CountedDay:
+    """The activity of a day as it lies there, counted anew only if its files have changed.
+
+    Raises UnusableInput, ConservationError.
+    """
+    known = load_counted(engine, snapshots, day)
+    if known is not None and known.matches(list_day(readings, day)):
+        return known
+    return count_day(engine, readings, snapshots, day)
+
+
+def load_counted(engine: Engine, snapshots: Folder, day: date) -> CountedDay | None:
+    """What was counted for a day, None where nothing was (by today's rules)."""
+    if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
+        return None
+    with engine.connect(snapshots) as connection:
+        document = read_metadata(connection, snapshots.path(day_folder(day), ACTIVITY_FILE))
+    return CountedDay.from_json(document) if document.get("contract") == CONTRACT else None
+
+
+def count_day(engine: Engine, readings: Folder, snapshots: Folder, day: date) -> CountedDay:
+    """Count a day's readings and replace its activity file.
+
+    A file that changes while it is read makes the day be counted again, TRIES times at most.
+    Raises UnusableInput naming the file; then the activity of before stands.
+    """
+    for _ in range(TRIES):
+        inputs = list_day(readings, day)
+        with engine.connect(readings, snapshots) as connection:
+            counted = _count(connection, readings, inputs)
+            if list_day(readings, day) == inputs:
+                _write(connection, snapshots, counted)
+                return counted
+    raise UnusableInput(
+        f"{folder_name(day)} changed each time it was read ({TRIES} times); "
+        "count it again when its writer has finished"
+    )
+
+
+def _count(
+    connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
+) -> CountedDay:
+    rows = create_readings(connection, readings, inputs)
+    try:
+        connection.execute(sql("count"), {"blanks": BLANKS})
+    except duckdb.OutOfMemoryException:
+        raise
+    except duckdb.Error as error:
+        raise name_the_broken(connection, readings, inputs, error) from None
+    totals = connection.execute(sql("totals")).fetchone()
+    assert totals is not None  # an aggregate without groups has one row
+    quarantine = connection.execute(sql("quarantine")).fetchall()
+    by_reason: dict[str, int] = {}
+    for reason, _, number in quarantine:
+        by_reason[reason] = by_reason.get(reason, 0) + number
+    files = tuple(
+        FileRead(
+            file.name,
+            file.size,
+            file.modified,
+            readings.sha256(folder_name(inputs.usage_day), file.name),
+            rows[file.name],
+        )
+        for file in inputs.files
+    )
+    identity = [CONTRACT, inputs.usage_day.isoformat(), [(f.name, f.sha256) for f in files]]
+    counted = CountedDay(
+        inputs.usage_day,
+        inputs.exists,
+        hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        files,
+        inputs.ignored,
+        sum(rows.values()),
+        *totals[:3],
+        quarantined=dict(sorted(by_reason.items())),
+        quarantine_sample=tuple(quarantine[:SHOWN_QUARANTINE]),
+        sensors=totals[3],
+    )
+    if not counted.conserved:
+        raise ConservationError(
+            f"{folder_name(inputs.usage_day)}: {counted.rows_read} rows read, but "
+            f"{counted.readings} readings + {counted.duplicates} duplicates + "
+            f"{counted.quarantined_rows} quarantined"
+        )
+    return counted
+
+
+def _write(
+    connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: CountedDay
+) -> None:
+    connection.execute(
+        f"CREATE TEMP TABLE activity AS {sql('activity')}",
+        {"usage_day": counted.usage_day.isoformat()},
+    )
+    with snapshots.replacing(day_folder(counted.usage_day), ACTIVITY_FILE) as draft:
+        write_parquet(connection, "activity", str(draft), counted.as_json())
+
+
+def write_parquet(
+    connection: duckdb.DuckDBPyConnection, table: str, path: str, document: dict[str, Any]
+) -> None:
+    """Write a table as Parquet with a JSON document in the file's own metadata."""
+    text = json.dumps(document).replace("'", "''")
+    connection.execute(
+        f"COPY {table} TO '{path.replace(chr(39), chr(39) * 2)}' "
+        f"(FORMAT parquet, COMPRESSION zstd, KV_METADATA {{{METADATA_KEY}: '{text}'}})"
+    )
+
+
+def read_metadata(connection: duckdb.DuckDBPyConnection, path: str) -> dict[str, Any]:
+    """The JSON document in a Parquet file's metadata, empty when there is none."""
+    row = connection.execute(
+        "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = ?",
+        [path, METADATA_KEY],
+    ).fetchone()
+    return dict(json.loads(row[0])) if row else {}

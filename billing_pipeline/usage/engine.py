@@ -1,0 +1,46 @@
+"""DuckDB, in memory and bounded: one short-lived connection per day counted."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+
+import duckdb
+
+from billing_pipeline.usage.folders import Folder
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How DuckDB is run: `memory_limit` such as "4GB"; what does not fit spills to disk."""
+
+    memory_limit: str
+
+    @contextmanager
+    def connect(self, *folders: Folder) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection in UTC that can read these folders, closed at the end."""
+        with tempfile.TemporaryDirectory(prefix="billing-spill-") as spill:
+            connection = duckdb.connect(
+                config={
+                    "memory_limit": self.memory_limit,
+                    "temp_directory": spill,
+                    "preserve_insertion_order": False,  # rows have no order; keeping it costs memory
+                    "autoinstall_known_extensions": False,  # nothing is fetched behind our back
+                }
+            )
+            try:
+                connection.execute("SET TimeZone = 'UTC'")
+                for folder in folders:
+                    if not folder.is_local:
+                        connection.register_filesystem(folder.fs)
+                yield connection
+            finally:
+                connection.close()
+
+
+def sql(name: str) -> str:
+    """The text of `sql/<name>.sql`."""
+    return (resources.files("billing_pipeline.usage") / "sql" / f"{name}.sql").read_text("utf-8")

@@ -1,0 +1,278 @@
+"""The readings contract: a day's files as one relation with the columns
+
+    organization_id VARCHAR, sensor_id VARCHAR, instant BIGINT, value_number DOUBLE, value_text VARCHAR
+
+`instant` counts nanoseconds since the day began (UTC), so that equal instants are equal integers
+whatever type the file gave them; below zero it names a defect: see AT_DEFECTS. Values are kept
+apart as numbers and other text, so that 21.5 in Parquet equals 21.50 in CSV.
+
+Parquet is scanned in place. What gives its times as text (CSV, JSON lines, Parquet of strings)
+is read once into a table, because only the rows show whether a column is what it should be.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import date
+
+import duckdb
+
+from billing_pipeline.usage.engine import sql
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.inputs import DayInputs, UnusableInput, folder_name, format_of
+
+AT_DEFECTS = {
+    -1: "recorded_at_missing",
+    -2: "recorded_at_invalid",
+    -3: "recorded_at_outside_day",
+}
+
+NEEDED = ("organization_id", "sensor_id", "recorded_at")
+
+_INTEGERS = {
+    "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT",
+    "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
+}  # fmt: skip
+_ID_TYPES = _INTEGERS | {"VARCHAR", "UUID"}
+
+# How `instant` comes out of each type that a Parquet timestamp can have.
+_IN_DAY = {
+    "TIMESTAMP": "in_day(epoch_us(recorded_at), 1000)",
+    "TIMESTAMP WITH TIME ZONE": "in_day(epoch_us(recorded_at), 1000)",
+    "TIMESTAMP_NS": "in_day(epoch_ns(recorded_at), 1)",
+    "TIMESTAMPTZ_NS": "in_day(epoch_ns(recorded_at), 1)",
+}
+
+# Text is an instant only if it has a time of day: a bare date would make all of a sensor's
+# readings one. Outside the years of a nanosecond clock it is outside the day, not invalid.
+_TEXT_AT = """CASE
+    WHEN recorded_at IS NULL OR trim(recorded_at) = '' THEN -1
+    WHEN NOT contains(recorded_at, ':') OR try_cast(recorded_at AS TIMESTAMPTZ) IS NULL THEN -2
+    ELSE in_day(epoch_ns(try_cast(recorded_at AS TIMESTAMPTZ_NS)), 1)
+END"""
+
+
+def create_readings(
+    connection: duckdb.DuckDBPyConnection, folder: Folder, inputs: DayInputs
+) -> dict[str, int]:
+    """Create the view `readings` of a day's files; returns the rows of each file by name.
+
+    Raises UnusableInput naming the file, and the column where it is one.
+    """
+    connection.execute(sql("in_day").replace("$day_start_ns", str(_day_start_ns(inputs.usage_day))))
+    connection.execute(sql("text_readings"))
+    rows: dict[str, int] = {}
+    selects = ["SELECT * EXCLUDE (file) FROM text_readings"]
+    by_format = defaultdict(list)
+    for file in inputs.files:
+        by_format[format_of(file.name)].append(file.name)
+    day = folder_name(inputs.usage_day)
+    selects += _parquet(connection, folder, day, by_format["parquet"], rows)
+    for name in by_format["csv"]:
+        _read_text(connection, day, name, _csv_rows(folder, day, name))
+    for name in by_format["jsonl"]:
+        _read_text(connection, day, name, _json_rows(folder.path(day, name)))
+    rows |= _checked_text(connection, day, [f.name for f in inputs.files if f.name not in rows])
+    connection.execute("CREATE VIEW readings AS " + "\nUNION ALL ".join(selects))
+    return rows
+
+
+def name_the_broken(
+    connection: duckdb.DuckDBPyConnection, folder: Folder, inputs: DayInputs, error: duckdb.Error
+) -> UnusableInput:
+    """Find which Parquet file made a scan fail, by scanning each alone."""
+    day = folder_name(inputs.usage_day)
+    for file in inputs.files:
+        if format_of(file.name) == "parquet":
+            try:
+                connection.execute(
+                    f"SELECT bit_xor(hash(COLUMNS(*))) FROM {_parquet_scan([folder.path(day, file.name)])}"
+                ).fetchall()
+            except duckdb.Error as broken:
+                return UnusableInput(f"{day}/{file.name} cannot be read: {_first_line(broken)}")
+    return UnusableInput(f"{day} cannot be counted: {_first_line(error)}")
+
+
+def _parquet(
+    connection: duckdb.DuckDBPyConnection,
+    folder: Folder,
+    day: str,
+    names: Iterable[str],
+    rows: dict[str, int],
+) -> list[str]:
+    """One SELECT per distinct schema; files of one schema are scanned together."""
+    paths_by_select: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for name in names:
+        path = folder.path(day, name)
+        try:
+            described = connection.execute(
+                f"DESCRIBE SELECT * FROM {_parquet_scan([path])}"
+            ).fetchall()
+            counted = connection.execute(
+                f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata([{_quoted(path)}])"
+            ).fetchone()
+        except duckdb.Error as error:
+            raise UnusableInput(f"{day}/{name} cannot be read: {_first_line(error)}") from None
+        types = {column: kind for column, kind, *_ in described}
+        columns = _parquet_columns(f"{day}/{name}", types)
+        if types["recorded_at"] == "VARCHAR":
+            value = "value::VARCHAR" if "value" in types else "NULL"
+            _read_text(
+                connection,
+                day,
+                name,
+                "SELECT organization_id::VARCHAR AS organization_id, sensor_id::VARCHAR AS sensor_id, "
+                f"recorded_at, {value} AS value, NULL AS wrong_type FROM {_parquet_scan([path])}",
+            )
+        else:
+            paths_by_select[columns].append(path)
+            rows[name] = counted[0] if counted else 0
+    return [
+        f"SELECT {', '.join(columns)} FROM {_parquet_scan(paths)}"
+        for columns, paths in paths_by_select.items()
+    ]
+
+
+def _parquet_columns(file: str, types: dict[str, str]) -> tuple[str, ...]:
+    for column in NEEDED:
+        if column not in types:
+            raise UnusableInput(f"{file} lacks the column {column}")
+    for column in ("organization_id", "sensor_id"):
+        kind = "VARCHAR" if types[column].startswith("ENUM") else types[column]
+        if kind not in _ID_TYPES:
+            raise UnusableInput(
+                f"{file}: the column {column} is {types[column]}; "
+                "it must be a string, an integer or a UUID"
+            )
+    kind = types["recorded_at"]
+    if kind not in _IN_DAY and kind != "VARCHAR":
+        raise UnusableInput(f"{file}: the column recorded_at is {kind}; it must be a timestamp")
+    at = f"CASE WHEN recorded_at IS NULL THEN -1 ELSE {_IN_DAY.get(kind, _TEXT_AT)} END"
+    number, text = _value_columns(types.get("value"))
+    return (
+        "organization_id::VARCHAR AS organization_id",
+        "sensor_id::VARCHAR AS sensor_id",
+        f"({at})::BIGINT AS instant",
+        f"{number} AS value_number",
+        f"{text} AS value_text",
+    )
+
+
+def _value_columns(kind: str | None) -> tuple[str, str]:
+    if kind is None:
+        return "NULL::DOUBLE", "NULL::VARCHAR"
+    if kind == "FLOAT":  # by its shortest text, so that 21.1 equals a DOUBLE's 21.1
+        return "value::VARCHAR::DOUBLE", "NULL::VARCHAR"
+    if kind == "DOUBLE" or kind in _INTEGERS or kind.startswith("DECIMAL"):
+        return "value::DOUBLE", "NULL::VARCHAR"
+    return (
+        "try_cast(value::VARCHAR AS DOUBLE)",
+        "CASE WHEN try_cast(value::VARCHAR AS DOUBLE) IS NULL THEN value::VARCHAR END",
+    )
+
+
+def _csv_rows(folder: Folder, day: str, name: str) -> str:
+    """A CSV file as rows of text. The dialect is fixed: a guessed one can lose rows."""
+    with folder.open(day, name) as file:
+        try:
+            header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")))
+        except (StopIteration, UnicodeDecodeError, csv.Error) as error:
+            raise UnusableInput(f"{day}/{name} has no readable header line: {error}") from None
+    for column in NEEDED:
+        if column not in header:
+            raise UnusableInput(f"{day}/{name} lacks the column {column}")
+    if len(set(header)) != len(header):
+        raise UnusableInput(f"{day}/{name} names a column twice: {', '.join(header)}")
+    columns = ", ".join(f"{_quoted(column)}: 'VARCHAR'" for column in header)
+    value = "value" if "value" in header else "NULL"
+    return f"""
+        SELECT organization_id, sensor_id, recorded_at, {value} AS value, NULL AS wrong_type
+        FROM read_csv([{_quoted(folder.path(day, name))}], auto_detect = false, header = true,
+            delim = ',', quote = '"', escape = '"', comment = '', hive_partitioning = false,
+            columns = {{{columns}}})"""
+
+
+def _json_rows(path: str) -> str:
+    """A JSON lines file as rows of text. Ids are strings or integers, times are strings."""
+
+    def present(column: str) -> str:
+        # An explicit null is a blank of that row; a key that no line has is a missing column.
+        return f"""CASE json_type(json, '$.{column}') WHEN 'NULL' THEN ''
+            ELSE json ->> '{column}' END AS {column}"""
+
+    return f"""
+        SELECT {present("organization_id")}, {present("sensor_id")}, {present("recorded_at")},
+            json ->> 'value' AS value,
+            CASE
+                WHEN json_type(json) <> 'OBJECT' THEN 'line'
+                WHEN json_type(json, '$.organization_id')
+                    NOT IN ('VARCHAR', 'BIGINT', 'UBIGINT', 'NULL') THEN 'organization_id'
+                WHEN json_type(json, '$.sensor_id')
+                    NOT IN ('VARCHAR', 'BIGINT', 'UBIGINT', 'NULL') THEN 'sensor_id'
+                WHEN json_type(json, '$.recorded_at') NOT IN ('VARCHAR', 'NULL')
+                    THEN 'recorded_at'
+            END AS wrong_type
+        FROM read_ndjson_objects([{_quoted(path)}], hive_partitioning = false)"""
+
+
+def _read_text(
+    connection: duckdb.DuckDBPyConnection, day: str, name: str, rows: str
+) -> None:
+    try:
+        connection.execute(
+            f"""INSERT INTO text_rows
+            SELECT ? AS file, organization_id, sensor_id, recorded_at, ({_TEXT_AT})::BIGINT,
+                try_cast(value AS DOUBLE),
+                CASE WHEN try_cast(value AS DOUBLE) IS NULL THEN value END,
+                wrong_type
+            FROM ({rows})""",
+            [name],
+        )
+    except duckdb.Error as error:
+        raise UnusableInput(f"{day}/{name} cannot be read: {_first_line(error)}") from None
+
+
+def _checked_text(
+    connection: duckdb.DuckDBPyConnection, day: str, names: Iterable[str]
+) -> dict[str, int]:
+    """The rows of each text file, once no column of it is missing or of a wrong type."""
+    rows = dict.fromkeys(names, 0)
+    for name, count, wrong, *present, times, instants in connection.execute(
+        sql("text_files")
+    ).fetchall():
+        if wrong == "line":
+            raise UnusableInput(f"{day}/{name} has a line that is not a JSON object")
+        if wrong is not None:
+            raise UnusableInput(
+                f"{day}/{name}: the column {wrong} has values of a wrong type; ids must be "
+                "strings or integers, recorded_at a string with date and time"
+            )
+        for column, having in zip(NEEDED, present, strict=True):
+            if not having and name.endswith(".jsonl"):
+                raise UnusableInput(f"{day}/{name} lacks the column {column} in every line")
+        if times and not instants:
+            raise UnusableInput(
+                f"{day}/{name}: no value of the column recorded_at is a timestamp"
+            )
+        rows[name] = count
+    return rows
+
+
+def _parquet_scan(paths: Iterable[str]) -> str:
+    listed = ", ".join(_quoted(path) for path in paths)
+    return f"read_parquet([{listed}], hive_partitioning = false)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _day_start_ns(day: date) -> int:
+    return (day - date(1970, 1, 1)).days * 86_400 * 10**9

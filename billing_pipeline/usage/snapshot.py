@@ -1,0 +1,159 @@
+"""The usage snapshot: one row per organization and UTC day, replaced as a whole.
+
+Active sensors at the day's end are those with a reading in [end - window, end); a window of
+several days reads the kept activity of the earlier days, not their readings. Like activity, a
+snapshot carries its inputs in its own metadata; `inputs.json` beside it repeats them for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import duckdb
+
+from billing_pipeline.usage.activity import (
+    ACTIVITY_FILE,
+    CONTRACT,
+    CountedDay,
+    activity_for,
+    day_folder,
+    load_counted,
+    read_metadata,
+    write_parquet,
+)
+from billing_pipeline.usage.engine import Engine, sql
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.inputs import list_day
+
+SNAPSHOT_FILE = "usage.parquet"
+INPUTS_FILE = "inputs.json"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OrganizationUsage:
+    """One row of a snapshot."""
+
+    organization_id: str
+    active_sensors: int
+    reading_volume: int
+    exact_duplicates: int
+    conflicting_duplicates: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A day's usage by organization, with what it was counted from."""
+
+    usage_day: date
+    snapshot_id: str
+    window: tuple[str, ...]
+    """The activity ids of the window's days, the usage day last."""
+    counted: CountedDay
+    organizations: tuple[OrganizationUsage, ...]
+
+
+def take_snapshot(
+    engine: Engine,
+    readings: Folder,
+    snapshots: Folder,
+    day: date,
+    *,
+    window_days: int = 1,
+) -> Snapshot:
+    """Take a day's snapshot from the activity of its window and replace the old one.
+
+    Activity that is missing or older than its files is counted first, so a snapshot always
+    says what the readings say now. Raises UnusableInput, ConservationError.
+    """
+    window = [day - timedelta(days=back) for back in range(window_days - 1, -1, -1)]
+    counted = [activity_for(engine, readings, snapshots, each) for each in window]
+    paths = [snapshots.path(day_folder(each), ACTIVITY_FILE) for each in window]
+    with engine.connect(snapshots) as connection:
+        connection.execute(
+            f"CREATE TEMP TABLE usage AS {sql('snapshot')}",
+            {"window": paths, "today": paths[-1:], "usage_day": day.isoformat()},
+        )
+        organizations = _organizations(connection, "usage")
+        ids = tuple(each.activity_id for each in counted)
+        content = [CONTRACT, day.isoformat(), ids, [_row(o) for o in organizations]]
+        snapshot = Snapshot(
+            day,
+            hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            ids,
+            counted[-1],
+            organizations,
+        )
+        connection.execute("ALTER TABLE usage ADD COLUMN snapshot_id VARCHAR")
+        connection.execute("UPDATE usage SET snapshot_id = ?", [snapshot.snapshot_id])
+        document = _document(snapshot)
+        with snapshots.replacing(day_folder(day), SNAPSHOT_FILE) as draft:
+            write_parquet(connection, "usage", str(draft), document)
+        with snapshots.replacing(day_folder(day), INPUTS_FILE) as draft:
+            draft.write_text(json.dumps(document, indent=2, ensure_ascii=False), "utf-8")
+    return snapshot
+
+
+def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | None:
+    """The snapshot of a day as it lies there, None where none was taken."""
+    if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
+        return None
+    path = snapshots.path(day_folder(day), SNAPSHOT_FILE)
+    with engine.connect(snapshots) as connection:
+        document = read_metadata(connection, path)
+        connection.execute("CREATE TEMP VIEW usage AS SELECT * FROM read_parquet('{}')".format(
+            path.replace("'", "''")
+        ))
+        organizations = _organizations(connection, "usage")
+    return Snapshot(
+        day,
+        document["snapshot_id"],
+        tuple(document["window"]),
+        CountedDay.from_json(document),
+        organizations,
+    )
+
+
+def is_current(
+    engine: Engine, readings: Folder, snapshots: Folder, day: date, *, window_days: int = 1
+) -> bool:
+    """Whether a day's snapshot says what its window's files say, by names, sizes and times."""
+    if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
+        return False
+    with engine.connect(snapshots) as connection:
+        document = read_metadata(connection, snapshots.path(day_folder(day), SNAPSHOT_FILE))
+    if document.get("contract") != CONTRACT or len(document["window"]) != window_days:
+        return False
+    for back, activity_id in enumerate(reversed(document["window"])):
+        each = day - timedelta(days=back)
+        counted = load_counted(engine, snapshots, each)
+        if counted is None or counted.activity_id != activity_id:
+            return False
+        if not counted.matches(list_day(readings, each)):
+            return False
+    return True
+
+
+def _document(snapshot: Snapshot) -> dict[str, object]:
+    return {
+        **snapshot.counted.as_json(),
+        "snapshot_id": snapshot.snapshot_id,
+        "window": list(snapshot.window),
+        "organizations": len(snapshot.organizations),
+    }
+
+
+def _organizations(
+    connection: duckdb.DuckDBPyConnection, table: str
+) -> tuple[OrganizationUsage, ...]:
+    rows = connection.execute(
+        "SELECT organization_id, active_sensors, reading_volume, exact_duplicates, "
+        f"conflicting_duplicates FROM {table} ORDER BY organization_id"
+    ).fetchall()
+    return tuple(OrganizationUsage(*row) for row in rows)
+
+
+def _row(usage: OrganizationUsage) -> list[object]:
+    return [getattr(usage, name) for name in OrganizationUsage.__slots__]

@@ -1,0 +1,37 @@
+-- Exact counting: one row per organization, sensor and kind of time defect (0: none).
+CREATE TEMP TABLE counted AS
+WITH variants AS (  -- rows equal in everything that matters
+    SELECT organization_id, sensor_id, instant, value_number, value_text, count(*) AS copies
+    FROM readings
+    GROUP BY ALL
+),
+instants AS (  -- one organization, sensor and time: one reading
+    SELECT organization_id, sensor_id, instant, count(*) AS variants, sum(copies)::BIGINT AS copies
+    FROM variants
+    GROUP BY ALL
+),
+sensors AS (
+    SELECT
+        organization_id,
+        sensor_id,
+        least(instant, 0) AS time_defect,
+        count(*) AS readings,
+        sum(copies)::BIGINT AS rows_read,
+        sum(copies - variants)::BIGINT AS exact_duplicates,
+        sum(variants - 1)::BIGINT AS conflicting_duplicates,
+        min(instant) AS first_at,
+        max(instant) AS last_at
+    FROM instants
+    GROUP BY ALL
+)
+SELECT
+    *,
+    CASE
+        WHEN organization_id IS NULL OR trim(organization_id, $blanks) = ''
+            THEN 'organization_id_missing'
+        WHEN sensor_id IS NULL OR trim(sensor_id, $blanks) = '' THEN 'sensor_id_missing'
+        WHEN time_defect = -1 THEN 'recorded_at_missing'
+        WHEN time_defect = -2 THEN 'recorded_at_invalid'
+        WHEN time_defect = -3 THEN 'recorded_at_outside_day'
+    END AS quarantine_reason
+FROM sensors;

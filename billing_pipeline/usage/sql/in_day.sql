@@ -1,0 +1,9 @@
+-- Nanoseconds since the usage day began, or -3 for an instant outside it. `ticks` since 1970.
+-- NULL is an instant beyond the clock (infinity, the year 9999 in nanoseconds): outside too.
+CREATE TEMP MACRO in_day(ticks, ns_per_tick) AS
+    CASE
+        WHEN ticks >= $day_start_ns // ns_per_tick
+            AND ticks < ($day_start_ns + 86400000000000) // ns_per_tick
+        THEN (ticks - $day_start_ns // ns_per_tick) * ns_per_tick
+        ELSE -3
+    END;

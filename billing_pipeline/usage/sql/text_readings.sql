@@ -1,0 +1,12 @@
+-- The rows of files that give their times as text, with what only rows can show about a file.
+CREATE TEMP TABLE text_rows (
+    file VARCHAR,
+    organization_id VARCHAR,
+    sensor_id VARCHAR,
+    recorded_at VARCHAR,
+    instant BIGINT,
+    value_number DOUBLE,
+    value_text VARCHAR,
+    wrong_type VARCHAR
+);
+CREATE TEMP VIEW text_readings AS SELECT * EXCLUDE (recorded_at, wrong_type) FROM text_rows;

@@ -1,0 +1,7 @@
+-- What became of the day's rows, all in all.
+SELECT
+    coalesce(sum(readings) FILTER (WHERE quarantine_reason IS NULL), 0)::BIGINT,
+    coalesce(sum(exact_duplicates) FILTER (WHERE quarantine_reason IS NULL), 0)::BIGINT,
+    coalesce(sum(conflicting_duplicates) FILTER (WHERE quarantine_reason IS NULL), 0)::BIGINT,
+    count(*) FILTER (WHERE quarantine_reason IS NULL)
+FROM counted;
