@@ -52,9 +52,7 @@ class ConfigurationError(Exception):
 class Settings(BaseSettings):
     """The resolved configuration. Secrets are `SecretStr`: they print as asterisks."""
 
-    model_config = SettingsConfigDict(
-        extra="ignore", frozen=True, env_ignore_empty=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
 
     stripe_secret_key: SecretStr | None = None
     stripe_webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
@@ -152,11 +150,7 @@ class Settings(BaseSettings):
         """Every variable by name, secrets masked, for `billing doctor`."""
         from sqlalchemy import make_url
 
-        key = (
-            self.stripe_secret_key.get_secret_value()
-            if self.stripe_secret_key
-            else None
-        )
+        key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else None
         return {
             "STRIPE_SECRET_KEY": f"{key[:8]}…{key[-4:]}" if key else "(not set)",
             "STRIPE_WEBHOOK_SECRET": f"{len(self.stripe_webhook_secret)} secret(s)",
@@ -173,8 +167,7 @@ class Settings(BaseSettings):
             "BILLING_MEMORY_LIMIT": self.memory_limit,
             "BILLING_ACTIVE_WINDOW_DAYS": str(self.billing_active_window_days),
             "BILLING_METERS": ", ".join(
-                f"{m.event_name} ({m.formula}, {m.measure})"
-                for m in self.billing_meters
+                f"{m.event_name} ({m.formula}, {m.measure})" for m in self.billing_meters
             ),
         }
 

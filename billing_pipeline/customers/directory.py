@@ -34,8 +34,10 @@ class CustomerDirectory:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def mapping(self) -> dict[str, str]:
-        """Every organization with its Stripe customer id."""
+    def mapping(self, file: Path | None = None) -> dict[str, str]:
+        """Every organization with its Stripe customer id; `file` as if it were imported."""
+        if file is not None:
+            return self.mapping() | _read(file)[0]
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(customers.c.organization_id, customers.c.stripe_customer_id)
@@ -69,9 +71,7 @@ class CustomerDirectory:
                 updated = connection.execute(customers.update().where(this).values(row))
                 if updated.rowcount == 0:
                     connection.execute(
-                        customers.insert().values(
-                            organization_id=organization_id, **row
-                        )
+                        customers.insert().values(organization_id=organization_id, **row)
                     )
         return report
 
@@ -80,9 +80,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"the customers file {path} cannot be read: {error}"
-        ) from None
+        raise ConfigurationError(f"the customers file {path} cannot be read: {error}") from None
     reader = csv.DictReader(io.StringIO(text, newline=""))
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
@@ -101,9 +99,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
         if organization_id.strip() and customer:
             found[organization_id].add(customer)
         elif organization_id or customer:
-            problems.append(
-                f"{path} line {line}: an organization and a customer are both needed"
-            )
+            problems.append(f"{path} line {line}: an organization and a customer are both needed")
     for organization_id, ids in found.items():
         if len(ids) > 1:
             problems.append(

@@ -184,13 +184,9 @@ class Inquiry:
 
         with self._engine.begin() as connection:
             events = connection.execute(
-                select(meter_events)
-                .where(*of(meter_events))
-                .order_by(meter_events.c.revision)
+                select(meter_events).where(*of(meter_events)).order_by(meter_events.c.revision)
             ).all()
-            held = connection.execute(
-                select(held_usage).where(*of(held_usage))
-            ).one_or_none()
+            held = connection.execute(select(held_usage).where(*of(held_usage))).one_or_none()
             changes = connection.execute(
                 select(history).where(*of(history)).order_by(history.c.id)
             ).all()

@@ -63,6 +63,7 @@ class Outgoing:
     event: MeterEvent
     state: State
     first_attempt_at: datetime | None
+    last_attempt_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,9 +151,7 @@ class Ledger:
                 }
                 earlier = known.get(meter.event_name)
                 if earlier is None:
-                    connection.execute(
-                        insert(meters).values(event_name=meter.event_name, **row)
-                    )
+                    connection.execute(insert(meters).values(event_name=meter.event_name, **row))
                 elif earlier.meter_id != meter.meter_id:
                     raise ConfigurationError(
                         f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this "
@@ -192,9 +191,7 @@ class Ledger:
         if connection is None:
             with self.engine.begin() as own:
                 return self.said(days, own)
-        found: dict[date, dict[Cell, list[Said]]] = {
-            day: defaultdict(list) for day in days
-        }
+        found: dict[date, dict[Cell, list[Said]]] = {day: defaultdict(list) for day in days}
         rows = connection.execute(
             select(meter_events)
             .where(meter_events.c.usage_day.in_(days))
@@ -219,15 +216,15 @@ class Ledger:
         self,
         connection: Connection,
         plan: DayPlan,
-        event_names: Iterable[str],
+        covers: Callable[[Cell], bool],
         snapshot_id: str | None,
         now: datetime,
     ) -> None:
         """Write a day's plan down: events as `planned`, holds, and holds that are gone.
 
-        `event_names` are the meters planned; holds of other meters are left alone.
+        `covers` tells which cells were planned; what is held of other cells is left alone.
         """
-        self._replace_holds(connection, plan, set(event_names), now)
+        self._replace_holds(connection, plan, covers, now)
         if not plan.events:
             return
         connection.execute(
@@ -264,25 +261,20 @@ class Ledger:
         self,
         connection: Connection,
         plan: DayPlan,
-        event_names: set[str],
+        covers: Callable[[Cell], bool],
         now: datetime,
     ) -> None:
         rows = connection.execute(
-            select(held_usage).where(
-                held_usage.c.usage_day == plan.usage_day,
-                held_usage.c.event_name.in_(event_names),
-            )
+            select(held_usage).where(held_usage.c.usage_day == plan.usage_day)
         )
-        before = {_cell(row): row for row in rows}
+        before = {_cell(row): row for row in rows if covers(_cell(row))}
         waiting = {w.cell for w in plan.waiting}
         holds = {hold.cell: hold for hold in plan.holds}
         stated = {event.cell for event in plan.events}
         changes = []
         for cell in before.keys() - holds.keys() - waiting:
             connection.execute(delete(held_usage).where(*_is(held_usage, cell)))
-            detail = (
-                "released" if cell in stated else "withdrawn: nothing to state any more"
-            )
+            detail = "released" if cell in stated else "withdrawn: nothing to state any more"
             changes.append(_change(cell, None, State.HELD, "released", detail))
         for cell, hold in holds.items():
             earlier = before.get(cell)
@@ -298,15 +290,11 @@ class Ledger:
                     )
                 )
             elif (earlier.value, earlier.target, earlier.reason) != tuple(row.values()):
-                connection.execute(
-                    update(held_usage).where(*_is(held_usage, cell)).values(row)
-                )
+                connection.execute(update(held_usage).where(*_is(held_usage, cell)).values(row))
             else:
                 continue
             detail = f"{hold.reason}: value {hold.value}"
-            changes.append(
-                _change(cell, None, State.HELD if earlier else None, State.HELD, detail)
-            )
+            changes.append(_change(cell, None, State.HELD if earlier else None, State.HELD, detail))
         self._remember(connection, now, changes)
 
     # Delivery --------------------------------------------------------------------------------
@@ -321,9 +309,7 @@ class Ledger:
             ids = connection.scalars(
                 select(meter_events.c.id).where(meter_events.c.state == State.SENDING)
             ).all()
-            outcomes = [
-                Outcome(id, State.AMBIGUOUS, error_message="interrupted") for id in ids
-            ]
+            outcomes = [Outcome(id, State.AMBIGUOUS, error_message="interrupted") for id in ids]
             self._move(connection, now, {State.SENDING}, outcomes)
         return len(ids)
 
@@ -337,12 +323,16 @@ class Ledger:
                     meter_events.c.state.in_([State.PLANNED, State.AMBIGUOUS]),
                     meter_events.c.usage_day.in_(days),
                 )
-                .order_by(
-                    meter_events.c.usage_day, meter_events.c.revision, meter_events.c.id
-                )
+                .order_by(meter_events.c.usage_day, meter_events.c.revision, meter_events.c.id)
             )
             found += [
-                Outgoing(row.id, _event(row), State(row.state), row.first_attempt_at)
+                Outgoing(
+                    row.id,
+                    _event(row),
+                    State(row.state),
+                    row.first_attempt_at,
+                    row.last_attempt_at,
+                )
                 for row in rows
             ]
         return found
@@ -357,9 +347,7 @@ class Ledger:
                 [Outcome(id, State.SENDING, attempts=1) for id in ids],
             )
 
-    def record(
-        self, outcomes: Sequence[Outcome], now: datetime, *, was: set[State]
-    ) -> None:
+    def record(self, outcomes: Sequence[Outcome], now: datetime, *, was: set[State]) -> None:
         """Commit what the attempts taught us about events in one of the states `was`."""
         with writing(self.engine) as connection:
             self._move(connection, now, was, outcomes)
@@ -389,6 +377,7 @@ class Ledger:
                     state=bindparam("_state"),
                     attempts=bindparam("_attempts"),
                     first_attempt_at=bindparam("_first_attempt_at"),
+                    last_attempt_at=bindparam("_last_attempt_at"),
                     accepted_at=bindparam("_accepted_at"),
                     request_id=bindparam("_request_id"),
                     error_code=bindparam("_error_code"),
@@ -473,23 +462,14 @@ class Ledger:
                     "run": self.run,
                 }
                 this = [verifications.c[name] == value for name, value in key.items()]
-                if (
-                    connection.execute(
-                        update(verifications).where(*this).values(row)
-                    ).rowcount
-                    == 0
-                ):
+                if connection.execute(update(verifications).where(*this).values(row)).rowcount == 0:
                     connection.execute(insert(verifications).values(**key, **row))
             agreed = [c.settled for c in checks if c.outcome == "agrees"]
             self._move(
                 connection,
                 now,
                 {State.ACCEPTED},
-                [
-                    Outcome(id, State.VERIFIED)
-                    for settled in agreed
-                    for id in settled.pending_ids
-                ],
+                [Outcome(id, State.VERIFIED) for settled in agreed for id in settled.pending_ids],
             )
 
 
@@ -524,9 +504,7 @@ def _cell(row: Row[Any]) -> Cell:
 
 
 def _event(row: Row[Any]) -> MeterEvent:
-    return MeterEvent(
-        _cell(row), row.revision, row.customer, row.value, row.target, row.timestamp
-    )
+    return MeterEvent(_cell(row), row.revision, row.customer, row.value, row.target, row.timestamp)
 
 
 def _is(table: Any, cell: Cell) -> list[Any]:
@@ -566,6 +544,7 @@ def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
         "_state": outcome.state,
         "_attempts": row.attempts + outcome.attempts,
         "_first_attempt_at": row.first_attempt_at or (now if tried else None),
+        "_last_attempt_at": now if tried or outcome.attempts else row.last_attempt_at,
         "_accepted_at": row.accepted_at or (now if accepted else None),
         "_request_id": outcome.request_id or row.request_id,
         "_error_code": outcome.error_code,

@@ -43,24 +43,18 @@ def delivery_lock(
         finally:
             lock.release()
     else:
-        with engine.connect().execution_options(
-            isolation_level="AUTOCOMMIT"
-        ) as connection:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             _wait_for_advisory_lock(connection, wait_seconds)
             try:
                 # A lost session has lost the lock: the ping then raises.
                 yield lambda: connection.execute(text("SELECT 1")).close()
             finally:
-                connection.execute(
-                    text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_KEY}
-                )
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_KEY})
 
 
 def _wait_for_advisory_lock(connection: Connection, wait_seconds: float) -> None:
     give_up = time.monotonic() + wait_seconds
-    while not connection.scalar(
-        text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_KEY}
-    ):
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_KEY}):
         if time.monotonic() > give_up:
             raise DeliveryBusy
         time.sleep(0.1)

@@ -25,9 +25,7 @@ from billing_pipeline.database import BigInt, UtcDateTime, metadata
 account = Table(
     "account",
     metadata,
-    Column(
-        "id", Integer, primary_key=True
-    ),  # always 1: a ledger speaks for one account
+    Column("id", Integer, primary_key=True),  # always 1: a ledger speaks for one account
     Column("account_id", String(255)),  # null when the key may not read it
     Column("livemode", Boolean, nullable=False),
     Column("bound_at", UtcDateTime, nullable=False),
@@ -66,6 +64,7 @@ meter_events = Table(
     Column("state", String(20), nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("first_attempt_at", UtcDateTime),
+    Column("last_attempt_at", UtcDateTime),
     Column("accepted_at", UtcDateTime),
     Column("request_id", String(255)),
     Column("error_code", String(255)),
@@ -121,9 +120,7 @@ verifications = Table(
     Column("customer", String(255), primary_key=True),
     Column("event_name", String(100), primary_key=True),
     Column("expected", BigInt, nullable=False),
-    Column(
-        "reported", String(64), nullable=False
-    ),  # as Stripe said it: it may not be an integer
+    Column("reported", String(64), nullable=False),  # as Stripe said it: it may not be an integer
     Column("outcome", String(20), nullable=False),  # agrees, lagging or mismatch
     Column("checked_at", UtcDateTime, nullable=False),
     Column("run", String(255), nullable=False),

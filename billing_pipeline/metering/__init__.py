@@ -7,9 +7,12 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `timestamps`  where inside its usage day an event is stamped
 - `standing`    what Stripe holds for a cell, as far as the ledger knows
 - `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
+- `agreement`   whether Stripe's summary agrees with what was accepted
 """
 
-from billing_pipeline.metering.planning import DayPlan, plan_cell, plan_day
+from billing_pipeline.metering.agreement import Agreement, judge
+from billing_pipeline.metering.planning import NOT_COUNTED, DayPlan, plan_cell, plan_day
+from billing_pipeline.metering.timestamps import too_old
 from billing_pipeline.metering.standing import standing
 from billing_pipeline.metering.vocabulary import (
     SENT,
@@ -29,8 +32,10 @@ from billing_pipeline.metering.vocabulary import (
 )
 
 __all__ = [
+    "NOT_COUNTED",
     "SENT",
     "UNSETTLED",
+    "Agreement",
     "Cell",
     "DayPlan",
     "Formula",
@@ -44,7 +49,9 @@ __all__ = [
     "State",
     "Usage",
     "Waiting",
+    "judge",
     "plan_cell",
     "plan_day",
     "standing",
+    "too_old",
 ]

@@ -46,6 +46,15 @@ class DayPlan:
     holds: list[Hold] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
 
+    def add(self, outcome: MeterEvent | Hold | Waiting | None) -> None:
+        """Put what `plan_cell` said where it belongs; None adds nothing."""
+        if isinstance(outcome, MeterEvent):
+            self.events.append(outcome)
+        elif isinstance(outcome, Hold):
+            self.holds.append(outcome)
+        elif isinstance(outcome, Waiting):
+            self.waiting.append(outcome)
+
 
 def plan_cell(
     meter: Meter,
@@ -90,19 +99,11 @@ def plan_cell(
     ):
         return None
 
-    timestamp = stamp(
-        cell.usage_day, max((s.timestamp for s in said), default=None), at
-    )
-    reason = _why_hold(
-        meter, cell, pays, shared and stated_for is None, timestamp, now, at
-    )
+    timestamp = stamp(cell.usage_day, max((s.timestamp for s in said), default=None), at)
+    reason = _why_hold(meter, cell, pays, shared and stated_for is None, timestamp, now, at)
     if reason is not None:
         # A first zero that cannot be stated is no usage: there is nothing to hold.
-        return (
-            None
-            if held_by_stripe is None and target == 0
-            else Hold(cell, value, target, reason)
-        )
+        return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
     assert pays is not None and timestamp is not None  # _why_hold says so
     revision = last.revision + 1 if last is not None else 1
     return MeterEvent(cell, revision, pays, value, target, timestamp)
@@ -157,20 +158,16 @@ def plan_day(
         for organization_id in sorted(organizations):
             cell = Cell(usage_day, organization_id, meter.event_name)
             customer = customers.get(organization_id)
-            outcome = plan_cell(
-                meter,
-                cell,
-                usage.get(organization_id, Usage()).of(meter.measure),
-                customer,
-                said.get(cell, ()),
-                now,
-                shared=customer is not None and sharing[customer] > 1,
-                retry_rejected=retry_rejected,
+            plan.add(
+                plan_cell(
+                    meter,
+                    cell,
+                    usage.get(organization_id, Usage()).of(meter.measure),
+                    customer,
+                    said.get(cell, ()),
+                    now,
+                    shared=customer is not None and sharing[customer] > 1,
+                    retry_rejected=retry_rejected,
+                )
             )
-            if isinstance(outcome, MeterEvent):
-                plan.events.append(outcome)
-            elif isinstance(outcome, Hold):
-                plan.holds.append(outcome)
-            elif isinstance(outcome, Waiting):
-                plan.waiting.append(outcome)
     return plan

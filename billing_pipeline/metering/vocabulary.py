@@ -27,13 +27,9 @@ class State(StrEnum):
     """What is known about a meter event."""
 
     PLANNED = "planned"  # written down, never sent
-    SENDING = (
-        "sending"  # committed before the request leaves; found after a crash: ambiguous
-    )
+    SENDING = "sending"  # committed before the request leaves; found after a crash: ambiguous
     AMBIGUOUS = "ambiguous"  # sent, outcome unknown
-    ACCEPTED = (
-        "accepted"  # Stripe took it: a 200, or "already exists with this identifier"
-    )
+    ACCEPTED = "accepted"  # Stripe took it: a 200, or "already exists with this identifier"
     VERIFIED = "verified"  # and Stripe's own summary agrees
     REJECTED = "rejected"  # refused for good, at once or later
     HELD = "held"  # usage that cannot be stated yet; see Hold

@@ -18,7 +18,12 @@ import duckdb
 
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import DayInputs, UnusableInput, folder_name, list_day
+from billing_pipeline.usage.inputs import (
+    DayInputs,
+    UnusableInput,
+    folder_name,
+    list_day,
+)
 from billing_pipeline.usage.readings import create_readings, name_the_broken
 
 CONTRACT = 1
@@ -190,7 +195,11 @@ def _count(
         )
         for file in inputs.files
     )
-    identity = [CONTRACT, inputs.usage_day.isoformat(), [(f.name, f.sha256) for f in files]]
+    identity = [
+        CONTRACT,
+        inputs.usage_day.isoformat(),
+        [(f.name, f.sha256) for f in files],
+    ]
     counted = CountedDay(
         inputs.usage_day,
         inputs.exists,
@@ -212,9 +221,7 @@ def _count(
     return counted
 
 
-def _write(
-    connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: CountedDay
-) -> None:
+def _write(connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: CountedDay) -> None:
     connection.execute(
         f"CREATE TEMP TABLE activity AS {sql('activity')}",
         {"usage_day": counted.usage_day.isoformat()},
@@ -224,7 +231,10 @@ def _write(
 
 
 def write_parquet(
-    connection: duckdb.DuckDBPyConnection, table: str, path: str, document: dict[str, Any]
+    connection: duckdb.DuckDBPyConnection,
+    table: str,
+    path: str,
+    document: dict[str, Any],
 ) -> None:
     """Write a table as Parquet with a JSON document in the file's own metadata."""
     text = json.dumps(document).replace("'", "''")

@@ -22,7 +22,12 @@ import duckdb
 
 from billing_pipeline.usage.engine import sql
 from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import DayInputs, UnusableInput, folder_name, format_of
+from billing_pipeline.usage.inputs import (
+    DayInputs,
+    UnusableInput,
+    folder_name,
+    format_of,
+)
 
 AT_DEFECTS = {
     -1: "recorded_at_missing",
@@ -81,7 +86,10 @@ def create_readings(
 
 
 def name_the_broken(
-    connection: duckdb.DuckDBPyConnection, folder: Folder, inputs: DayInputs, error: duckdb.Error
+    connection: duckdb.DuckDBPyConnection,
+    folder: Folder,
+    inputs: DayInputs,
+    error: duckdb.Error,
 ) -> UnusableInput:
     """Find which Parquet file made a scan fail, by scanning each alone."""
     day = folder_name(inputs.usage_day)
@@ -218,9 +226,7 @@ def _json_rows(path: str) -> str:
         FROM read_ndjson_objects([{_quoted(path)}], hive_partitioning = false)"""
 
 
-def _read_text(
-    connection: duckdb.DuckDBPyConnection, day: str, name: str, rows: str
-) -> None:
+def _read_text(connection: duckdb.DuckDBPyConnection, day: str, name: str, rows: str) -> None:
     try:
         connection.execute(
             f"""INSERT INTO text_rows
@@ -254,9 +260,7 @@ def _checked_text(
             if not having and name.endswith(".jsonl"):
                 raise UnusableInput(f"{day}/{name} lacks the column {column} in every line")
         if times and not instants:
-            raise UnusableInput(
-                f"{day}/{name}: no value of the column recorded_at is a timestamp"
-            )
+            raise UnusableInput(f"{day}/{name}: no value of the column recorded_at is a timestamp")
         rows[name] = count
     return rows
 

@@ -103,9 +103,11 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
     path = snapshots.path(day_folder(day), SNAPSHOT_FILE)
     with engine.connect(snapshots) as connection:
         document = read_metadata(connection, path)
-        connection.execute("CREATE TEMP VIEW usage AS SELECT * FROM read_parquet('{}')".format(
-            path.replace("'", "''")
-        ))
+        connection.execute(
+            "CREATE TEMP VIEW usage AS SELECT * FROM read_parquet('{}')".format(
+                path.replace("'", "''")
+            )
+        )
         organizations = _organizations(connection, "usage")
     return Snapshot(
         day,
@@ -117,7 +119,12 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
 
 
 def is_current(
-    engine: Engine, readings: Folder, snapshots: Folder, day: date, *, window_days: int = 1
+    engine: Engine,
+    readings: Folder,
+    snapshots: Folder,
+    day: date,
+    *,
+    window_days: int = 1,
 ) -> bool:
     """Whether a day's snapshot says what its window's files say, by names, sizes and times."""
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):

@@ -47,6 +47,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(20), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("first_attempt_at", AT),
+        sa.Column("last_attempt_at", AT),
         sa.Column("accepted_at", AT),
         sa.Column("request_id", sa.String(255)),
         sa.Column("error_code", sa.String(255)),
@@ -62,9 +63,7 @@ def upgrade() -> None:
         sqlite_where=UNSETTLED,
         postgresql_where=UNSETTLED,
     )
-    op.create_index(
-        "ix_meter_events_state_usage_day", "meter_events", ["state", "usage_day"]
-    )
+    op.create_index("ix_meter_events_state_usage_day", "meter_events", ["state", "usage_day"])
     op.create_table(
         "held_usage",
         sa.Column("usage_day", sa.Date(), primary_key=True),
@@ -89,9 +88,7 @@ def upgrade() -> None:
         sa.Column("request_id", sa.String(255)),
         sa.Column("detail", sa.Text()),
     )
-    op.create_index(
-        "ix_history_cell", "history", ["usage_day", "organization_id", "event_name"]
-    )
+    op.create_index("ix_history_cell", "history", ["usage_day", "organization_id", "event_name"])
     op.create_table(
         "verifications",
         sa.Column("usage_day", sa.Date(), primary_key=True),

@@ -1,0 +1,42 @@
+"""Whether Stripe's summary agrees with what was accepted, allowing for its lag."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Literal
+
+LAG_ALLOWANCE = timedelta(hours=1)
+"""How long Stripe's summaries may trail what it accepted. They are "eventually consistent", with
+no bound given; a difference that outlasts this is a mismatch, and a person should look."""
+
+Agreement = Literal["agrees", "lagging", "mismatch"]
+
+
+def judge(
+    expected: int,
+    certain: int | None,
+    pending: Sequence[int],
+    replaces: bool,
+    reported: float,
+    last_accepted_at: datetime,
+    now: datetime,
+) -> Agreement:
+    """Judge one customer, meter and day.
+
+    `expected` is what everything accepted comes to, `certain` what was verified before (None:
+    nothing), `pending` the values accepted since, `reported` Stripe's figure. Lag explains a
+    figure on the way from `certain` to `expected`, for LAG_ALLOWANCE; nothing else.
+    """
+    if reported == expected:
+        return "agrees"
+    if now - last_accepted_at > LAG_ALLOWANCE:
+        return "mismatch"
+    start = certain or 0
+    if replaces:
+        on_the_way = reported in (start, *pending)
+    else:
+        lowest = start + sum(value for value in pending if value < 0)
+        highest = start + sum(value for value in pending if value > 0)
+        on_the_way = lowest <= reported <= highest
+    return "lagging" if on_the_way and pending else "mismatch"

@@ -1,0 +1,404 @@
+"""The HTTP side of the sandbox: Stripe's routes and shapes, idempotency, faults.
+
+Below `/_sandbox` one can look behind the scenes and move the clock; Stripe has nothing there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.stripe_state import Account, StripeRefusal, _integer
+
+Handler = Callable[[Request, dict[str, Any]], Awaitable[Any]]
+
+EVENT_PARAMS = {"event_name", "payload", "identifier", "timestamp", "expand"}
+METER_PARAMS = {
+    "event_name", "display_name", "default_aggregation", "customer_mapping", "value_settings",
+    "event_time_window", "expand",
+}  # fmt: skip
+SUMMARY_PARAMS = {
+    "customer", "start_time", "end_time", "value_grouping_window", "limit", "starting_after",
+    "ending_before", "expand",
+}  # fmt: skip
+LIST_PARAMS = {"limit", "starting_after", "ending_before", "status", "email", "expand"}
+
+
+@dataclass
+class Clock:
+    """Unix seconds: real time, moved by `offset`."""
+
+    real: Callable[[], float]
+    offset: float = 0.0
+
+    def __call__(self) -> float:
+        """Now."""
+        return self.real() + self.offset
+
+
+class CutConnection(Response):
+    """Begins an answer and breaks off, so that the client never learns the outcome."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Promise a body and end without it; the server then closes the connection."""
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
+@dataclass
+class Sandbox:
+    """The application's state: the account, the faults and what was seen of the requests."""
+
+    account: Account
+    clock: Clock
+    faults: Faults
+    seed: int = 0
+    stored: dict[str, tuple[str, int, dict[str, Any]]] = field(default_factory=dict)
+    """Answers by Idempotency-Key: hash of the request, status, body."""
+    working: set[str] = field(default_factory=set)
+    """Idempotency-Keys whose request is being executed."""
+    lanes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests being executed by customer and meter."""
+    seen: Counter[str] = field(default_factory=Counter)
+    """Requests and what became of them, for tests."""
+    attempts: Counter[str] = field(default_factory=Counter)
+    bucket: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    numbers: Any = field(default_factory=lambda: itertools.count(1))
+
+    # Meter events ----------------------------------------------------------------------------
+
+    async def post_event(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/billing/meter_events, with all that can go wrong there."""
+        self.seen["meter_events"] += 1
+        if "timestamp" not in given:
+            self.seen["without_timestamp"] += 1
+        payload = given.get("payload", {})
+        lane = (str(payload.get("stripe_customer_id", payload)), str(given.get("event_name")))
+        if self.lanes[lane]:
+            self.seen["two_in_flight"] += 1
+            raise StripeRefusal(
+                409,
+                "Only one concurrent call per customer and meter is allowed.",
+                code="too_many_concurrent_requests",
+            )
+        self.lanes[lane] += 1
+        try:
+            return await self._count_event(given)
+        finally:
+            self.lanes[lane] -= 1
+
+    async def _count_event(self, given: dict[str, Any]) -> Any:
+        identifier = str(given.get("identifier"))
+        self.attempts[identifier] += 1
+        fault = self.faults.strike(self.seed, identifier, self.attempts[identifier])
+        if fault:
+            self.seen[fault] += 1
+        if self.faults.latency:
+            await asyncio.sleep(self.faults.latency)
+        if fault == "slow":
+            await asyncio.sleep(self.faults.slow_seconds)
+        if fault == "rate_limit" or self._over_limit():
+            raise StripeRefusal(
+                429,
+                "Request rate limit exceeded.",
+                code="rate_limit",
+                headers={"stripe-rate-limited-reason": "global-rate"},
+            )
+        if fault == "cut_before":
+            return CutConnection()
+        failure = StripeRefusal(500, "Something went wrong on Stripe's end.", kind="api_error")
+        if fault == "error_before":
+            raise failure
+        event = self.account.check_event(given)
+        event.counted = fault != "dropped"
+        self.account.take_event(event)
+        if fault == "error_after":
+            raise failure
+        answer = {
+            "object": "billing.meter_event",
+            "created": int(event.received),
+            "event_name": event.event_name,
+            "identifier": event.identifier,
+            "livemode": False,
+            "payload": given["payload"],
+            "timestamp": event.timestamp,
+        }
+        return (answer, CutConnection()) if fault == "cut_after" else answer
+
+    def _over_limit(self) -> bool:
+        """A leaky bucket of a tenth of a second; true when this request overflows it."""
+        if not self.faults.limit:
+            return False
+        now = self.clock.real()
+        level, last = self.bucket
+        level = max(0.0, level - (now - last) * self.faults.limit)
+        if level + 1 > max(1.0, self.faults.limit / 10):
+            self.bucket[:] = [level, now]
+            self.seen["over_limit"] += 1
+            return True
+        self.bucket[:] = [level + 1, now]
+        return False
+
+    async def post_adjustment(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/billing/meter_event_adjustments."""
+        return self.account.cancel(given)
+
+    # Meters ----------------------------------------------------------------------------------
+
+    async def post_meter(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/billing/meters."""
+        return self.account.make_meter(given)
+
+    async def get_meters(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/billing/meters."""
+        status = given.get("status")
+        rows = [m for m in self.account.meters.values() if status in (None, m["status"])]
+        return _page(list(reversed(rows)), given, "/v1/billing/meters")
+
+    async def get_meter(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/billing/meters/{id}."""
+        return self.account.meter(request.path_params["id"])
+
+    async def update_meter(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/billing/meters/{id}: only the display name can change."""
+        changes = {"display_name": given["display_name"]} if "display_name" in given else {}
+        return self.account.change_meter(request.path_params["id"], **changes)
+
+    async def deactivate(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/billing/meters/{id}/deactivate."""
+        return self.account.change_meter(request.path_params["id"], status="inactive")
+
+    async def reactivate(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/billing/meters/{id}/reactivate."""
+        return self.account.change_meter(request.path_params["id"], status="active")
+
+    async def get_summaries(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/billing/meters/{id}/event_summaries."""
+        self.seen["summaries"] += 1
+        for needed in ("customer", "start_time", "end_time"):
+            if needed not in given:
+                raise StripeRefusal(400, f"Missing required param: {needed}.", param=needed)
+        meter_id = request.path_params["id"]
+        window = given.get("value_grouping_window")
+        if window not in (None, "hour", "day"):
+            raise StripeRefusal(
+                400,
+                f"Invalid value_grouping_window: {window}",
+                param="value_grouping_window",
+            )
+        self.account.lag = self.faults.lag
+        rows = self.account.summaries(
+            meter_id,
+            given["customer"],
+            _integer(given["start_time"], "start_time"),
+            _integer(given["end_time"], "end_time"),
+            window,
+        )
+        return _page(rows, given, f"/v1/billing/meters/{meter_id}/event_summaries")
+
+    # Account and customers -------------------------------------------------------------------
+
+    async def get_account(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/account."""
+        return {"id": self.account.account_id, "object": "account"}
+
+    async def post_customer(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/customers."""
+        return self.account.make_customer(given)
+
+    async def get_customers(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/customers."""
+        rows = list(reversed(self.account.customers.values()))
+        return _page(rows, given, "/v1/customers")
+
+    async def get_customer(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/customers/{id}."""
+        return self.account.customer(request.path_params["id"])
+
+    # Behind the scenes -----------------------------------------------------------------------
+
+    async def look(self, request: Request) -> Response:
+        """GET /_sandbox: totals by customer, meter and day, and counts of what was seen."""
+        return JSONResponse(
+            {
+                "totals": list(self.account.totals()),
+                "seen": dict(self.seen),
+                "events": len(self.account.events),
+                "now": self.clock(),
+            }
+        )
+
+    async def change(self, request: Request) -> Response:
+        """POST /_sandbox: `advance` seconds, or other `faults`."""
+        given = await request.json()
+        self.clock.offset += float(given.get("advance", 0))
+        if "faults" in given:
+            self.faults = Faults.parse(given["faults"])
+        return JSONResponse({"now": self.clock()})
+
+
+def make_app(sandbox: Sandbox) -> Starlette:
+    """The ASGI application around a sandbox."""
+
+    def stripe_route(path: str, method: str, handler: Handler, params: set[str]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return await _answer(sandbox, request, handler, params)
+
+        return Route(path, endpoint, methods=[method])
+
+    meters, one = "/v1/billing/meters", "/v1/billing/meters/{id}"
+    events, adjustments = (
+        "/v1/billing/meter_events",
+        "/v1/billing/meter_event_adjustments",
+    )
+    any_list = LIST_PARAMS
+    customer_params = {"name", "email", "description", "metadata", "expand"}
+    return Starlette(
+        routes=[
+            stripe_route(events, "POST", sandbox.post_event, EVENT_PARAMS),
+            stripe_route(
+                adjustments,
+                "POST",
+                sandbox.post_adjustment,
+                {"cancel", "event_name", "type", "expand"},
+            ),
+            stripe_route(meters, "POST", sandbox.post_meter, METER_PARAMS),
+            stripe_route(meters, "GET", sandbox.get_meters, any_list),
+            stripe_route(f"{one}/deactivate", "POST", sandbox.deactivate, {"expand"}),
+            stripe_route(f"{one}/reactivate", "POST", sandbox.reactivate, {"expand"}),
+            stripe_route(f"{one}/event_summaries", "GET", sandbox.get_summaries, SUMMARY_PARAMS),
+            stripe_route(one, "GET", sandbox.get_meter, {"expand"}),
+            stripe_route(one, "POST", sandbox.update_meter, {"display_name", "expand"}),
+            stripe_route("/v1/account", "GET", sandbox.get_account, {"expand"}),
+            stripe_route("/v1/customers", "POST", sandbox.post_customer, customer_params),
+            stripe_route("/v1/customers", "GET", sandbox.get_customers, any_list),
+            stripe_route("/v1/customers/{id}", "GET", sandbox.get_customer, {"expand"}),
+            Route("/_sandbox", sandbox.look, methods=["GET"]),
+            Route("/_sandbox", sandbox.change, methods=["POST"]),
+            Route("/{path:path}", _not_found, methods=["GET", "POST", "DELETE"]),
+        ]
+    )
+
+
+async def _answer(
+    sandbox: Sandbox, request: Request, handler: Handler, params: set[str]
+) -> Response:
+    """Authentication, form parsing, idempotency: what all of Stripe's routes share."""
+    headers = {"request-id": f"req_{next(sandbox.numbers):014d}"}
+    body = await request.body()
+    key = request.headers.get("idempotency-key") if request.method == "POST" else None
+    content = hashlib.sha256(request.url.path.encode() + b"\0" + body).hexdigest()
+    executed = False
+    try:
+        _authenticate(request)
+        given = parse_form(request.url.query if request.method == "GET" else body.decode())
+        unknown = given.keys() - params
+        if unknown:
+            name = sorted(unknown)[0]
+            raise StripeRefusal(
+                400,
+                f"Received unknown parameter: {name}",
+                code="parameter_unknown",
+                param=name,
+            )
+        if key is not None:
+            if key in sandbox.working:
+                raise StripeRefusal(
+                    409,
+                    "Another request with this Idempotency-Key is being executed.",
+                    code="idempotency_key_in_use",
+                )
+            if key in sandbox.stored:
+                earlier, status, answer = sandbox.stored[key]
+                if earlier != content:
+                    raise StripeRefusal(
+                        400,
+                        "Keys for idempotent requests can only be used with the same parameters "
+                        "they were first used with.",
+                        kind="idempotency_error",
+                    )
+                sandbox.seen["replayed"] += 1
+                return JSONResponse(answer, status, {**headers, "idempotent-replayed": "true"})
+            sandbox.working.add(key)
+        executed = True
+        try:
+            answered = await handler(request, given)
+        finally:
+            sandbox.working.discard(key or "")
+        if isinstance(answered, Response):
+            return answered
+        answer, response = answered if isinstance(answered, tuple) else (answered, None)
+        if key is not None:
+            sandbox.stored[key] = (content, 200, answer)
+        return response or JSONResponse(answer, 200, headers)
+    except StripeRefusal as refusal:
+        answer = {"error": refusal.error}
+        # What was executed is remembered, a 500 too; what was turned away at the door is not.
+        if key is not None and executed and refusal.status not in (409, 429):
+            sandbox.stored[key] = (content, refusal.status, answer)
+        return JSONResponse(answer, refusal.status, {**headers, **refusal.headers})
+
+
+def _authenticate(request: Request) -> None:
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme != "Bearer" or not key.startswith(("sk_test_", "rk_test_")):
+        raise StripeRefusal(
+            401,
+            "Invalid API Key provided: the sandbox takes test keys (sk_test_…) only.",
+        )
+
+
+async def _not_found(request: Request) -> Response:
+    message = f"Unrecognized request URL ({request.method}: {request.url.path})."
+    error = {"type": "invalid_request_error", "message": message}
+    return JSONResponse({"error": error}, 404)
+
+
+def parse_form(text: str) -> dict[str, Any]:
+    """Form fields with brackets as nested objects: `payload[value]=3` → {"payload": {"value": "3"}}.
+
+    >>> parse_form("a=1&p[x]=2")
+    {'a': '1', 'p': {'x': '2'}}
+    """
+    parsed: dict[str, Any] = {}
+    for name, value in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)):
+        first, *rest = name.replace("]", "").split("[")
+        where = parsed
+        for part in rest:
+            where = where.setdefault(first, {})
+            first = part
+        where[first] = value
+    return parsed
+
+
+def _page(rows: list[dict[str, Any]], given: dict[str, Any], url: str) -> dict[str, Any]:
+    limit = _integer(given.get("limit", "10"), "limit")
+    if not 1 <= limit <= 100:
+        raise StripeRefusal(400, "limit must lie between 1 and 100", param="limit")
+    ids = [row["id"] for row in rows]
+    after = given.get("starting_after")
+    if after is not None:
+        if after not in ids:
+            raise StripeRefusal(400, f"No such object: '{after}'", param="starting_after")
+        rows = rows[ids.index(after) + 1 :]
+    return {
+        "object": "list",
+        "data": json.loads(json.dumps(rows[:limit])),
+        "has_more": len(rows) > limit,
+        "url": url,
+    }

@@ -1,0 +1,65 @@
+"""uvicorn around the sandbox, on the loopback only."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import uvicorn
+
+from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.stripe_state import Account
+
+HOST = "127.0.0.1"
+
+
+def make_sandbox(
+    *,
+    faults: Faults | None = None,
+    seed: int = 0,
+    now: datetime | None = None,
+    state: Path | None = None,
+    account_id: str = "acct_sandbox",
+) -> Sandbox:
+    """A sandbox whose clock starts at `now` (default: real time), kept in `state` if given."""
+    clock = Clock(time.time)
+    if now is not None:
+        clock.offset = now.timestamp() - time.time()
+    if state is not None:
+        state.parent.mkdir(parents=True, exist_ok=True)
+    account = Account(clock, account_id, journal=state)
+    return Sandbox(account, clock, faults or Faults(), seed)
+
+
+def make_server(sandbox: Sandbox, port: int) -> uvicorn.Server:
+    """A uvicorn server for it; cut connections are wanted here, so it does not log them."""
+    config = uvicorn.Config(
+        make_app(sandbox), host=HOST, port=port, log_level="critical", access_log=False
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def running(sandbox: Sandbox, port: int = 0) -> Iterator[str]:
+    """Serve in a thread of this process; yields the base address. Port 0 picks a free one."""
+    with socket.socket() as listener:
+        listener.bind((HOST, port))
+        server = make_server(sandbox, listener.getsockname()[1])
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        give_up = time.monotonic() + 10
+        while not server.started:
+            if time.monotonic() > give_up or not thread.is_alive():
+                raise RuntimeError("the sandbox did not start")
+            time.sleep(0.01)
+        try:
+            yield f"http://{HOST}:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=10)

@@ -1,0 +1,402 @@
+"""What a Stripe account knows about metered usage, and the rules it applies.
+
+Where Stripe documents nothing, the worse case is modelled: of two `last` events with the same
+timestamp the first received counts, a stored 500 is replayed, an identifier is free again
+after 24 hours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+DAY = 86_400
+IDENTIFIER_SECONDS = DAY
+CANCEL_SECONDS = DAY
+OLDEST_SECONDS = 35 * DAY
+AHEAD_SECONDS = 300
+
+_VALUE = re.compile(r"-?\d+")
+
+
+class StripeRefusal(Exception):
+    """An answer that is an error: status, Stripe's type, message, code and parameter."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.headers = headers or {}
+        self.error = {"type": kind, "message": message}
+        if code:
+            self.error["code"] = code
+        if param:
+            self.error["param"] = param
+
+
+@dataclass
+class ReceivedEvent:
+    """A meter event as received. `counted` is False when it is rejected later."""
+
+    identifier: str
+    event_name: str
+    customer: str
+    value: int
+    timestamp: int
+    received: float
+    counted: bool = True
+    cancelled: bool = False
+
+
+@dataclass
+class Account:
+    """One account's state. `now` gives unix seconds; `journal` keeps the state on disk."""
+
+    now: Callable[[], float]
+    account_id: str = "acct_sandbox"
+    lag: float = 0.0
+    journal: Path | None = None
+    meters: dict[str, dict[str, Any]] = field(default_factory=dict)
+    customers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    events: list[ReceivedEvent] = field(default_factory=list)
+    _by_identifier: dict[str, ReceivedEvent] = field(default_factory=dict)
+    _by_lane: dict[tuple[str, str], list[ReceivedEvent]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
+
+    def __post_init__(self) -> None:
+        if self.journal is not None and self.journal.exists():
+            for line in self.journal.read_text("utf-8").splitlines():
+                self._apply(json.loads(line))
+
+    # Meters ----------------------------------------------------------------------------------
+
+    def make_meter(self, given: dict[str, Any]) -> dict[str, Any]:
+        """POST /v1/billing/meters."""
+        for needed in ("default_aggregation", "display_name", "event_name"):
+            if needed not in given:
+                raise StripeRefusal(400, f"Missing required param: {needed}.", param=needed)
+        formula = given["default_aggregation"].get("formula")
+        if formula not in ("count", "last", "sum"):
+            raise StripeRefusal(
+                400, f"Invalid formula: {formula}", param="default_aggregation[formula]"
+            )
+        window = given.get("event_time_window")
+        if window not in (None, "day", "hour"):
+            raise StripeRefusal(
+                400, f"Invalid event_time_window: {window}", param="event_time_window"
+            )
+        if self._active(given["event_name"]) is not None:
+            raise StripeRefusal(
+                400,
+                f"An active meter already has the event name {given['event_name']}.",
+            )
+        created = int(self.now())
+        mapping = given.get("customer_mapping", {})
+        meter = {
+            "id": f"mtr_{_digest(self.account_id, given['event_name'], len(self.meters))}",
+            "object": "billing.meter",
+            "created": created,
+            "customer_mapping": {
+                "event_payload_key": mapping.get("event_payload_key", "stripe_customer_id"),
+                "type": "by_id",
+            },
+            "default_aggregation": {"formula": formula},
+            "display_name": given["display_name"],
+            "event_name": given["event_name"],
+            "event_time_window": window,
+            "livemode": False,
+            "status": "active",
+            "status_transitions": {"deactivated_at": None},
+            "updated": created,
+            "value_settings": {
+                "event_payload_key": given.get("value_settings", {}).get(
+                    "event_payload_key", "value"
+                )
+            },
+        }
+        self._keep("meter", meter)
+        return meter
+
+    def meter(self, meter_id: str) -> dict[str, Any]:
+        """GET /v1/billing/meters/{id}."""
+        if meter_id not in self.meters:
+            raise StripeRefusal(404, f"No such meter: '{meter_id}'", code="resource_missing")
+        return self.meters[meter_id]
+
+    def change_meter(self, meter_id: str, **changes: Any) -> dict[str, Any]:
+        """Rename, deactivate or reactivate a meter; nothing else about it can change."""
+        meter = {**self.meter(meter_id), **changes, "updated": int(self.now())}
+        if "status" in changes:
+            gone = int(self.now()) if changes["status"] == "inactive" else None
+            meter["status_transitions"] = {"deactivated_at": gone}
+        self._keep("meter", meter)
+        return meter
+
+    def _active(self, event_name: str) -> dict[str, Any] | None:
+        return next(
+            (
+                meter
+                for meter in self.meters.values()
+                if meter["event_name"] == event_name and meter["status"] == "active"
+            ),
+            None,
+        )
+
+    # Customers -------------------------------------------------------------------------------
+
+    def make_customer(self, given: dict[str, Any]) -> dict[str, Any]:
+        """POST /v1/customers."""
+        customer = {
+            "id": f"cus_{_digest(self.account_id, 'customer', len(self.customers))[:14]}",
+            "object": "customer",
+            "created": int(self.now()),
+            "livemode": False,
+            "name": given.get("name"),
+            "email": given.get("email"),
+            "description": given.get("description"),
+            "metadata": given.get("metadata", {}),
+        }
+        self._keep("customer", customer)
+        return customer
+
+    def customer(self, customer_id: str) -> dict[str, Any]:
+        """GET /v1/customers/{id}."""
+        if customer_id not in self.customers:
+            raise StripeRefusal(
+                404,
+                f"No such customer: '{customer_id}'",
+                code="resource_missing",
+                param="id",
+            )
+        return self.customers[customer_id]
+
+    # Meter events ----------------------------------------------------------------------------
+
+    def check_event(self, given: dict[str, Any]) -> ReceivedEvent:
+        """Everything Stripe checks before it takes a meter event."""
+        for needed in ("event_name", "payload"):
+            if needed not in given:
+                raise StripeRefusal(400, f"Missing required param: {needed}.", param=needed)
+        now = self.now()
+        identifier = given.get("identifier") or _digest(self.account_id, now, len(self.events))
+        if len(identifier) > 100:
+            raise StripeRefusal(400, "identifier is too long (100)", param="identifier")
+        timestamp = _integer(given.get("timestamp", str(int(now))), "timestamp")
+        oldest = int(now) - OLDEST_SECONDS
+        if timestamp < oldest:
+            raise StripeRefusal(
+                400,
+                "The event timestamp cannot be more than 35 days in past. Expected a timestamp "
+                f"greater than or equal to {oldest}.",
+                code="timestamp_too_far_in_past",
+                param="timestamp",
+            )
+        if timestamp > now + AHEAD_SECONDS:
+            raise StripeRefusal(
+                400,
+                "The event timestamp cannot be more than 5 minutes in the future.",
+                code="timestamp_in_future",
+                param="timestamp",
+            )
+        meter = self._active(given["event_name"])
+        if meter is None:
+            raise StripeRefusal(
+                400,
+                f'No active meter found for event name "{given["event_name"]}".',
+                code="no_meter",
+                param="event_name",
+            )
+        payload = given["payload"]
+        customer = payload.get(meter["customer_mapping"]["event_payload_key"])
+        if not customer:
+            raise StripeRefusal(
+                400,
+                "The payload has no customer.",
+                code="meter_event_no_customer_defined",
+            )
+        if customer not in self.customers:
+            raise StripeRefusal(
+                400,
+                f"No such customer: '{customer}'",
+                code="meter_event_customer_not_found",
+            )
+        value = payload.get(meter["value_settings"]["event_payload_key"], "")
+        if not _VALUE.fullmatch(value):
+            raise StripeRefusal(400, f"Invalid value: {value!r}", code="meter_event_invalid_value")
+        if len(value.lstrip("-")) > 15:
+            raise StripeRefusal(
+                400,
+                "The value has too many digits.",
+                code="meter_event_value_too_many_digits",
+            )
+        earlier = self._by_identifier.get(identifier)
+        if earlier is not None and now - earlier.received < IDENTIFIER_SECONDS:
+            raise StripeRefusal(
+                400,
+                f"An event already exists with identifier {identifier}.",
+                headers={"stripe-should-retry": "false"},
+            )
+        return ReceivedEvent(identifier, given["event_name"], customer, int(value), timestamp, now)
+
+    def take_event(self, event: ReceivedEvent) -> None:
+        """Count an event, or keep it as never counted."""
+        self._keep("event", dict(vars(event)))
+
+    def cancel(self, given: dict[str, Any]) -> dict[str, Any]:
+        """POST /v1/billing/meter_event_adjustments."""
+        identifier = given.get("cancel", {}).get("identifier")
+        event = self._by_identifier.get(identifier)
+        if event is None or event.event_name != given.get("event_name"):
+            raise StripeRefusal(
+                404, f"No such meter event: '{identifier}'", code="resource_missing"
+            )
+        if self.now() - event.received > CANCEL_SECONDS:
+            raise StripeRefusal(400, "An event can be cancelled within 24 hours of its receipt.")
+        self._keep("cancel", {"identifier": identifier})
+        return {
+            "object": "billing.meter_event_adjustment",
+            "cancel": {"identifier": identifier},
+            "event_name": event.event_name,
+            "livemode": False,
+            "status": "pending",
+            "type": "cancel",
+        }
+
+    # Summaries -------------------------------------------------------------------------------
+
+    def summaries(
+        self, meter_id: str, customer: str, start: int, end: int, window: str | None
+    ) -> list[dict[str, Any]]:
+        """Event summaries of one customer, the newest first."""
+        meter = self.meter(meter_id)
+        if customer not in self.customers:
+            raise StripeRefusal(
+                404,
+                f"No such customer: '{customer}'",
+                code="resource_missing",
+                param="customer",
+            )
+        step = {None: 60, "hour": 3600, "day": DAY}[window]
+        for name, instant in (("start_time", start), ("end_time", end)):
+            if instant % step:
+                raise StripeRefusal(
+                    400,
+                    f"{name} must be aligned with {window or 'minute'} boundaries",
+                    param=name,
+                )
+        if end <= start:
+            raise StripeRefusal(400, "end_time must lie after start_time", param="end_time")
+        bounds = (
+            [(start, end)]
+            if window is None
+            else [(at, min(at + step, end)) for at in range(start, end, step)]
+        )
+        visible = [
+            event
+            for event in self._by_lane[customer, meter["event_name"]]
+            if event.counted
+            and not event.cancelled
+            and event.received + self.lag <= self.now()
+            and start <= event.timestamp < end
+        ]
+        found = []
+        for first, last in reversed(bounds):
+            inside = [event for event in visible if first <= event.timestamp < last]
+            if not inside:
+                continue
+            found.append(
+                {
+                    "id": f"mtrsum_{_digest(meter_id, customer, first, last)}",
+                    "object": "billing.meter_event_summary",
+                    "aggregated_value": float(aggregate(meter, inside)),
+                    "end_time": last,
+                    "livemode": False,
+                    "meter": meter_id,
+                    "start_time": first,
+                }
+            )
+        return found
+
+    def totals(self) -> Iterator[dict[str, Any]]:
+        """What is billed per customer, meter and UTC day, lag aside: for tests and people."""
+        for (customer, event_name), events in sorted(self._by_lane.items()):
+            meter = next(m for m in self.meters.values() if m["event_name"] == event_name)
+            by_day: dict[int, list[ReceivedEvent]] = defaultdict(list)
+            for event in events:
+                if event.counted and not event.cancelled:
+                    by_day[event.timestamp // DAY].append(event)
+            for day, inside in sorted(by_day.items()):
+                yield {
+                    "customer": customer,
+                    "meter": event_name,
+                    "day": day,
+                    "value": aggregate(meter, inside),
+                    "events": len(inside),
+                }
+
+    # Keeping ---------------------------------------------------------------------------------
+
+    def _keep(self, kind: str, what: dict[str, Any]) -> None:
+        entry = {"kind": kind, **what}
+        self._apply(entry)
+        if self.journal is not None:
+            with self.journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        what = {name: value for name, value in entry.items() if name != "kind"}
+        match entry["kind"]:
+            case "meter":
+                self.meters[what["id"]] = what
+            case "customer":
+                self.customers[what["id"]] = what
+            case "event":
+                event = ReceivedEvent(**what)
+                self.events.append(event)
+                self._by_identifier[event.identifier] = event
+                self._by_lane[event.customer, event.event_name].append(event)
+            case "cancel":
+                self._by_identifier[what["identifier"]].cancelled = True
+
+
+def aggregate(meter: dict[str, Any], events: list[ReceivedEvent]) -> int:
+    """One figure for some events of one customer, by the meter's formula and window."""
+    window = {"day": DAY, "hour": 3600}.get(meter["event_time_window"] or "")
+    if window is not None:  # only the most recently received event of a window counts
+        newest: dict[int, ReceivedEvent] = {}
+        for event in sorted(events, key=lambda e: e.received):
+            newest[event.timestamp // window] = event
+        events = list(newest.values())
+    match meter["default_aggregation"]["formula"]:
+        case "sum":
+            return sum(event.value for event in events)
+        case "count":
+            return len(events)
+        case _:  # last: the latest timestamp; of equal ones the first received
+            return max(events, key=lambda e: (e.timestamp, -e.received)).value
+
+
+def _integer(text: Any, param: str) -> int:
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise StripeRefusal(400, f"Invalid integer: {text}", param=param) from None
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

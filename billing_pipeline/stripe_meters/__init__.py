@@ -1,0 +1,40 @@
+"""SAYING IT: the only part that calls Stripe.
+
+- `client`        the official SDK, made lazily, pinned, without telemetry
+- `answers`       what each of Stripe's answers to a meter event means
+- `catalogue`     the meters in Stripe: looked up, checked, made
+- `delivery`      from the ledger's planned events to accepted ones
+- `summaries`     reading Stripe's own figures
+- `settlement`    deciding old ambiguous events by those figures
+- `verification`  comparing those figures with the ledger
+- `reporting`     a small Python API: state one organization's usage of one day
+"""
+
+from billing_pipeline.stripe_meters.catalogue import (
+    MeterCatalogue,
+    ensure_meters,
+    look_up,
+)
+from billing_pipeline.stripe_meters.client import StripeGateway
+from billing_pipeline.stripe_meters.delivery import (
+    DeliveryReport,
+    DeliveryResult,
+    deliver,
+)
+from billing_pipeline.stripe_meters.reporting import UsageReporter
+from billing_pipeline.stripe_meters.retrying import StripeUnreachable
+from billing_pipeline.stripe_meters.verification import VerificationReport, verify
+
+__all__ = [
+    "DeliveryReport",
+    "DeliveryResult",
+    "MeterCatalogue",
+    "StripeGateway",
+    "StripeUnreachable",
+    "UsageReporter",
+    "VerificationReport",
+    "deliver",
+    "ensure_meters",
+    "look_up",
+    "verify",
+]

@@ -1,0 +1,121 @@
+"""What Stripe's answers mean, each decided in one place.
+
+Source of the rules: Stripe's specification and documentation of meter events, idempotent
+requests and errors; see docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from enum import Enum
+
+import aiohttp
+import stripe
+
+NETWORK_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
+"""What the SDK lets through unwrapped when a connection breaks while an answer is read."""
+
+
+class Verdict(Enum):
+    """What an attempt to send an event came to."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"  # for good: sending the same again would be refused again
+    NOT_EXECUTED = "not executed"  # certainly not counted; may be sent again
+    UNKNOWN = "unknown"  # maybe counted; may be sent again with the same identifier and key
+    UNREACHABLE = "unreachable"  # no connection, so certainly not counted
+    DENIED = "denied"  # the key or the address is wrong; no event can be sent
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A verdict with what is worth remembering. Messages never carry the key."""
+
+    verdict: Verdict
+    request_id: str | None = None
+    code: str | None = None
+    message: str | None = None
+    again: bool = True
+    """Whether trying again soon can teach anything new."""
+    retry_after: float | None = None
+    """Seconds Stripe asks us to wait."""
+
+
+def read_error(error: BaseException) -> Answer:
+    """The meaning of an error of the SDK or of the network. Re-raises any other."""
+    if isinstance(error, stripe.APIConnectionError):
+        return _no_answer(error.__cause__)
+    if isinstance(error, NETWORK_ERRORS):
+        return _no_answer(error)
+    if not isinstance(error, stripe.StripeError):
+        raise error
+    return _answered(error)
+
+
+def _no_answer(cause: BaseException | None) -> Answer:
+    name = type(cause).__name__
+    if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
+        return Answer(Verdict.UNREACHABLE, message=f"no connection to Stripe ({name})")
+    return Answer(Verdict.UNKNOWN, message=f"the connection broke before an answer ({name})")
+
+
+def _answered(error: stripe.StripeError) -> Answer:
+    status = error.http_status or 0
+    headers = {name.lower(): value for name, value in (error.headers or {}).items()}
+    code = error.code or (error.error.code if error.error else None)
+    message = error.user_message or f"HTTP {status}"
+    request_id = error.request_id
+
+    def answer(verdict: Verdict, *, again: bool = True) -> Answer:
+        # Stripe says itself when trying again is pointless, and when it only repeats a stored
+        # answer (idempotent replay): the outcome then stays what it was.
+        pointless = (
+            headers.get("stripe-should-retry") == "false"
+            or headers.get("idempotent-replayed") == "true"
+        )
+        return Answer(
+            verdict,
+            request_id,
+            code or f"http_{status}",
+            message,
+            again and not pointless,
+            _seconds(headers.get("retry-after")),
+        )
+
+    if error.json_body is None or status < 400:
+        return answer(Verdict.UNKNOWN)  # not an answer of Stripe's, whatever its status
+    if status in (401, 403) or (status == 404 and code != "resource_missing"):
+        return Answer(Verdict.DENIED, request_id, code or f"http_{status}", _denied(status))
+    if status == 429 or isinstance(error, stripe.RateLimitError):
+        return Answer(
+            Verdict.NOT_EXECUTED,
+            request_id,
+            code or "rate_limit",
+            message,
+            retry_after=_seconds(headers.get("retry-after")),
+        )
+    if status == 409:
+        # Another request is at work, maybe an earlier attempt of this very event.
+        return Answer(Verdict.UNKNOWN, request_id, code or "conflict", message)
+    if status >= 500:
+        return answer(Verdict.UNKNOWN)
+    if "already exists with identifier" in message or code == "duplicate_meter_event":
+        return Answer(Verdict.ACCEPTED, request_id)
+    if isinstance(error, stripe.IdempotencyError):
+        # This key went out with another body: what that one did is not ours to guess.
+        return answer(Verdict.UNKNOWN, again=False)
+    return answer(Verdict.REFUSED)
+
+
+def _denied(status: int) -> str:
+    if status == 404:
+        return "STRIPE_API_BASE does not lead to Stripe's API (HTTP 404)"
+    return f"Stripe refused STRIPE_SECRET_KEY (HTTP {status}): it is wrong, expired or restricted"
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        return max(0.0, float(value)) if value else None
+    except ValueError:  # an HTTP date; the ordinary back-off will do
+        return None

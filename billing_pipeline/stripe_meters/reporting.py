@@ -1,0 +1,126 @@
+"""A small Python API over the same ledger: state one organization's usage of one day.
+
+For callers that know a count themselves and do not go through readings and snapshots. The same
+rules apply: stating the same count again sends nothing, another count is a correction, and
+whatever Stripe may answer comes back as a DeliveryResult.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from billing_pipeline.ledger import Ledger
+from billing_pipeline.metering import (
+    SENT,
+    Cell,
+    DayPlan,
+    Hold,
+    Measure,
+    Meter,
+    MeterEvent,
+    MeterSpec,
+    State,
+    Waiting,
+    plan_cell,
+)
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.stripe_meters.catalogue import look_up
+from billing_pipeline.stripe_meters.client import StripeGateway
+from billing_pipeline.stripe_meters.delivery import Clock, DeliveryResult, deliver
+from billing_pipeline.stripe_meters.retrying import StripeUnreachable
+
+MOST_AHEAD = timedelta(minutes=5)
+"""Stripe refuses timestamps further ahead than this."""
+
+
+class UsageReporter:
+    """States single counts. `customers` gives today's organization → customer mapping."""
+
+    def __init__(
+        self,
+        gateway: StripeGateway,
+        ledger: Ledger,
+        specs: Sequence[MeterSpec],
+        customers: Callable[[], Mapping[str, str]],
+        clock: Clock,
+    ) -> None:
+        self._gateway = gateway
+        self._ledger = ledger
+        self._specs = specs
+        self._customers = customers
+        self._clock = clock
+
+    def report_active_sensors(self, organization: str, count: int, at: datetime) -> DeliveryResult:
+        """State how many sensors of an organization were active at the instant `at`.
+
+        The event is stamped `at` (or a second later than what was said before about that UTC
+        day). Raises UsageDefect for a count that is no exact, non-negative integer, ValueError
+        for an `at` without a zone, ConfigurationError for a wrong key or meter.
+        """
+        return self._report(Measure.ACTIVE_SENSORS, organization, count, at)
+
+    def report_reading_volume(self, organization: str, count: int, at: datetime) -> DeliveryResult:
+        """State the readings of an organization in the whole UTC day of `at`.
+
+        `count` is the day's total so far, not an increment: on a `sum` meter the difference to
+        what Stripe holds is sent. Raises as `report_active_sensors`.
+        """
+        return self._report(Measure.READING_VOLUME, organization, count, at)
+
+    def _report(
+        self, measure: Measure, organization: str, count: int, at: datetime
+    ) -> DeliveryResult:
+        if at.tzinfo is None:
+            raise ValueError("`at` needs a time zone")
+        instant = int(at.timestamp())
+        cell_day = at.astimezone(UTC).date()
+        try:
+            catalogue = asyncio.run(look_up(self._gateway, self._specs))
+        except StripeUnreachable as error:
+            return DeliveryResult(False, str(error), "", State.PLANNED)
+        self._ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, self._clock())
+        fed = [meter for meter in catalogue.meters if meter.measure is measure]
+        if len(fed) != 1:
+            raise ConfigurationError(f"{len(fed)} meters are fed by {measure}; one is needed")
+        cell = Cell(cell_day, organization, fed[0].event_name)
+        if at > self._clock() + MOST_AHEAD:
+            return DeliveryResult(False, f"{at.isoformat()} lies in the future", "", State.HELD)
+        # What an earlier report left unsettled is settled first; then this one can be planned.
+        deliver(self._gateway, self._ledger, catalogue.meters, [cell_day], self._clock)
+        planned = self._plan(fed[0], cell, count, instant)
+        if isinstance(planned, DeliveryResult):
+            return planned
+        results = deliver(self._gateway, self._ledger, catalogue.meters, [cell_day], self._clock)
+        for result in results.results:
+            if result.identifier == planned.identifier:
+                return result
+        why = results.stopped or "another process is delivering it"
+        return DeliveryResult(False, why, planned.identifier, State.PLANNED)
+
+    def _plan(
+        self, meter: Meter, cell: Cell, count: int, instant: int
+    ) -> MeterEvent | DeliveryResult:
+        now = self._clock()
+        day = cell.usage_day
+        mapping = self._customers()
+        customer = mapping.get(cell.organization_id)
+        shared = customer is not None and list(mapping.values()).count(customer) > 1
+        with self._ledger.planning() as connection:
+            said = self._ledger.said([day], connection)[day].get(cell, [])
+            outcome = plan_cell(meter, cell, count, customer, said, now, at=instant, shared=shared)
+            plan = DayPlan(day)
+            plan.add(outcome)
+            self._ledger.write_plan(connection, plan, cell.__eq__, None, now)
+        if isinstance(outcome, MeterEvent):
+            return outcome
+        if isinstance(outcome, Hold):
+            return DeliveryResult(False, outcome.explanation, "", State.HELD)
+        if isinstance(outcome, Waiting):
+            return DeliveryResult(False, "an earlier event is not settled yet", "", State.AMBIGUOUS)
+        last = said[-1] if said else None
+        if last is not None and last.state is State.REJECTED:
+            return DeliveryResult(False, f"Stripe refused it: {last.error_code}", "", last.state)
+        state = last.state if last is not None and last.state in SENT else State.VERIFIED
+        return DeliveryResult(True, None, "", state)

@@ -1,0 +1,97 @@
+"""Settling ambiguous events by Stripe's summaries; never by sending blindly.
+
+Stripe knows an identifier for at least 24 hours. Until RESEND_WINDOW has passed since the first
+attempt, the event is sent again under the same identifier: Stripe itself then tells whether it
+was there. Later only the summary can tell: it shows the day with the event, or without it.
+
+A summary that shows the event settles it at any time (Stripe repeats a stored 500 for as long
+as it knows the Idempotency-Key, though it counted the event). One that does not show it proves
+nothing while the event may still be sent again, or the summary may lag.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, timedelta
+
+import stripe
+
+from billing_pipeline.ledger import Ledger, Outcome, Outgoing
+from billing_pipeline.metering import NOT_COUNTED, Meter, State, too_old
+from billing_pipeline.metering.agreement import LAG_ALLOWANCE
+from billing_pipeline.stripe_meters.retrying import StripeUnreachable
+from billing_pipeline.stripe_meters.summaries import daily_figures
+
+RESEND_WINDOW = timedelta(hours=23)
+
+
+def needs_settlement(outgoing: Outgoing, now: datetime) -> bool:
+    """Whether an event that may have been counted may no longer be sent again."""
+    first = outgoing.first_attempt_at
+    return first is not None and (
+        now - first >= RESEND_WINDOW or too_old(outgoing.event.timestamp, now)
+    )
+
+
+async def settle(
+    client: stripe.StripeClient,
+    ledger: Ledger,
+    meters: Mapping[str, Meter],
+    doubtful: Sequence[Outgoing],
+    now: datetime,
+) -> list[Outcome]:
+    """Decide what can be decided; the rest stays ambiguous, with the reason."""
+    alone = Counter(_key(outgoing) for outgoing in doubtful)
+    days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
+    replacing = {name: meter.replaces for name, meter in meters.items()}
+    known = {
+        (s.usage_day, s.customer, s.event_name): s.expected
+        for s in ledger.settled(days, replacing, unverified_only=False)
+    }
+    outcomes = []
+    for outgoing in doubtful:
+        key = _key(outgoing)
+        if alone[key] > 1:
+            outcomes.append(_undecided(outgoing, "several doubtful events share one summary"))
+            continue
+        event = outgoing.event
+        meter = meters[event.cell.event_name]
+        try:
+            figures = await daily_figures(
+                client, str(meter.meter_id), event.customer, key[0], key[0]
+            )
+        except (StripeUnreachable, stripe.InvalidRequestError) as error:
+            outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
+            continue
+        outcomes.append(_decide(outgoing, meter, known.get(key), figures.get(key[0], 0.0), now))
+    return outcomes
+
+
+def _decide(
+    outgoing: Outgoing, meter: Meter, known: int | None, reported: float, now: datetime
+) -> Outcome:
+    without = known or 0
+    with_it = outgoing.event.value if meter.replaces else without + outgoing.event.value
+    if reported == with_it:
+        # Also when both are equal: then Stripe holds what this event would have made of it.
+        return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
+    last = outgoing.last_attempt_at
+    lag_over = last is None or now - last > LAG_ALLOWANCE
+    if reported == without and needs_settlement(outgoing, now) and lag_over:
+        return Outcome(
+            outgoing.id,
+            State.REJECTED,
+            error_code=NOT_COUNTED,
+            error_message="not in Stripe's summary: never counted",
+        )
+    return _undecided(outgoing, f"Stripe's summary says {reported:g}, which decides nothing")
+
+
+def _undecided(outgoing: Outgoing, why: str) -> Outcome:
+    return Outcome(outgoing.id, State.AMBIGUOUS, error_code="undecided", error_message=why)
+
+
+def _key(outgoing: Outgoing) -> tuple[date, str, str]:
+    cell = outgoing.event.cell
+    return cell.usage_day, outgoing.event.customer, cell.event_name

@@ -1,0 +1,136 @@
+"""Verification: a 200 is not billing. Stripe's own summaries must agree with the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+import stripe
+from aiolimiter import AsyncLimiter
+
+from billing_pipeline.ledger import Checked, Ledger, Settled
+from billing_pipeline.metering import Meter, judge
+from billing_pipeline.stripe_meters.client import StripeGateway
+from billing_pipeline.stripe_meters.delivery import Clock, Progress
+from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
+from billing_pipeline.stripe_meters.summaries import daily_figures
+
+AT_ONCE = 20
+"""Summaries read side by side."""
+
+
+@dataclass
+class VerificationReport:
+    """Counts of (customer, meter, day): agreeing, still lagging, different, not readable."""
+
+    agreed: int = 0
+    lagging: int = 0
+    mismatched: list[Checked] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+
+def verify(
+    gateway: StripeGateway,
+    ledger: Ledger,
+    meters: Sequence[Meter],
+    days: Sequence[date],
+    clock: Clock,
+    *,
+    wait_seconds: float = 0.0,
+    everything: bool = False,
+    progress: Progress | None = None,
+) -> VerificationReport:
+    """Compare the ledger with Stripe for these days, one call per customer and meter.
+
+    Only what was accepted and not verified yet is compared, unless `everything` is asked for.
+    What lags is asked again for up to `wait_seconds`; then it stays `accepted`.
+    """
+    by_name = {meter.event_name: meter for meter in meters}
+    replacing = {name: meter.replaces for name, meter in by_name.items()}
+    settled = ledger.settled(days, replacing, unverified_only=not everything)
+    if not settled:
+        return VerificationReport()
+    return asyncio.run(_verify(gateway, ledger, by_name, settled, clock, wait_seconds, progress))
+
+
+async def _verify(
+    gateway: StripeGateway,
+    ledger: Ledger,
+    meters: Mapping[str, Meter],
+    settled: list[Settled],
+    clock: Clock,
+    wait_seconds: float,
+    progress: Progress | None,
+) -> VerificationReport:
+    report = VerificationReport()
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + wait_seconds
+    total = len(settled)
+    attempt = 0
+    async with gateway.client() as client:
+        while True:
+            checks = await _look(gateway, client, meters, settled, clock, report)
+            ledger.record_checks(checks, clock())
+            report.agreed += sum(check.outcome == "agrees" for check in checks)
+            report.mismatched += [check for check in checks if check.outcome == "mismatch"]
+            settled = [check.settled for check in checks if check.outcome == "lagging"]
+            report.lagging = len(settled)
+            if progress is not None:
+                progress(total - report.lagging, total)
+            attempt += 1
+            pause = backoff(attempt, "summaries")
+            if not settled or loop.time() + pause > give_up:
+                return report
+            await asyncio.sleep(pause)
+
+
+async def _look(
+    gateway: StripeGateway,
+    client: stripe.StripeClient,
+    meters: Mapping[str, Meter],
+    settled: list[Settled],
+    clock: Clock,
+    report: VerificationReport,
+) -> list[Checked]:
+    spans: dict[tuple[str, str], list[Settled]] = defaultdict(list)
+    for each in settled:
+        spans[each.customer, each.event_name].append(each)
+    limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
+    gate = asyncio.Semaphore(AT_ONCE)
+
+    async def one(customer: str, meter: Meter, span: list[Settled]) -> list[Checked]:
+        days = [each.usage_day for each in span]
+        async with gate:
+            await limiter.acquire()
+            try:
+                figures = await daily_figures(
+                    client, str(meter.meter_id), customer, min(days), max(days)
+                )
+            except StripeUnreachable as error:
+                report.unread.append(str(error))
+                return []
+            except stripe.InvalidRequestError as error:
+                # A customer Stripe does not know has no usage there: nothing it could agree to.
+                report.unread.append(f"summaries of {customer}: {error.user_message}")
+                return [Checked(each, str(error.code or "refused"), "mismatch") for each in span]
+        return [_check(each, meter, figures, clock) for each in span]
+
+    looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]
+    return [check for checks in await asyncio.gather(*looks) for check in checks]
+
+
+def _check(each: Settled, meter: Meter, figures: dict[date, float], clock: Clock) -> Checked:
+    reported = figures.get(each.usage_day, 0.0)
+    outcome = judge(
+        each.expected,
+        each.certain,
+        each.pending,
+        meter.replaces,
+        reported,
+        each.last_accepted_at,
+        clock(),
+    )
+    return Checked(each, f"{reported:.15g}", outcome)
