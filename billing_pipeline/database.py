@@ -52,6 +52,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To the database, in UTC. Raises ValueError for a naive datetime."""
         if value is None:
             return None
         if value.tzinfo is None:
@@ -59,6 +60,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """From the database, aware, in UTC."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -86,9 +88,8 @@ def open_database(url: str) -> Engine:
     try:
         migrate(engine)
     except OperationalError as error:
-        raise ConfigurationError(
-            f"the database {parsed.render_as_string(hide_password=True)} cannot be used: {error.orig}"
-        ) from None
+        shown = parsed.render_as_string(hide_password=True)
+        raise ConfigurationError(f"the database {shown} cannot be used: {error.orig}") from None
     return engine
 
 

@@ -140,9 +140,9 @@ class Settings(BaseSettings):
         """The Stripe key in clear. Raises ConfigurationError where there is none."""
         if self.stripe_secret_key is None:
             raise ConfigurationError(
-                "STRIPE_SECRET_KEY is not set, so nothing can be stated to Stripe. Without it these "
-                "still work: `billing run --dry-run`, `billing plan`, `billing explain`, "
-                "`billing demo`, `billing customers`, `billing ui` and counting usage in Dagster."
+                "STRIPE_SECRET_KEY is not set, so nothing can be stated to Stripe. Without it "
+                "these still work: `billing run --dry-run`, `billing plan`, `billing explain`, "
+                "`billing demo`, `billing customers`, `billing ui` and counting in Dagster."
             )
         return self.stripe_secret_key.get_secret_value()
 

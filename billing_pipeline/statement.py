@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -233,10 +234,8 @@ def preview_days(
     specs = rooms.settings.billing_meters
     meters: Sequence[Meter] = rooms.ledger.known_meters(specs)
     if rooms.settings.stripe_secret_key is not None:
-        try:
+        with suppress(StripeUnreachable):  # then as last seen will do for a preview
             meters = asyncio.run(look_up(rooms.gateway, specs)).meters
-        except StripeUnreachable:
-            pass  # as last seen will do for a preview
     customers = rooms.customers.mapping(rooms.settings.billing_customers_file)
     said = rooms.ledger.said(days)
     lines, missing = [], []

@@ -16,7 +16,7 @@ from billing_pipeline.ledger.tables import (
     meter_events,
     verifications,
 )
-from billing_pipeline.metering import UNSETTLED, Cell, HoldReason, State
+from billing_pipeline.metering import SENT, UNSETTLED, Cell, HoldReason, State
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
 
 
@@ -131,17 +131,20 @@ class Inquiry:
             found += [_json(dict(row._mapping)) for row in rows]
         return found
 
-    def per_day(self, days: Sequence[date]) -> dict[date, dict[str, int]]:
-        """Meter events by day and state, for the days that have any."""
-        found: dict[date, dict[str, int]] = {}
+    def per_organization(self, days: Sequence[date]) -> list[tuple[str, int, int]]:
+        """Organization, events Stripe holds, and how many of these are verified."""
         with self._engine.begin() as connection:
-            for day, state, number in connection.execute(
-                select(meter_events.c.usage_day, meter_events.c.state, func.count())
-                .where(meter_events.c.usage_day.in_(days))
-                .group_by(meter_events.c.usage_day, meter_events.c.state)
-            ):
-                found.setdefault(day, {})[state] = number
-        return found
+            rows = connection.execute(
+                select(
+                    meter_events.c.organization_id,
+                    func.count(),
+                    func.count().filter(meter_events.c.state == State.VERIFIED),
+                )
+                .where(meter_events.c.usage_day.in_(days), meter_events.c.state.in_(SENT))
+                .group_by(meter_events.c.organization_id)
+                .order_by(meter_events.c.organization_id)
+            )
+            return [(name, events, verified) for name, events, verified in rows]
 
     def unfinished_days(self, mapped: set[str], since: date) -> list[date]:
         """Days since `since` with something a new run could finish.

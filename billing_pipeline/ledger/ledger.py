@@ -127,19 +127,13 @@ class Ledger:
         `account_id` is None when the key may not read its account; then the meters tell, whose
         ids belong to one account for ever. Raises ConfigurationError on any difference.
         """
+        found = list(found)
         with writing(self.engine) as connection:
-            bound = connection.execute(select(account)).one_or_none()
-            if bound is None:
-                connection.execute(
-                    insert(account).values(
-                        id=1, account_id=account_id, livemode=livemode, bound_at=now
-                    )
-                )
-            else:
-                _refuse_another(bound, account_id, livemode)
-                if bound.account_id is None and account_id is not None:
-                    connection.execute(update(account).values(account_id=account_id))
-            known = {row.event_name: row for row in connection.execute(select(meters))}
+            self.guard(account_id, livemode, found, connection)
+            if connection.execute(select(account)).one_or_none() is None:
+                connection.execute(insert(account).values(id=1, livemode=livemode, bound_at=now))
+            if account_id is not None:
+                connection.execute(update(account).values(account_id=account_id))
             for meter in found:
                 row = {
                     "meter_id": meter.meter_id,
@@ -149,15 +143,38 @@ class Ledger:
                     "value_key": meter.value_key,
                     "seen_at": now,
                 }
-                earlier = known.get(meter.event_name)
-                if earlier is None:
+                this = meters.c.event_name == meter.event_name
+                if connection.execute(update(meters).where(this).values(row)).rowcount == 0:
                     connection.execute(insert(meters).values(event_name=meter.event_name, **row))
-                elif earlier.meter_id != meter.meter_id:
-                    raise ConfigurationError(
-                        f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this "
-                        f"ledger has stated usage to {earlier.meter_id}: another account, or a "
-                        "meter made anew. Use a ledger of its own (BILLING_DATABASE_URL)."
-                    )
+
+    def guard(
+        self,
+        account_id: str | None,
+        livemode: bool,
+        found: Iterable[Meter],
+        connection: Connection | None = None,
+    ) -> None:
+        """Raise ConfigurationError if the ledger speaks for another account, mode or meter."""
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.guard(account_id, livemode, found, own)
+        bound = connection.execute(select(account)).one_or_none()
+        if bound is not None:
+            _refuse_another(bound, account_id, livemode)
+        known = {row.event_name: row.meter_id for row in connection.execute(select(meters))}
+        for meter in found:
+            earlier = known.get(meter.event_name, meter.meter_id)
+            sent = select(meter_events.c.id).where(
+                meter_events.c.event_name == meter.event_name,
+                meter_events.c.first_attempt_at.is_not(None),
+            )
+            if earlier != meter.meter_id and connection.execute(sent.limit(1)).first():
+                raise ConfigurationError(
+                    f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this ledger "
+                    f"has stated usage to {earlier}: another account, or a meter made anew. "
+                    "Use a ledger of its own (BILLING_DATABASE_URL)."
+                )
+        return None
 
     def known_meters(self, specs: Iterable[MeterSpec]) -> list[Meter]:
         """The meters as last seen in Stripe; as specified where Stripe was never seen."""

@@ -12,8 +12,8 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 
 from billing_pipeline.metering.agreement import Agreement, judge
 from billing_pipeline.metering.planning import NOT_COUNTED, DayPlan, plan_cell, plan_day
-from billing_pipeline.metering.timestamps import too_old
 from billing_pipeline.metering.standing import standing
+from billing_pipeline.metering.timestamps import too_old
 from billing_pipeline.metering.vocabulary import (
     SENT,
     UNSETTLED,

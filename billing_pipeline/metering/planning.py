@@ -104,7 +104,8 @@ def plan_cell(
     if reason is not None:
         # A first zero that cannot be stated is no usage: there is nothing to hold.
         return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
-    assert pays is not None and timestamp is not None  # _why_hold says so
+    assert pays is not None  # _why_hold says so
+    assert timestamp is not None
     revision = last.revision + 1 if last is not None else 1
     return MeterEvent(cell, revision, pays, value, target, timestamp)
 

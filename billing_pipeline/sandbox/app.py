@@ -370,7 +370,7 @@ async def _not_found(request: Request) -> Response:
 
 
 def parse_form(text: str) -> dict[str, Any]:
-    """Form fields with brackets as nested objects: `payload[value]=3` → {"payload": {"value": "3"}}.
+    """Form fields, those with brackets as nested objects.
 
     >>> parse_form("a=1&p[x]=2")
     {'a': '1', 'p': {'x': '2'}}

@@ -45,11 +45,18 @@ def make_server(sandbox: Sandbox, port: int) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
+def listen(port: int) -> socket.socket:
+    """A socket on the loopback; port 0 picks a free one."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((HOST, port))
+    return listener
+
+
 @contextmanager
 def running(sandbox: Sandbox, port: int = 0) -> Iterator[str]:
     """Serve in a thread of this process; yields the base address. Port 0 picks a free one."""
-    with socket.socket() as listener:
-        listener.bind((HOST, port))
+    with listen(port) as listener:
         server = make_server(sandbox, listener.getsockname()[1])
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()

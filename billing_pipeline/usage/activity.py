@@ -32,7 +32,8 @@ CONTRACT = 1
 ACTIVITY_FILE = "sensor_activity.parquet"
 METADATA_KEY = "billing_pipeline"
 
-BLANKS = " \t\n\v\f\r\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+BLANKS = "".join(map(chr, (*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
+                           0x2028, 0x2029, 0x202F, 0x205F, 0x3000)))  # fmt: skip
 """Every white space character of Unicode: an id made of these alone is blank."""
 
 TRIES = 3
@@ -179,8 +180,7 @@ def _count(
         raise
     except duckdb.Error as error:
         raise name_the_broken(connection, readings, inputs, error) from None
-    totals = connection.execute(sql("totals")).fetchone()
-    assert totals is not None  # an aggregate without groups has one row
+    [(distinct, exact, conflicting, sensors)] = connection.execute(sql("totals")).fetchall()
     quarantine = connection.execute(sql("quarantine")).fetchall()
     by_reason: dict[str, int] = {}
     for reason, _, number in quarantine:
@@ -207,10 +207,12 @@ def _count(
         files,
         inputs.ignored,
         sum(rows.values()),
-        *totals[:3],
-        quarantined=dict(sorted(by_reason.items())),
-        quarantine_sample=tuple(quarantine[:SHOWN_QUARANTINE]),
-        sensors=totals[3],
+        distinct,
+        exact,
+        conflicting,
+        dict(sorted(by_reason.items())),
+        tuple(quarantine[:SHOWN_QUARANTINE]),
+        sensors,
     )
     if not counted.conserved:
         raise ConservationError(
@@ -251,3 +253,21 @@ def read_metadata(connection: duckdb.DuckDBPyConnection, path: str) -> dict[str,
         [path, METADATA_KEY],
     ).fetchone()
     return dict(json.loads(row[0])) if row else {}
+
+
+def sensors_of(
+    engine: Engine, snapshots: Folder, day: date, organization_id: str
+) -> list[dict[str, Any]]:
+    """One organization's sensor activity of a day as rows; none where nothing was counted."""
+    if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
+        return []
+    with engine.connect(snapshots) as connection:
+        result = connection.execute(
+            "SELECT sensor_id, readings, first_at, last_at, exact_duplicates, "
+            "conflicting_duplicates FROM read_parquet(?) WHERE organization_id = ? "
+            "ORDER BY sensor_id",
+            [snapshots.path(day_folder(day), ACTIVITY_FILE), organization_id],
+        )
+        names = [column[0] for column in result.description]
+        rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    return [{**r, "first_at": str(r["first_at"]), "last_at": str(r["last_at"])} for r in rows]

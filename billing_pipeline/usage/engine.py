@@ -27,7 +27,7 @@ class Engine:
                 config={
                     "memory_limit": self.memory_limit,
                     "temp_directory": spill,
-                    "preserve_insertion_order": False,  # rows have no order; keeping it costs memory
+                    "preserve_insertion_order": False,  # keeping an order costs memory
                     "autoinstall_known_extensions": False,  # nothing is fetched behind our back
                 }
             )

@@ -52,7 +52,7 @@ class Folder:
         path = "/".join([self._located[1], *parts])
         return path if self.is_local else self.fs.unstrip_protocol(path)
 
-    def list(self, part: str) -> list[File] | None:
+    def files(self, part: str) -> list[File] | None:
         """The files directly in a sub-folder, by name; None when there is no such folder."""
         self.fs.invalidate_cache()
         try:

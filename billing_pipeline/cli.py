@@ -1,0 +1,531 @@
+"""The `billing` command: thin; each command opens the rooms and calls what is below.
+
+Exit codes: 0 all done and right; 1 done, and something needs a person; 2 wrong use or
+configuration. With `--json`, one JSON document goes to standard output and nothing else does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from billing_pipeline import __version__
+from billing_pipeline.settings import ConfigurationError, Settings, load_settings
+from billing_pipeline.statement import (
+    Rooms,
+    preview_days,
+    utc_now,
+    verify_days,
+    with_snapshots_in,
+)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+meters_app = typer.Typer(no_args_is_help=True, help="The meters in Stripe.")
+customers_app = typer.Typer(
+    no_args_is_help=True, help="Who pays: organization and Stripe customer."
+)
+sandbox_app = typer.Typer(no_args_is_help=True, help="A local Stripe, and sample readings.")
+app.add_typer(meters_app, name="meters")
+app.add_typer(customers_app, name="customers")
+app.add_typer(sandbox_app, name="sandbox")
+
+out = Console()
+err = Console(stderr=True)
+
+
+def _day(text: str) -> date:
+    try:
+        day = date.fromisoformat(text)
+    except ValueError:
+        day = None
+    if day is None or day.isoformat() != text:
+        raise typer.BadParameter(f"{text!r} is not a day; write it as YYYY-MM-DD")
+    return day
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
+From = Annotated[date, typer.Option("--from", parser=_day, metavar="DAY", help="First UTC day.")]
+To = Annotated[date, typer.Option("--to", parser=_day, metavar="DAY", help="Last UTC day, too.")]
+RetryRejected = Annotated[
+    bool,
+    typer.Option("--retry-rejected", help="State again what Stripe refused, once that is mended."),
+]
+
+
+def main() -> NoReturn:
+    """The console script: turns configuration errors into a clear message and exit code 2."""
+    try:
+        app(standalone_mode=True)
+    except ConfigurationError as error:
+        if "--json" in sys.argv:
+            print(json.dumps({"error": str(error)}))
+        else:
+            err.print(f"[bold red]error:[/bold red] {error}", highlight=False)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """From sensor readings to a Stripe bill that is right."""
+
+
+# Running ---------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(
+    first: From,
+    last: To,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count and plan; write and send nothing.")
+    ] = False,
+    retry_rejected: RetryRejected = False,
+    as_json: Json = False,
+) -> None:
+    """Count usage days, state them to Stripe, and verify them there."""
+    settings = load_settings()
+    days = _span(settings, first, last)
+    if dry_run:
+        _preview(_rooms(settings), days, retry_rejected, as_json, count=True)
+        return
+    settings.require_key()
+    from billing_pipeline.defs import run_days
+    from billing_pipeline.report import exit_code, run_document, show_run
+
+    rooms = _rooms(settings)
+    with _progress() as progress:
+        outcome, run_id, error = run_days(
+            first, last, retry_rejected=retry_rejected, progress=progress
+        )
+    document = run_document(rooms, days, outcome, run_id, error)
+    _print(as_json, document, lambda: show_run(out, document))
+    raise typer.Exit(exit_code(document, outcome))
+
+
+@app.command()
+def plan(
+    first: From, last: To, retry_rejected: RetryRejected = False, as_json: Json = False
+) -> None:
+    """Show what would be sent for the snapshots there are; write and send nothing."""
+    settings = load_settings()
+    _preview(_rooms(settings), _span(settings, first, last), retry_rejected, as_json, count=False)
+
+
+def _preview(
+    rooms: Rooms, days: list[date], retry_rejected: bool, as_json: bool, *, count: bool
+) -> None:
+    from billing_pipeline.report import show_plan
+
+    errors: dict[date, str] = {}
+    with tempfile.TemporaryDirectory(prefix="billing-dry-run-") as folder:
+        if count:
+            rooms = with_snapshots_in(rooms, folder)
+            errors = _count_for_preview(rooms, days)
+        lines, missing = preview_days(rooms, days, retry_rejected=retry_rejected)
+    missing = [day for day in missing if day not in errors]
+    document = {
+        "from": days[0].isoformat(),
+        "to": days[-1].isoformat(),
+        "plan": [line.as_json() for line in lines],
+        "days_without_snapshot": [day.isoformat() for day in missing],
+        "errors": {day.isoformat(): error for day, error in errors.items()},
+        "sent": 0,
+    }
+
+    def show() -> None:
+        show_plan(out, lines, missing)
+        for day, error in errors.items():
+            out.print(f"[red]{day}[/red]: {error}")
+
+    _print(as_json, document, show)
+    held = any(line.action == "hold" for line in lines)
+    raise typer.Exit(1 if errors or held or missing else 0)
+
+
+def _count_for_preview(rooms: Rooms, days: list[date]) -> dict[date, str]:
+    from billing_pipeline.defs.assets import DAY_ERRORS
+    from billing_pipeline.usage import take_snapshot
+
+    errors = {}
+    window_days = rooms.settings.billing_active_window_days
+    with _progress() as progress:
+        for number, day in enumerate(days, start=1):
+            try:
+                take_snapshot(
+                    rooms.engine, rooms.readings, rooms.snapshots, day, window_days=window_days
+                )
+            except DAY_ERRORS as error:
+                errors[day] = str(error)
+            progress("counting", number, len(days))
+    return errors
+
+
+@app.command()
+def verify(
+    first: From,
+    last: To,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for summaries that lag.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Compare all that was stated for these days with Stripe's own summaries."""
+    from billing_pipeline.report import attention, events_line, verification_document
+
+    settings = load_settings()
+    settings.require_key()
+    rooms = _rooms(settings)
+    days = _span(settings, first, last)
+    with _progress() as progress:
+        report = verify_days(rooms, days, wait_seconds=wait, everything=True, progress=progress)
+    document = verification_document(rooms, days, report)
+
+    def show() -> None:
+        out.print(f"Compared {document['compared']} figures: {report.agreed} agree.")
+        out.print(events_line(document["events"]))
+        for panel in attention(document):
+            out.print(panel)
+
+    _print(as_json, document, show)
+    raise typer.Exit(1 if document["mismatched"] or document["unread"] else 0)
+
+
+@app.command()
+def explain(
+    organization: Annotated[str, typer.Option(help="Organization id, as in the readings.")],
+    day: Annotated[date, typer.Option(parser=_day, metavar="DAY", help="UTC usage day.")],
+    meter: Annotated[str | None, typer.Option(help="One meter only, by its event name.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Explain an organization's day, from Stripe's figure down to the files."""
+    from billing_pipeline.explain import explain_document, show_explanation
+
+    settings = load_settings()
+    names = [spec.event_name for spec in settings.billing_meters]
+    if meter is not None and meter not in names:
+        raise typer.BadParameter(f"no meter is called {meter!r}; there are {', '.join(names)}")
+    document = explain_document(_rooms(settings), organization, day, [meter] if meter else names)
+    _print(as_json, document, lambda: show_explanation(out, document))
+
+
+# Meters and customers --------------------------------------------------------------------------
+
+
+@meters_app.command("ensure")
+def meters_ensure(as_json: Json = False) -> None:
+    """Make the meters that are missing in Stripe; refuse those that differ."""
+    from billing_pipeline.stripe_meters import ensure_meters
+
+    rooms = _rooms(load_settings())
+    catalogue, made = _asking(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+    rooms.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, rooms.clock())
+    _show_meters(catalogue, made, as_json)
+
+
+@meters_app.command("list")
+def meters_list(as_json: Json = False) -> None:
+    """Show the meters in Stripe that usage is stated to."""
+    from billing_pipeline.stripe_meters import look_up
+
+    rooms = _rooms(load_settings())
+    _show_meters(_asking(look_up(rooms.gateway, rooms.settings.billing_meters)), [], as_json)
+
+
+def _show_meters(catalogue: Any, made: list[str], as_json: bool) -> None:
+    document = {
+        "account": catalogue.account_id,
+        "livemode": catalogue.livemode,
+        "made": made,
+        "meters": [
+            {
+                "event_name": m.event_name,
+                "id": m.meter_id,
+                "formula": m.formula,
+                "event_time_window": m.event_time_window,
+                "measure": m.measure,
+            }
+            for m in catalogue.meters
+        ],
+    }
+
+    def show() -> None:
+        mode = "live" if catalogue.livemode else "test"
+        account = catalogue.account_id or "(not readable)"
+        table = Table(
+            "meter",
+            "id",
+            "formula",
+            "window",
+            "fed by",
+            "",
+            title=f"Account {account}, {mode} mode",
+        )
+        for m in catalogue.meters:
+            table.add_row(m.event_name, m.meter_id, m.formula, m.event_time_window or "none",
+                          m.measure, "made" if m.event_name in made else "")  # fmt: skip
+        out.print(table)
+
+    _print(as_json, document, show)
+
+
+def _asking(question: Any) -> Any:
+    from billing_pipeline.stripe_meters import StripeUnreachable
+
+    try:
+        return asyncio.run(question)
+    except StripeUnreachable as error:
+        err.print(f"[bold red]error:[/bold red] Stripe cannot be reached: {error}")
+        raise typer.Exit(1) from None
+
+
+@customers_app.command("import")
+def customers_import(
+    file: Annotated[Path, typer.Argument(help="CSV of organization_id,stripe_customer_id.")],
+    as_json: Json = False,
+) -> None:
+    """Take over which organization is which Stripe customer."""
+    rooms = _rooms(load_settings())
+    report = rooms.customers.import_file(file, rooms.clock())
+    unfinished = rooms.inquiry.unfinished_days(
+        set(rooms.customers.mapping()), rooms.clock().date() - timedelta(days=34)
+    )
+    document = {
+        "added": report.added,
+        "changed": report.changed,
+        "unchanged": report.unchanged,
+        "problems": report.problems,
+        "days_to_run": [day.isoformat() for day in unfinished],
+    }
+
+    def show() -> None:
+        out.print(f"{report.added} added, {report.changed} changed, {report.unchanged} unchanged.")
+        for problem in report.problems:
+            out.print(f"[yellow]left out:[/yellow] {problem}")
+        if unfinished:
+            out.print(
+                "Usage was held or is unfinished; send it with "
+                f"`billing run --from {unfinished[0]} --to {unfinished[-1]}`."
+            )
+
+    _print(as_json, document, show)
+    raise typer.Exit(1 if report.problems else 0)
+
+
+@customers_app.command("list")
+def customers_list(as_json: Json = False) -> None:
+    """Show which organization is which Stripe customer."""
+    settings = load_settings()
+    mapping = _rooms(settings).customers.mapping(settings.billing_customers_file)
+    document = {
+        "customers": [
+            {"organization_id": o, "stripe_customer_id": c} for o, c in sorted(mapping.items())
+        ]
+    }
+
+    def show() -> None:
+        table = Table("organization", "Stripe customer")
+        for organization, customer in sorted(mapping.items()):
+            table.add_row(organization, customer)
+        out.print(table)
+
+    _print(as_json, document, show)
+
+
+# Sandbox, demo, UI, doctor ---------------------------------------------------------------------
+
+
+@sandbox_app.command("serve")
+def sandbox_serve(
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 picks a free one.")] = 12111,
+    seed: Annotated[int, typer.Option(help="Decides which requests the faults hit.")] = 0,
+    faults: Annotated[
+        str, typer.Option(help='Such as "rate_limit=0.1,cut_after=0.05,lag=2".')
+    ] = "",
+    now: Annotated[str | None, typer.Option(help="Start the clock here, ISO 8601.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Keep the state in this file.")] = None,
+    account: Annotated[str, typer.Option(help="The account's id.")] = "acct_sandbox",
+    as_json: Json = False,
+) -> None:
+    """Serve a local Stripe until interrupted. Its API key is any sk_test_… key."""
+    from billing_pipeline.sandbox.faults import Faults
+    from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, make_server
+
+    try:
+        parsed = Faults.parse(faults)
+        start = datetime.fromisoformat(now) if now else None
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if start is not None and start.tzinfo is None:
+        raise typer.BadParameter("--now needs a time zone, such as 2026-01-01T00:00:00Z")
+    sandbox = make_sandbox(faults=parsed, seed=seed, now=start, state=state, account_id=account)
+    with listen(port) as listener:
+        base = f"http://{HOST}:{listener.getsockname()[1]}"
+        document = {"base": base, "account": account, "pid": os.getpid()}
+        _print(as_json, document, lambda: out.print(
+            f"A local Stripe at {base}; use it with\n"
+            f"  export STRIPE_API_BASE={base} STRIPE_SECRET_KEY=sk_test_sandbox"
+        ))  # fmt: skip
+        sys.stdout.flush()
+        make_server(sandbox, listener.getsockname()[1]).run([listener])
+
+
+@sandbox_app.command("load-sample")
+def sandbox_load_sample(
+    to: Annotated[Path | None, typer.Option(help="Folder; default BILLING_READINGS_URI.")] = None,
+    last_day: Annotated[
+        date | None,
+        typer.Option("--last-day", parser=_day, metavar="DAY", help="Default: yesterday."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write real sensor readings (Birmingham car parks) as daily Parquet, ending yesterday."""
+    from billing_pipeline.sandbox.sample import load_sample
+
+    folder = to or Path(load_settings().billing_readings_uri)
+    end = last_day or utc_now().date() - timedelta(days=1)
+    days, rows = load_sample(folder, end)
+    document = {"folder": str(folder), "days": days, "rows": rows, "last_day": end.isoformat()}
+    _print(as_json, document, lambda: out.print(
+        f"{rows} readings of {days} days, up to {end}, in {folder}.\n"
+        "Source: Birmingham City Council, Open Government Licence v3.0."
+    ))  # fmt: skip
+
+
+@app.command()
+def demo(
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget the earlier demo first.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Real readings to verified meter totals, on a local Stripe."""
+    from billing_pipeline.sandbox.demo import run_demo, show_demo
+
+    with _progress() as progress:
+        document, code = run_demo(utc_now(), progress, fresh=fresh)
+    _print(as_json, document, lambda: show_demo(out, document))
+    raise typer.Exit(code)
+
+
+@app.command()
+def ui(
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    as_json: Json = False,
+) -> None:
+    """Open the Dagster UI; without a Stripe key, on the demo's local Stripe if there was one."""
+    from billing_pipeline.sandbox.demo import demo_environment
+
+    environment = dict(os.environ)
+    if Path("dagster.yaml").exists():
+        environment.setdefault("DAGSTER_HOME", str(Path.cwd()))
+    command = [
+        sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml",
+        "-h", "127.0.0.1", "-p", str(port),
+    ]  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    document = {"url": url, "pid": os.getpid()}
+    with demo_environment(environment) as on_demo:
+        where = " on the demo's local Stripe" if on_demo else ""
+        _print(as_json, document, lambda: out.print(f"Dagster at {url}{where}; Ctrl-C ends it."))
+        sys.stdout.flush()
+        quiet = subprocess.DEVNULL if as_json else None
+        raise typer.Exit(subprocess.call(command, env=environment, stdout=quiet))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Print the resolved configuration, secrets masked, and check each part."""
+    from billing_pipeline.doctor import examine
+
+    settings = load_settings()
+    checks = examine(settings, utc_now())
+    document = {
+        "settings": settings.masked(),
+        "checks": [vars(check) for check in checks],
+    }
+
+    def show() -> None:
+        table = Table("variable", "value", title="Configuration")
+        for name, value in settings.masked().items():
+            table.add_row(name, value)
+        out.print(table)
+        for check in checks:
+            mark = "[green]ok[/green]  " if check.ok else "[red]no[/red]  "
+            out.print(f"{mark}{check.name}: {check.detail}")
+
+    _print(as_json, document, show)
+    raise typer.Exit(max((check.exit_code for check in checks if not check.ok), default=0))
+
+
+# Shared ----------------------------------------------------------------------------------------
+
+
+def _rooms(settings: Settings) -> Rooms:
+    return Rooms.open(settings, f"cli-{os.getpid()}")
+
+
+def _span(settings: Settings, first: date, last: date) -> list[date]:
+    """The days from `first` to `last`, both included, if they can be usage days."""
+    if first > last:
+        raise typer.BadParameter(f"--from {first} lies after --to {last}")
+    if first < settings.billing_start_day:
+        raise typer.BadParameter(
+            f"{first} lies before the first day, {settings.billing_start_day} (BILLING_START_DAY)"
+        )
+    if last > utc_now().date():
+        raise typer.BadParameter(f"{last} lies in the future (UTC)")
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def _print(as_json: bool, document: dict[str, Any], show: Callable[[], None]) -> None:
+    if as_json:
+        print(json.dumps(document, ensure_ascii=False, default=str))
+    else:
+        show()
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on standard error when a person watches, silence otherwise."""
+    if not err.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(),
+               TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=err, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield update

@@ -1,0 +1,224 @@
+"""The assets of a usage day, made by one step that takes the days of a run one by one.
+
+    readings → sensor_activity → usage_snapshot → meter_events → verification
+
+One step, because a day that cannot be counted must hold back itself and no other: between
+steps, Dagster would skip all days of a run for the sake of one. So each day's materializations
+and check results are logged for its own partition as they happen, the days that can be done are
+done, and the run fails at the end with the list of those that could not.
+"""
+
+from collections.abc import Generator, Iterator
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import duckdb
+
+from billing_pipeline.defs import metadata, specs
+from billing_pipeline.defs.partitions import usage_days
+from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
+from billing_pipeline.metering.timestamps import is_over
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.statement import Rooms, state_days, verify_days
+from billing_pipeline.usage import UnusableInput, count_day, load_snapshot, take_snapshot
+from billing_pipeline.usage.activity import ConservationError
+from billing_pipeline.usage.inputs import folder_name
+
+Events = Iterator[Any]
+
+DAY_ERRORS = (UnusableInput, ConservationError, duckdb.Error, OSError)
+"""What one day's files or the disk can do: that day fails, the others go on."""
+
+
+STRIPE_RETRIES, STRIPE_RETRY_SECONDS = 3, 120
+"""While Stripe cannot be reached a run tries again by itself; then the sensors take over."""
+
+
+class BillingConfig(dg.Config):
+    """Options of a run."""
+
+    retry_rejected: bool = False
+    """State again what Stripe refused, after its cause was mended there."""
+    verify_wait_seconds: float = 30.0
+    """How long to wait for Stripe's summaries to catch up before the run ends."""
+
+
+@dg.multi_asset(
+    name="bill_usage_days",
+    specs=[
+        specs.SENSOR_ACTIVITY,
+        specs.USAGE_SNAPSHOT,
+        specs.METER_EVENTS,
+        specs.VERIFICATION,
+    ],
+    check_specs=[specs.CONSERVATION, specs.COMPLETENESS, specs.DELIVERY, specs.AGREEMENT],
+    partitions_def=usage_days,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    can_subset=True,
+    pool="billing",
+)
+def bill_usage_days(
+    context: dg.AssetExecutionContext, config: BillingConfig, billing: dg.ResourceParam[Billing]
+) -> Events:
+    """Count the days of this run, state their usage to Stripe, and verify it there."""
+    selected = {key.to_user_string() for key in context.selected_asset_keys}
+    days = [date.fromisoformat(key) for key in context.partition_keys]
+    billing.outcome = RunOutcome()
+    try:
+        rooms = billing.open(context.run_id)
+        if selected & {"sensor_activity", "usage_snapshot"}:
+            days = yield from _count(rooms, billing, days, selected)
+        if "meter_events" in selected:
+            yield from _state(rooms, billing, days, config)
+        if "verification" in selected:
+            yield from _verify(rooms, billing, days, config)
+    except ConfigurationError as error:
+        billing.outcome.configuration_error = str(error)
+        raise dg.Failure(str(error), allow_retries=False) from None
+    _raise_what_failed(billing)
+
+
+def _count(
+    rooms: Rooms, billing: Billing, days: list[date], selected: set[str]
+) -> Generator[Any, None, list[date]]:
+    """Count each day; returns the days whose checks passed."""
+    ready = []
+    for number, day in enumerate(days, start=1):
+        outcome = billing.outcome.days[day] = DayOutcome()
+        try:
+            yield from _count_one(rooms, day, selected, outcome)
+            if is_over(day, rooms.clock()):
+                ready.append(day)
+        except DAY_ERRORS as error:
+            outcome.error = f"{type(error).__name__}: {error}"
+            if "usage_snapshot" in selected:
+                yield _checked(specs.CONSERVATION, day, False, {"error": outcome.error})
+        if billing.progress is not None:
+            billing.progress("counting", number, len(days))
+    return ready
+
+
+def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome) -> Events:
+    if "sensor_activity" in selected:
+        counted = count_day(rooms.engine, rooms.readings, rooms.snapshots, day)
+        outcome.counted = counted
+        yield dg.AssetObservation(
+            specs.READINGS.key,
+            partition=day.isoformat(),
+            metadata={
+                "folder": dg.MetadataValue.path(rooms.readings.path(folder_name(day))),
+                "files": len(counted.files),
+                "rows": counted.rows_read,
+            },
+            tags={"dagster/data_version": counted.activity_id},
+        )
+        yield _materialized(
+            specs.SENSOR_ACTIVITY, day, metadata.of_activity(rooms, counted), counted.activity_id
+        )
+    if "usage_snapshot" in selected:
+        snapshot = take_snapshot(
+            rooms.engine,
+            rooms.readings,
+            rooms.snapshots,
+            day,
+            window_days=rooms.settings.billing_active_window_days,
+        )
+        outcome.counted, outcome.snapshot_id = snapshot.counted, snapshot.snapshot_id
+        yield _materialized(
+            specs.USAGE_SNAPSHOT, day, metadata.of_snapshot(rooms, snapshot), snapshot.snapshot_id
+        )
+        conserved = {"rows_read": snapshot.counted.rows_read}
+        yield _checked(specs.CONSERVATION, day, snapshot.counted.conserved, conserved)
+        over = is_over(day, rooms.clock())
+        yield _checked(specs.COMPLETENESS, day, over, {"at": rooms.clock().isoformat()})
+
+
+def _state(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
+    """State the days; each gets its own materialization and check."""
+    statement = state_days(
+        rooms, days, retry_rejected=config.retry_rejected, progress=billing.progress
+    )
+    billing.outcome.statement = statement
+    for day in statement.without_snapshot:
+        error = "there is no usage snapshot: materialize usage_snapshot first"
+        billing.outcome.days.setdefault(day, DayOutcome()).error = error
+    for day in days:
+        if day in statement.without_snapshot:
+            continue
+        snapshot = load_snapshot(rooms.engine, rooms.snapshots, day)
+        version = snapshot.snapshot_id if snapshot else ""
+        facts = metadata.of_events(rooms, day)
+        yield _materialized(specs.METER_EVENTS, day, facts, version)
+        waiting = sum(facts[s] for s in ("planned", "sending", "ambiguous", "held"))
+        refused = len(rooms.inquiry.rejected([day]))
+        yield _checked(
+            specs.DELIVERY,
+            day,
+            not waiting and not refused,
+            {"waiting_or_held": waiting, "refused": refused},
+        )
+
+
+def _verify(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
+    """Verify the days; what still lags is a warning, a difference that lasts an error."""
+    report = verify_days(
+        rooms, days, wait_seconds=config.verify_wait_seconds, progress=billing.progress
+    )
+    billing.outcome.verification = report
+    for day in days:
+        facts = metadata.of_verification(rooms, day)
+        yield _materialized(specs.VERIFICATION, day, facts)
+        unconfirmed = rooms.inquiry.counts([day])["accepted"]
+        yield _checked(
+            specs.AGREEMENT,
+            day,
+            not facts["mismatch"] and not unconfirmed,
+            {"mismatched": facts["mismatch"], "unconfirmed": unconfirmed},
+            severity=dg.AssetCheckSeverity.ERROR
+            if facts["mismatch"]
+            else dg.AssetCheckSeverity.WARN,
+        )
+
+
+def _raise_what_failed(billing: Billing) -> None:
+    failed = {day: o.error for day, o in billing.outcome.days.items() if o.error}
+    lines = [f"{day}: {error}" for day, error in sorted(failed.items())]
+    stopped = billing.outcome.statement.stopped
+    if stopped:
+        lines.append(f"delivery stopped: {stopped}; the rest stays planned")
+    if lines:
+        failure = dg.Failure("\n".join(lines), allow_retries=False)
+        # Stripe may come back soon; a broken file stays broken until somebody mends it.
+        if stopped and not billing.outcome.statement.denied and billing.unattended:
+            raise dg.RetryRequested(STRIPE_RETRIES, STRIPE_RETRY_SECONDS) from failure
+        raise failure
+
+
+def _materialized(
+    spec: dg.AssetSpec, day: date, facts: dict[str, Any], version: str = ""
+) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        spec.key,
+        partition=day.isoformat(),
+        metadata=facts,
+        tags={"dagster/data_version": version} if version else {},
+    )
+
+
+def _checked(
+    spec: dg.AssetCheckSpec,
+    day: date,
+    passed: bool,
+    facts: dict[str, Any],
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key=spec.asset_key,
+        check_name=spec.name,
+        passed=passed,
+        metadata={name: dg.MetadataValue.text(str(value)) for name, value in facts.items()},
+        severity=severity,
+        partition=day.isoformat(),
+        blocking=spec.blocking,
+    )

@@ -1,0 +1,118 @@
+"""What a person sees beside a materialization."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+
+from billing_pipeline.statement import Rooms
+from billing_pipeline.usage import CountedDay, Snapshot
+from billing_pipeline.usage.activity import ACTIVITY_FILE, day_folder
+from billing_pipeline.usage.snapshot import SNAPSHOT_FILE
+
+LARGEST = 10
+
+
+def table(rows: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
+    """At most LARGEST rows as a table."""
+    return dg.MetadataValue.md(
+        pd.DataFrame(rows[:LARGEST]).to_markdown(index=False) if rows else "(none)"
+    )
+
+
+def of_activity(rooms: Rooms, counted: CountedDay) -> dict[str, Any]:
+    """Counts, files and quarantine of a counted day."""
+    return {
+        **_counts(counted),
+        "dagster/row_count": counted.sensors,
+        "path": dg.MetadataValue.path(
+            rooms.snapshots.path(day_folder(counted.usage_day), ACTIVITY_FILE)
+        ),
+        "files": table([{"file": f.name, "rows": f.rows, "bytes": f.size} for f in counted.files]),
+        "folder": "found" if counted.folder_exists else "no folder: zero readings",
+        "ignored_files": ", ".join(counted.ignored_files) or "(none)",
+        "quarantine": table(
+            [
+                {"reason": reason, "organization": organization or "(missing)", "rows": rows}
+                for reason, organization, rows in counted.quarantine_sample
+            ]
+        ),
+    }
+
+
+def of_snapshot(rooms: Rooms, snapshot: Snapshot) -> dict[str, Any]:
+    """Counts, identity and the largest organizations of a snapshot."""
+    largest = sorted(snapshot.organizations, key=lambda o: o.reading_volume, reverse=True)
+    return {
+        **_counts(snapshot.counted),
+        "dagster/row_count": len(snapshot.organizations),
+        "snapshot_id": snapshot.snapshot_id,
+        "path": dg.MetadataValue.path(
+            rooms.snapshots.path(day_folder(snapshot.usage_day), SNAPSHOT_FILE)
+        ),
+        "files": ", ".join(f.name for f in snapshot.counted.files) or "(none)",
+        "window_days": len(snapshot.window),
+        "largest_organizations": table(
+            [
+                {
+                    "organization": o.organization_id,
+                    "active_sensors": o.active_sensors,
+                    "reading_volume": o.reading_volume,
+                }
+                for o in largest[:LARGEST]
+            ]
+        ),
+    }
+
+
+def of_events(rooms: Rooms, day: date) -> dict[str, Any]:
+    """The day's events by state, and what is held or refused."""
+    counts = rooms.inquiry.counts([day])
+    return {
+        **counts,
+        "dagster/row_count": sum(counts.values()) - counts["held"],
+        "held_usage": table(
+            [
+                {"organization": h.cell.organization_id, "meter": h.cell.event_name,
+                 "value": h.value, "reason": h.reason}
+                for h in rooms.inquiry.held([day])
+            ]
+        ),
+        "refused": table(
+            [
+                {"organization": r["organization_id"], "meter": r["meter"], "value": r["value"],
+                 "code": r["error_code"], "message": r["error_message"]}
+                for r in rooms.inquiry.rejected([day])
+            ]
+        ),
+    }  # fmt: skip
+
+
+def of_verification(rooms: Rooms, day: date) -> dict[str, Any]:
+    """How far Stripe agrees, and where it does not."""
+    looks = {o: rooms.inquiry.checks([day], o) for o in ("agrees", "lagging", "mismatch")}
+    return {
+        **{outcome: len(rows) for outcome, rows in looks.items()},
+        "dagster/row_count": sum(len(rows) for rows in looks.values()),
+        "differences": table(
+            [
+                {"customer": r["customer"], "meter": r["event_name"], "ledger": r["expected"],
+                 "stripe": r["reported"]}
+                for r in looks["mismatch"] + looks["lagging"]
+            ]
+        ),
+    }  # fmt: skip
+
+
+def _counts(counted: CountedDay) -> dict[str, Any]:
+    return {
+        "rows_read": counted.rows_read,
+        "readings": counted.readings,
+        "exact_duplicates": counted.exact_duplicates,
+        "conflicting_duplicates": counted.conflicting_duplicates,
+        "quarantined": counted.quarantined_rows,
+    }

@@ -1,0 +1,52 @@
+"""The rooms of the pipeline as one Dagster resource, and what a run in them came to."""
+
+from dataclasses import dataclass, field
+from datetime import date
+
+from billing_pipeline.settings import load_settings
+from billing_pipeline.statement import Clock, Progress, Rooms, Statement, utc_now
+from billing_pipeline.stripe_meters import VerificationReport
+from billing_pipeline.usage import CountedDay
+
+
+@dataclass
+class DayOutcome:
+    """What counting a day came to: the counts, or the error that kept it from being counted."""
+
+    counted: CountedDay | None = None
+    snapshot_id: str | None = None
+    error: str | None = None
+
+
+@dataclass
+class RunOutcome:
+    """What a run did, for whoever started it in process."""
+
+    days: dict[date, DayOutcome] = field(default_factory=dict)
+    statement: Statement = field(default_factory=Statement)
+    verification: VerificationReport = field(default_factory=VerificationReport)
+    configuration_error: str | None = None
+
+
+class Billing:
+    """Opens the rooms when a run needs them, never before: loading definitions needs no key.
+
+    `progress`, `outcome` and `unattended` are for a run in the process of the command line:
+    a person who waits would rather hear at once that Stripe is away than after retries.
+    """
+
+    def __init__(
+        self,
+        clock: Clock = utc_now,
+        progress: Progress | None = None,
+        *,
+        unattended: bool = True,
+    ) -> None:
+        self.clock = clock
+        self.progress = progress
+        self.unattended = unattended
+        self.outcome = RunOutcome()
+
+    def open(self, run: str) -> Rooms:
+        """The rooms, with today's environment. Raises ConfigurationError."""
+        return Rooms.open(load_settings(), run, self.clock)

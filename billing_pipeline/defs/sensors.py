@@ -1,0 +1,115 @@
+"""What starts runs between the daily ones: readings that changed, usage left unfinished.
+
+Both ask the state of things, not an event log, so nothing slips past them; their cursor only
+remembers when a day was last asked for and why, to keep from asking again at every tick. A day
+that stays undone is asked for again after ASK_AGAIN.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, timedelta
+
+import dagster as dg
+
+from billing_pipeline.defs.jobs import bill_days, state_days
+from billing_pipeline.defs.resources import Billing
+from billing_pipeline.defs.specs import READINGS
+from billing_pipeline.metering.timestamps import OLDEST
+from billing_pipeline.statement import Rooms
+from billing_pipeline.usage import UnusableInput, is_current, list_day
+
+ASK_AGAIN = timedelta(hours=1)
+GRACE = timedelta(minutes=15)
+"""A day that has just ended is the schedule's."""
+
+RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+
+
+@dg.sensor(job=bill_days, minimum_interval_seconds=60)
+def changed_readings(
+    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
+) -> dg.SensorResult:
+    """Bill again the days of the last 34 whose files changed, or that were never counted."""
+    rooms = billing.open("changed_readings")
+    reasons, seen = {}, []
+    for day in _stateable_days(rooms):
+        try:
+            inputs = list_day(rooms.readings, day)
+            listing = json.dumps([(f.name, f.size, f.modified) for f in inputs.files])
+            current = is_current(
+                rooms.engine,
+                rooms.readings,
+                rooms.snapshots,
+                day,
+                window_days=rooms.settings.billing_active_window_days,
+            )
+        except UnusableInput as error:  # the run it starts will say so, on its day
+            listing, current = str(error), False
+        if not current:
+            reasons[day] = hashlib.sha256(listing.encode()).hexdigest()[:16]
+            seen.append(
+                dg.AssetObservation(
+                    READINGS.key,
+                    partition=day.isoformat(),
+                    metadata={"files": len(inputs.files) if listing.startswith("[") else listing},
+                )
+            )
+    asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+    return dg.SensorResult(
+        run_requests=_requests(asked),
+        asset_events=[event for event in seen if date.fromisoformat(str(event.partition)) in asked],
+        cursor=cursor,
+    )
+
+
+@dg.sensor(job=state_days, minimum_interval_seconds=300)
+def unfinished_usage(
+    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
+) -> dg.SensorResult:
+    """Finish the days with usage unsettled, unverified, or held until a customer was mapped."""
+    rooms = billing.open("unfinished_usage")
+    mapped = set(rooms.customers.mapping(rooms.settings.billing_customers_file))
+    stateable = set(_stateable_days(rooms))
+    unfinished = rooms.inquiry.unfinished_days(mapped, min(stateable, default=date.max))
+    reasons = {day: "unfinished" for day in unfinished if day in stateable}
+    asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+    return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
+
+
+def _stateable_days(rooms: Rooms) -> list[date]:
+    """The finished days that Stripe still takes events for."""
+    now = rooms.clock()
+    last = (now - GRACE).date() - timedelta(days=1)
+    first = max((now - OLDEST).date(), rooms.settings.billing_start_day)
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
+def _not_asked_lately(
+    cursor: str | None, reasons: Mapping[date, str], now: datetime
+) -> tuple[list[date], str]:
+    """The days to ask for now, and the cursor that remembers it."""
+    before: dict[str, list[str]] = json.loads(cursor) if cursor else {}
+    asked, after = [], {}
+    for day, reason in sorted(reasons.items()):
+        then = before.get(day.isoformat())
+        if then is None or then[0] != reason or now - datetime.fromisoformat(then[1]) >= ASK_AGAIN:
+            asked.append(day)
+            then = [reason, now.isoformat()]
+        after[day.isoformat()] = then
+    return asked, json.dumps(after)
+
+
+def _requests(days: Iterable[date]) -> list[dg.RunRequest]:
+    """One run per unbroken range of days. No run key: a key is spent for ever, also by a run
+    that failed, and a day may well change twice in the same way."""
+    ranges: list[tuple[date, date]] = []
+    for day in days:
+        if ranges and ranges[-1][1] + timedelta(days=1) == day:
+            ranges[-1] = (ranges[-1][0], day)
+        else:
+            ranges.append((day, day))
+    return [
+        dg.RunRequest(tags=dict(zip(RANGE, (first.isoformat(), last.isoformat()), strict=True)))
+        for first, last in ranges
+    ]

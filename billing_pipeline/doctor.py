@@ -1,0 +1,64 @@
+"""`billing doctor`: is each part of the configuration usable?"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import datetime
+
+from billing_pipeline.settings import ConfigurationError, Settings
+from billing_pipeline.statement import Rooms
+from billing_pipeline.stripe_meters import StripeUnreachable, look_up
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding. `exit_code` is what it contributes when it is not ok."""
+
+    name: str
+    ok: bool
+    detail: str
+    exit_code: int = 2
+
+
+def examine(settings: Settings, now: datetime) -> list[Check]:
+    """Check database, readings, customers, key and meters; changes nothing in Stripe."""
+    try:
+        rooms = Rooms.open(settings, "doctor")
+    except ConfigurationError as error:
+        return [Check("database", False, str(error))]
+    bound = rooms.inquiry.account()
+    speaks = "no Stripe account yet"
+    if bound is not None:
+        mode = "live" if bound["livemode"] else "test"
+        speaks = f"{bound['account_id'] or 'an account it may not read'}, {mode} mode"
+    checks = [Check("database", True, f"reachable, schema current; speaks for {speaks}")]
+    days = [name for name in rooms.readings.folders() if name.startswith("reading_date=")]
+    found = f"{len(days)} days, {days[0][13:]} to {days[-1][13:]}" if days else "no day's folder"
+    checks.append(
+        Check("readings", bool(days), f"{found} under {settings.billing_readings_uri}", 1)
+    )
+    try:
+        mapping = rooms.customers.mapping(settings.billing_customers_file)
+        checks.append(Check("customers", bool(mapping), f"{len(mapping)} organizations", 1))
+    except ConfigurationError as error:
+        checks.append(Check("customers", False, str(error)))
+    return [*checks, _stripe(rooms)]
+
+
+def _stripe(rooms: Rooms) -> Check:
+    try:
+        rooms.settings.require_key()
+        catalogue = asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters))
+        rooms.ledger.guard(catalogue.account_id, catalogue.livemode, catalogue.meters)
+    except ConfigurationError as error:
+        return Check("stripe", False, str(error))
+    except StripeUnreachable as error:
+        return Check("stripe", False, f"cannot be reached: {error}", 1)
+    mode = "live" if catalogue.livemode else "test"
+    return Check(
+        "stripe",
+        True,
+        f"account {catalogue.account_id or '(not readable)'}, {mode} mode, "
+        f"{len(catalogue.meters)} meters as expected",
+    )

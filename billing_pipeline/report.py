@@ -1,0 +1,213 @@
+"""What a run came to: as JSON for machines, as tables for people. No decisions, only words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+
+from billing_pipeline.defs import DayOutcome, RunOutcome
+from billing_pipeline.statement import PlanLine, Rooms
+from billing_pipeline.stripe_meters import VerificationReport
+
+NEEDS_A_PERSON = 1
+
+
+def run_document(
+    rooms: Rooms, days: Sequence[date], outcome: RunOutcome, run_id: str, error: str | None
+) -> dict[str, Any]:
+    """The answer of `billing run`."""
+    events = rooms.inquiry.counts(days)
+    mismatches = rooms.inquiry.checks(days, "mismatch")
+    return {
+        "from": days[0].isoformat(),
+        "to": days[-1].isoformat(),
+        "run_id": run_id,
+        "days": [day_document(day, outcome.days.get(day, DayOutcome())) for day in days],
+        "events": events,
+        "sent": outcome.statement.sent,
+        "verified": events["verified"],
+        "unconfirmed": events["accepted"],
+        "mismatched": len(mismatches),
+        "held": [held.as_json() for held in rooms.inquiry.held(days)],
+        "rejected": rooms.inquiry.rejected(days),
+        "mismatches": mismatches,
+        "unread": outcome.verification.unread,
+        "stopped": outcome.statement.stopped,
+        "problems": outcome.statement.problems,
+        "error": outcome.configuration_error or error,
+    }
+
+
+def day_document(day: date, outcome: DayOutcome) -> dict[str, Any]:
+    """One day of a run: its counts, or the error that kept it from being counted."""
+    counted = outcome.counted
+    document: dict[str, Any] = {"day": day.isoformat(), "error": outcome.error}
+    if counted is None:
+        return document
+    return document | {
+        "folder_exists": counted.folder_exists,
+        "files": [file.name for file in counted.files],
+        "ignored_files": list(counted.ignored_files),
+        "rows_read": counted.rows_read,
+        "readings": counted.readings,
+        "duplicates": counted.duplicates,
+        "exact_duplicates": counted.exact_duplicates,
+        "conflicting_duplicates": counted.conflicting_duplicates,
+        "quarantined": counted.quarantined_rows,
+        "quarantined_by_reason": counted.quarantined,
+        "snapshot_id": outcome.snapshot_id,
+    }
+
+
+def exit_code(document: dict[str, Any], outcome: RunOutcome) -> int:
+    """0 all done and right, 1 something needs a person, 2 wrong configuration."""
+    if outcome.configuration_error or outcome.statement.denied:
+        return 2
+    unsettled = sum(document["events"][s] for s in ("planned", "sending", "ambiguous"))
+    wrong = (
+        document["error"]
+        or document["stopped"]
+        or document["held"]
+        or document["rejected"]
+        or document["mismatched"]
+        or document["problems"]
+        or document["unread"]
+        or unsettled
+    )
+    return NEEDS_A_PERSON if wrong else 0
+
+
+def show_run(console: Console, document: dict[str, Any]) -> None:
+    """Print a run for a person: the days, the events, then what needs attention."""
+    table = Table("day", *(_right("rows"), _right("readings"), _right("duplicates")),
+                  _right("quarantined"), "", title="Usage days")  # fmt: skip
+    for day in document["days"]:
+        note = day["error"] or ""
+        if not note and not day.get("folder_exists", True):
+            note = "no folder: zero readings"
+        if not note and day.get("ignored_files"):
+            note = "not read: " + ", ".join(day["ignored_files"])
+        counts = [
+            str(day.get(name, ""))
+            for name in ("rows_read", "readings", "duplicates", "quarantined")
+        ]
+        table.add_row(day["day"], *counts, note)
+    console.print(table)
+    console.print(events_line(document["events"], document["sent"]))
+    for panel in attention(document):
+        console.print(panel)
+
+
+def events_line(events: dict[str, int], sent: int | None = None) -> str:
+    """Meter events by state in one line."""
+    states = ", ".join(f"{number} {state}" for state, number in events.items() if number)
+    line = f"Meter events: {states or 'none'}."
+    return line if sent is None else f"{line} Sent in this run: {sent}."
+
+
+def attention(document: dict[str, Any]) -> list[RenderableType]:
+    """Panels for everything that needs a person, with what to do."""
+    panels: list[RenderableType] = []
+    if document.get("error"):
+        panels.append(Panel(document["error"], title="Not done", border_style="red"))
+    if document.get("stopped") and document["stopped"] not in (document.get("error") or ""):
+        panels.append(
+            Panel(
+                f"{document['stopped']}\nWhat was not sent stays planned; run again.",
+                title="Delivery stopped",
+                border_style="red",
+            )
+        )
+    panels += _table_panel(
+        "Held: not stated yet", document.get("held", []),
+        ("day", "organization_id", "meter", "value", "explanation"),
+        "Usage without a customer is sent by the next run after `billing customers import`.",
+    )  # fmt: skip
+    panels += _table_panel(
+        "Refused by Stripe", document.get("rejected", []),
+        ("day", "organization_id", "meter", "customer", "value", "error_message"),
+        "Mend the cause in Stripe or the mapping, then `billing run --retry-rejected`.",
+    )  # fmt: skip
+    panels += _table_panel(
+        "Stripe disagrees with the ledger", document.get("mismatches", []),
+        ("usage_day", "customer", "event_name", "expected", "reported"),
+        "`billing explain` shows what was said; somebody else may have sent events to this meter.",
+    )  # fmt: skip
+    for title, name in (("Customers file", "problems"), ("Summaries not read", "unread")):
+        if document.get(name):
+            panels.append(Panel("\n".join(document[name][:20]), title=title, border_style="yellow"))
+    if document.get("unconfirmed"):
+        panels.append(
+            Panel(
+                f"{document['unconfirmed']} accepted events are not in Stripe's summaries yet. "
+                "These lag; `billing verify` looks again.",
+                title="Not confirmed yet",
+                border_style="yellow",
+            )
+        )
+    return panels
+
+
+def _table_panel(
+    title: str, rows: list[dict[str, Any]], columns: Sequence[str], advice: str
+) -> list[RenderableType]:
+    if not rows:
+        return []
+    table = Table(*columns)
+    for row in rows[:20]:
+        table.add_row(*(str(row[column]) for column in columns))
+    more = f"… and {len(rows) - 20} more (see --json)\n" if len(rows) > 20 else ""
+    return [
+        Panel(Group(table, more + advice), title=f"{title} ({len(rows)})", border_style="yellow")
+    ]
+
+
+def show_plan(console: Console, lines: Sequence[PlanLine], missing: Sequence[date]) -> None:
+    """Print a preview."""
+    if lines:
+        table = Table("day", "organization", "meter", "action", _right("in Stripe"),
+                      _right("target"), _right("to send"), "")  # fmt: skip
+        for line in lines:
+            before = "" if line.before is None else str(line.before)
+            table.add_row(
+                line.day.isoformat(), line.organization_id, line.meter, line.action,
+                before, str(line.target), str(line.value), line.detail,
+            )  # fmt: skip
+        console.print(table)
+    else:
+        console.print("Nothing to send: Stripe holds what the snapshots say.")
+    if missing:
+        console.print(
+            f"No snapshot yet for {len(missing)} day(s), from {min(missing)} to {max(missing)}: "
+            "`billing run` takes them, `billing run --dry-run` counts them for a preview."
+        )
+
+
+def verification_document(
+    rooms: Rooms, days: Sequence[date], report: VerificationReport
+) -> dict[str, Any]:
+    """The answer of `billing verify`."""
+    events = rooms.inquiry.counts(days)
+    mismatches = rooms.inquiry.checks(days, "mismatch")
+    return {
+        "from": days[0].isoformat(),
+        "to": days[-1].isoformat(),
+        "compared": report.agreed + report.lagging + len(report.mismatched),
+        "events": events,
+        "verified": events["verified"],
+        "unconfirmed": events["accepted"],
+        "mismatched": len(mismatches),
+        "mismatches": mismatches,
+        "unread": report.unread,
+    }
+
+
+def _right(title: str) -> Any:
+    from rich.table import Column
+
+    return Column(title, justify="right")
