@@ -33,9 +33,8 @@ class Engine:
             )
             try:
                 connection.execute("SET TimeZone = 'UTC'")
-                for folder in folders:
-                    if not folder.is_local:
-                        connection.register_filesystem(folder.fs)
+                for fs in {id(f.fs): f.fs for f in folders if not f.is_local}.values():
+                    connection.register_filesystem(fs)
                 yield connection
             finally:
                 connection.close()

@@ -184,9 +184,9 @@ def _value_columns(kind: str | None) -> tuple[str, str]:
 
 def _csv_rows(folder: Folder, day: str, name: str) -> str:
     """A CSV file as rows of text. The dialect is fixed: a guessed one can lose rows."""
-    with folder.open(day, name) as file:
+    with folder.open(day, name) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
-            header = next(csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline="")))
+            header = next(csv.reader(text))
         except (StopIteration, UnicodeDecodeError, csv.Error) as error:
             raise UnusableInput(f"{day}/{name} has no readable header line: {error}") from None
     for column in NEEDED:

