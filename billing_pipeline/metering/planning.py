@@ -90,6 +90,11 @@ def plan_cell(
     stated_for = stated_customer(said)
     pays = stated_for or customer
     last = max(said, key=lambda s: s.revision, default=None)
+    timestamp = stamp(cell.usage_day, max((s.timestamp for s in said), default=None), at)
+    reason = _why_hold(meter, cell, pays, shared and stated_for is None, timestamp, now, at)
+    if reason is not None:
+        # A first zero that cannot be stated is no usage: there is nothing to hold.
+        return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
     if (
         last is not None
         and last.state is State.REJECTED
@@ -98,12 +103,6 @@ def plan_cell(
         and not retry_rejected
     ):
         return None
-
-    timestamp = stamp(cell.usage_day, max((s.timestamp for s in said), default=None), at)
-    reason = _why_hold(meter, cell, pays, shared and stated_for is None, timestamp, now, at)
-    if reason is not None:
-        # A first zero that cannot be stated is no usage: there is nothing to hold.
-        return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
     assert pays is not None  # _why_hold says so
     assert timestamp is not None
     revision = last.revision + 1 if last is not None else 1

@@ -214,7 +214,9 @@ class Sandbox:
     # Account and customers -------------------------------------------------------------------
 
     async def get_account(self, request: Request, given: dict[str, Any]) -> Any:
-        """GET /v1/account."""
+        """GET /v1/account; a restricted key may not."""
+        if "Bearer rk_" in request.headers["authorization"]:
+            raise StripeRefusal(403, "The provided key does not have the required permissions.")
         return {"id": self.account.account_id, "object": "account"}
 
     async def post_customer(self, request: Request, given: dict[str, Any]) -> Any:

@@ -1,0 +1,238 @@
+"""The ledger on both databases: what it writes down, refuses and remembers."""
+
+from __future__ import annotations
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import IntegrityError
+
+from billing_pipeline.database import migrate, open_database, writing
+from billing_pipeline.ledger import Checked, Inquiry, Ledger, Outcome
+from billing_pipeline.ledger.tables import history, meter_events
+from billing_pipeline.metering import (
+    Cell,
+    DayPlan,
+    Formula,
+    Hold,
+    HoldReason,
+    Measure,
+    Meter,
+    MeterEvent,
+    MeterSpec,
+    State,
+)
+from billing_pipeline.settings import ConfigurationError
+
+DAY = date(2026, 3, 10)
+NOW = datetime(2026, 3, 11, 0, 10, tzinfo=UTC)
+CELL = Cell(DAY, "örg", "temperature_readings")
+SUM = Meter("temperature_readings", Formula.SUM, Measure.READING_VOLUME, meter_id="mtr_1")
+SPEC = MeterSpec("temperature_readings", Formula.SUM, Measure.READING_VOLUME)
+REPLACING = {"temperature_readings": False}
+
+
+def event(revision: int = 1, value: int = 7, cell: Cell = CELL) -> MeterEvent:
+    return MeterEvent(cell, revision, "cus_1", value, value, 1_773_183_600 + revision)
+
+
+def write(ledger: Ledger, *planned: Any, now: datetime = NOW) -> None:
+    plan = DayPlan(DAY)
+    for each in planned:
+        plan.add(each)
+    with ledger.planning() as connection:
+        ledger.write_plan(connection, plan, lambda cell: True, "snapshot", now)
+
+
+def send(ledger: Ledger, state: State, **facts: Any) -> None:
+    ids = [outgoing.id for outgoing in ledger.deliverable([DAY])]
+    ledger.claim(ids, NOW)
+    ledger.record([Outcome(id, state, **facts) for id in ids], NOW, was={State.SENDING})
+
+
+@pytest.fixture
+def ledger(engine: Engine) -> Ledger:
+    return Ledger(engine, "run-1")
+
+
+def test_every_change_of_state_is_kept_with_time_run_and_request(ledger: Ledger) -> None:
+    write(ledger, event())
+    send(ledger, State.ACCEPTED, request_id="req_9")
+    story = Inquiry(ledger.engine).story(CELL)
+    assert [(h["from_state"], h["to_state"]) for h in story.history] == [
+        (None, "planned"),
+        ("planned", "sending"),
+        ("sending", "accepted"),
+    ]
+    assert {h["run"] for h in story.history} == {"run-1"}
+    assert story.history[-1]["request_id"] == "req_9"
+    assert datetime.fromisoformat(story.history[-1]["at"]) == NOW
+    (kept,) = story.events
+    assert (kept["state"], kept["attempts"], kept["request_id"]) == ("accepted", 1, "req_9")
+    assert kept["identifier"] == event().identifier
+
+
+def test_the_database_refuses_a_second_event_for_a_revision(ledger: Ledger) -> None:
+    write(ledger, event())
+    send(ledger, State.ACCEPTED)
+    with pytest.raises(IntegrityError):
+        write(ledger, event())
+
+
+def test_the_database_refuses_a_second_unsettled_event_of_a_cell(ledger: Ledger) -> None:
+    write(ledger, event(1))
+    with pytest.raises(IntegrityError):
+        write(ledger, event(2))
+    send(ledger, State.ACCEPTED)
+    write(ledger, event(2))
+
+
+def test_what_a_crash_left_sending_reads_as_ambiguous(ledger: Ledger) -> None:
+    write(ledger, event())
+    (outgoing,) = ledger.deliverable([DAY])
+    ledger.claim([outgoing.id], NOW)
+    assert ledger.deliverable([DAY]) == []
+    assert ledger.recover(NOW + timedelta(hours=1)) == 1
+    (found,) = ledger.deliverable([DAY])
+    assert found.state is State.AMBIGUOUS
+    assert found.first_attempt_at == NOW
+    assert found.event == outgoing.event
+
+
+def test_the_first_attempt_stays_the_first(ledger: Ledger) -> None:
+    write(ledger, event())
+    send(ledger, State.AMBIGUOUS)
+    (outgoing,) = ledger.deliverable([DAY])
+    ledger.claim([outgoing.id], NOW + timedelta(hours=5))
+    ledger.recover(NOW + timedelta(hours=6))
+    (found,) = ledger.deliverable([DAY])
+    assert found.first_attempt_at == NOW
+    assert found.last_attempt_at == NOW + timedelta(hours=5)
+
+
+def test_a_hold_is_kept_changed_and_released_with_its_history(ledger: Ledger) -> None:
+    inquiry = Inquiry(ledger.engine)
+    write(ledger, Hold(CELL, 7, 7, HoldReason.NO_CUSTOMER))
+    write(ledger, Hold(CELL, 7, 7, HoldReason.NO_CUSTOMER), now=NOW + timedelta(hours=1))
+    (held,) = inquiry.held([DAY])
+    assert (held.value, held.reason, held.since) == (7, "no_customer", NOW)
+    write(ledger, Hold(CELL, 9, 9, HoldReason.NO_CUSTOMER))
+    assert [h.value for h in inquiry.held([DAY])] == [9]
+    write(ledger, event())
+    assert inquiry.held([DAY]) == []
+    details = [(h["to_state"], h["detail"]) for h in inquiry.story(CELL).history]
+    assert details == [
+        ("held", "no_customer: value 7"),
+        ("held", "no_customer: value 9"),
+        ("released", "released"),
+        ("planned", "value 7"),
+    ]
+
+
+def test_a_hold_without_usage_any_more_is_withdrawn_and_stays_on_record(ledger: Ledger) -> None:
+    write(ledger, Hold(CELL, 7, 7, HoldReason.NO_CUSTOMER))
+    write(ledger)
+    inquiry = Inquiry(ledger.engine)
+    assert inquiry.counts([DAY])["held"] == 0
+    assert "withdrawn" in inquiry.story(CELL).history[-1]["detail"]
+
+
+def test_counts_cover_every_state(ledger: Ledger) -> None:
+    write(ledger, event())
+    counts = Inquiry(ledger.engine).counts([DAY])
+    assert counts == {
+        "planned": 1,
+        "sending": 0,
+        "ambiguous": 0,
+        "accepted": 0,
+        "verified": 0,
+        "rejected": 0,
+        "held": 0,
+    }
+
+
+def test_agreement_verifies_and_is_remembered(ledger: Ledger) -> None:
+    write(ledger, event(1, 7))
+    send(ledger, State.ACCEPTED)
+    (settled,) = ledger.settled([DAY], REPLACING, unverified_only=True)
+    assert (settled.expected, settled.certain, settled.pending) == (7, None, (7,))
+    ledger.record_checks([Checked(settled, "7", "agrees")], NOW)
+    assert ledger.settled([DAY], REPLACING, unverified_only=True) == []
+    write(ledger, event(2, -3))
+    send(ledger, State.ACCEPTED)
+    (settled,) = ledger.settled([DAY], REPLACING, unverified_only=True)
+    assert (settled.expected, settled.certain, settled.pending) == (4, 7, (-3,))
+    ledger.record_checks([Checked(settled, "7", "lagging")], NOW)
+    ledger.record_checks([Checked(settled, "9", "mismatch")], NOW)
+    (look,) = Inquiry(ledger.engine).checks([DAY], "mismatch")
+    assert (look["expected"], look["reported"]) == (4, "9")
+
+
+def test_the_account_guard_refuses_another_account_mode_or_meter(ledger: Ledger) -> None:
+    ledger.bind("acct_1", False, [SUM], NOW)
+    ledger.bind("acct_1", False, [SUM], NOW)
+    ledger.bind(None, False, [SUM], NOW)  # a restricted key: the meters' ids vouch for it
+    with pytest.raises(ConfigurationError, match="acct_2"):
+        ledger.bind("acct_2", False, [SUM], NOW)
+    with pytest.raises(ConfigurationError, match="live"):
+        ledger.bind("acct_1", True, [SUM], NOW)
+    write(ledger, event())
+    send(ledger, State.ACCEPTED)
+    other = Meter("temperature_readings", Formula.SUM, Measure.READING_VOLUME, meter_id="mtr_2")
+    with pytest.raises(ConfigurationError, match="mtr_2"):
+        ledger.bind(None, False, [other], NOW)
+    with ledger.engine.begin() as connection:
+        assert connection.scalar(text("SELECT account_id FROM account")) == "acct_1"
+
+
+def test_meters_are_known_as_last_seen_and_as_specified_before(ledger: Ledger) -> None:
+    assert ledger.known_meters([SPEC]) == [
+        Meter("temperature_readings", Formula.SUM, Measure.READING_VOLUME)
+    ]
+    seen = Meter(
+        "temperature_readings", Formula.SUM, Measure.READING_VOLUME, "day", "c", "v", "mtr_1"
+    )
+    ledger.bind("acct_1", False, [seen], NOW)
+    assert ledger.known_meters([SPEC]) == [seen]
+
+
+def test_naive_times_are_refused(ledger: Ledger) -> None:
+    with pytest.raises(Exception, match="naive"):
+        write(ledger, event(), now=datetime(2026, 3, 11))  # noqa: DTZ001
+
+
+def test_a_failed_plan_leaves_nothing_behind(ledger: Ledger) -> None:
+    with pytest.raises(RuntimeError), ledger.planning() as connection:
+        plan = DayPlan(DAY, events=[event()])
+        ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
+        raise RuntimeError("killed here")
+    with ledger.engine.begin() as connection:
+        assert connection.execute(select(meter_events)).all() == []
+        assert connection.execute(select(history)).all() == []
+
+
+def test_migrating_twice_changes_nothing(engine: Engine) -> None:
+    migrate(engine)
+    with writing(engine) as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0001"
+
+
+def test_the_migrations_build_the_tables_that_the_code_describes(engine: Engine) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from billing_pipeline.database import metadata
+
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+
+
+def test_a_database_that_cannot_be_used_is_named_without_its_password() -> None:
+    with pytest.raises(ConfigurationError) as failure:
+        open_database("postgresql+psycopg://me:geheim@127.0.0.1:1/x?connect_timeout=2")
+    assert "127.0.0.1" in str(failure.value)
+    assert "geheim" not in str(failure.value)
+    with pytest.raises(ConfigurationError, match="mysql"):
+        open_database("mysql://x/y")

@@ -1,0 +1,257 @@
+"""Delivery over HTTP with the official SDK, against the sandbox with faults on."""
+
+from __future__ import annotations
+
+from datetime import date, timedelta
+
+import pytest
+
+from billing_pipeline.metering import Cell, State
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.statement import state_days
+from billing_pipeline.usage import take_snapshot
+from tests.support import World, yesterday
+
+ORGANIZATIONS = [f"org-{n}" for n in range(12)]
+
+
+def days(number: int) -> list[date]:
+    return [yesterday() - timedelta(days=n) for n in reversed(range(number))]
+
+
+def furnish(world: World, number_of_days: int) -> dict[date, dict[str, dict[str, int]]]:
+    """Meters, customers and readings; returns the usage written."""
+    world.make_meters()
+    world.make_customers(ORGANIZATIONS)
+    usage = {
+        day: {
+            organization: {f"s{s}": 1 + (d + s) % 4 for s in range(1 + n % 3)}
+            for n, organization in enumerate(ORGANIZATIONS)
+        }
+        for d, day in enumerate(days(number_of_days))
+    }
+    for day, organizations in usage.items():
+        world.write_readings(day, organizations)
+    return usage
+
+
+def counts(world: World, span: list[date]) -> dict[str, int]:
+    return {k: n for k, n in world.rooms().inquiry.counts(span).items() if n}
+
+
+def test_what_the_readings_prove_is_billed_and_a_second_run_sends_nothing(world: World) -> None:
+    usage = furnish(world, 4)
+    first = world.bill(usage)
+    assert world.billed() == world.due(usage)
+    assert first.sent == 4 * len(ORGANIZATIONS) * 2
+    assert counts(world, list(usage)) == {"verified": first.sent}
+    assert world.bill(usage).sent == 0
+    assert world.sandbox.seen["meter_events"] == first.sent
+    assert world.sandbox.seen["without_timestamp"] == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_every_passing_fault_the_bill_is_right_and_nothing_is_counted_twice(
+    world: World, seed: int
+) -> None:
+    world.sandbox.seed = seed
+    usage = furnish(world, 3)
+    world.sandbox.faults = Faults.parse(
+        "rate_limit=0.1,error_after=0.1,cut_before=0.1,cut_after=0.1,slow=0.02,slow_seconds=0.2"
+    )
+    world.bill(usage)
+    world.sandbox.faults = Faults()
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+    events = world.sandbox.account.events
+    assert len(events) == len({event.identifier for event in events})
+    assert set(counts(world, list(usage))) == {"verified"}
+    assert world.sandbox.seen["two_in_flight"] == 0
+    for fault in ("rate_limit", "error_after", "cut_before", "cut_after"):
+        assert world.sandbox.seen[fault] > 0
+
+
+def test_events_of_one_customer_and_meter_go_one_by_one_and_in_order(world: World) -> None:
+    usage = furnish(world, 6)
+    world.sandbox.faults = Faults.parse("latency=0.01")
+    world.bill(usage)
+    assert world.sandbox.seen["two_in_flight"] == 0
+    lanes: dict[tuple[str, str], list[int]] = {}
+    for event in world.sandbox.account.events:
+        lanes.setdefault((event.customer, event.event_name), []).append(event.timestamp)
+    assert all(stamps == sorted(stamps) for stamps in lanes.values())
+
+
+def test_a_repeated_identifier_is_taken_for_accepted(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("cut_after=1")
+    state_days(rooms, [day])  # everything is counted, no answer arrives
+    world.sandbox.faults = Faults()
+    world.sandbox.stored.clear()  # Stripe forgot the Idempotency-Keys, but not the identifiers
+    state_days(rooms, [day])
+    assert world.billed() == world.due(usage)
+    assert set(counts(world, [day])) == {"accepted"}
+
+
+def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    world.write_customers({**world.customers, "org-0": "cus_unknown"})
+    world.bill(usage)
+    assert counts(world, [day]) == {"verified": 22, "rejected": 2}
+    refused = world.rooms().inquiry.rejected([day])
+    assert {r["error_code"] for r in refused} == {"meter_event_customer_not_found"}
+    requests = world.sandbox.seen["meter_events"]
+    assert world.bill(usage).sent == 0
+    assert world.sandbox.seen["meter_events"] == requests
+    world.write_customers(world.customers)  # mended: another customer is another statement
+    assert world.bill(usage).sent == 2
+    assert world.billed() == world.due(usage)
+
+
+def test_retrying_what_was_refused_is_a_persons_decision(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    meter = next(iter(world.sandbox.account.meters.values()))
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    gone = world.sandbox.account.customers.pop(world.customers["org-1"])
+    state_days(rooms, [day])
+    assert counts(world, [day])["rejected"] == 2
+    world.sandbox.account.customers[gone["id"]] = gone
+    assert state_days(rooms, [day]).sent == 0
+    assert state_days(rooms, [day], retry_rejected=True).sent == 2
+    assert world.billed() == world.due(usage)
+    assert meter["status"] == "active"
+
+
+def test_unreachable_stripe_leaves_everything_planned_and_a_later_run_finishes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 2)
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms("away")
+    for day in usage:
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    statement = state_days(rooms, list(usage))
+    assert statement.stopped is not None
+    assert "cannot be reached" in statement.stopped
+    assert counts(world, list(usage)) == {"planned": 2 * len(ORGANIZATIONS) * 2}
+    monkeypatch.setenv("STRIPE_API_BASE", world.base)
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+
+
+def test_a_first_run_without_stripe_plans_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    monkeypatch.setenv("BILLING_DATABASE_URL", f"sqlite:///{world.home}/new.db")
+    rooms = world.rooms("first")
+    (day,) = usage
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    state_days(rooms, [day])
+    assert counts(world, [day]) == {"planned": len(ORGANIZATIONS) * 2}
+
+
+def test_a_refused_key_is_a_configuration_error_and_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_live_not_for_a_sandbox")
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    with pytest.raises(ConfigurationError) as failure:
+        state_days(rooms, [day])
+    assert "STRIPE_SECRET_KEY" in str(failure.value)
+    assert "sk_live" not in str(failure.value)
+    assert counts(world, [day]) == {}
+
+
+def test_a_rate_limit_slows_delivery_down_and_loses_nothing(world: World) -> None:
+    usage = furnish(world, 2)
+    world.sandbox.faults = Faults.parse("limit=40")
+    world.bill(usage)
+    assert world.sandbox.seen["over_limit"] > 0
+    assert world.billed() == world.due(usage)
+
+
+def test_an_unmapped_organization_is_held_and_sent_when_the_mapping_appears(world: World) -> None:
+    usage = furnish(world, 2)
+    span = list(usage)
+    mapping = dict(world.customers)
+    del world.customers["org-3"]
+    world.write_customers(world.customers)
+    world.bill(usage)
+    held = world.rooms().inquiry.held(span)
+    assert {h.cell.organization_id for h in held} == {"org-3"}
+    assert {h.reason for h in held} == {"no_customer"}
+    assert len(held) == 4
+    assert world.rooms().inquiry.unfinished_days(set(world.customers), span[0]) == []
+    world.customers = mapping
+    world.write_customers(mapping)
+    assert world.rooms().inquiry.unfinished_days(set(mapping), span[0]) == span
+    assert world.bill(usage).sent == 4
+    assert world.billed() == world.due(usage)
+    assert world.rooms().inquiry.held(span) == []
+
+
+def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_held_on_last(
+    world: World,
+) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_customers({"a": world.customers["a"], "b": world.customers["a"]})
+    day = yesterday()
+    world.write_readings(day, {"a": {"s": 3}, "b": {"t": 4}})
+    world.bill([day])
+    assert world.billed() == {(world.customers["a"], "temperature_readings", day): 7}
+    held = world.rooms().inquiry.held([day])
+    assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
+        ("a", "active_sensors", "customer_shared"),
+        ("b", "active_sensors", "customer_shared"),
+    }
+    assert counts(world, [day]) == {"verified": 2, "held": 2}
+
+
+def test_a_changed_mapping_concerns_days_not_yet_stated(world: World) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    old = world.customers["a"]
+    first, second = days(2)
+    world.write_readings(first, {"a": {"s": 3}})
+    world.bill([first])
+    world.make_customers(["a"])
+    new = world.customers["a"]
+    world.write_readings(first, {"a": {"s": 2}})
+    world.write_readings(second, {"a": {"s": 5}})
+    world.bill([first, second])
+    billed = world.billed()
+    assert billed[old, "temperature_readings", first] == 2
+    assert billed[new, "temperature_readings", second] == 5
+    assert (new, "temperature_readings", first) not in billed
+
+
+def test_a_planned_event_that_grew_too_old_is_never_sent_and_its_usage_held(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("rate_limit=1")
+    state_days(rooms, [day])
+    assert set(counts(world, [day])) == {"planned"}
+    world.sandbox.faults = Faults()
+    world.advance(days=36)
+    assert state_days(rooms, [day]).sent == 0
+    assert world.billed() == {}
+    assert counts(world, [day]) == {"rejected": 24, "held": 24}
+    story = rooms.inquiry.story(Cell(day, "org-0", "temperature_readings"))
+    assert story.events[0]["state"] == State.REJECTED
+    assert story.held is not None
+    assert story.held.reason == "too_old"

@@ -1,0 +1,147 @@
+"""Ambiguous events: sent again while Stripe knows the identifier, settled by summaries later."""
+
+from __future__ import annotations
+
+from datetime import date
+
+import pytest
+
+from billing_pipeline.ledger import Outcome
+from billing_pipeline.metering import Cell, State
+from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.statement import Rooms, state_days
+from billing_pipeline.usage import take_snapshot
+from tests.support import World, yesterday
+
+METERS = ("active_sensors", "temperature_readings")
+
+
+@pytest.fixture
+def day(world: World) -> date:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_readings(day, {"a": {"s": 3, "t": 2}})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    return day
+
+
+def states(rooms: Rooms, day: date, meter: str) -> list[tuple[str, str | None]]:
+    events = rooms.inquiry.story(Cell(day, "a", meter)).events
+    return [(event["state"], event["error_code"]) for event in events]
+
+
+def due(world: World, day: date) -> dict[tuple[str, str, date], int]:
+    customer = world.customers["a"]
+    return {(customer, "active_sensors", day): 2, (customer, "temperature_readings", day): 5}
+
+
+def crash_while_sending(world: World, day: date, *, counted: bool) -> Rooms:
+    """Leave the day's events in `sending`, counted by Stripe or not, as a killed run would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+        state_days(world.rooms("killed"), [day])
+    rooms = world.rooms("after")
+    with rooms.ledger.delivering():
+        outgoing = rooms.ledger.deliverable([day])
+        rooms.ledger.claim([o.id for o in outgoing], world.clock())
+    if counted:
+        account = world.sandbox.account
+        for event in (o.event for o in outgoing):
+            given = {
+                "event_name": event.cell.event_name,
+                "identifier": event.identifier,
+                "timestamp": str(event.timestamp),
+                "payload": {"stripe_customer_id": event.customer, "value": str(event.value)},
+            }
+            account.take_event(account.check_event(given))
+    return rooms
+
+
+def test_an_event_counted_unseen_is_recognized_in_the_summary_at_once(
+    world: World, day: date
+) -> None:
+    world.sandbox.faults = Faults.parse("error_after=1")
+    rooms = world.rooms()
+    state_days(rooms, [day])
+    assert {s for meter in METERS for s, _ in states(rooms, day, meter)} == {"accepted"}
+    assert world.billed() == due(world, day)
+
+
+def test_a_stored_500_is_not_taken_for_an_answer_and_is_settled_after_a_day(
+    world: World, day: date
+) -> None:
+    world.sandbox.faults = Faults.parse("error_before=1")
+    rooms = world.rooms()
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
+    world.sandbox.faults = Faults()
+    state_days(rooms, [day])  # Stripe replays its stored 500: nothing is learnt, nothing lost
+    assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
+    assert world.billed() == {}
+    world.advance(hours=24)
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings") == [
+        ("rejected", "not_counted"),
+        ("accepted", None),
+    ]
+    assert world.billed() == due(world, day)
+
+
+@pytest.mark.parametrize("hours", [1, 22, 24, 100])
+def test_after_a_crash_what_was_not_counted_is_stated_once(
+    world: World, day: date, hours: int
+) -> None:
+    rooms = crash_while_sending(world, day, counted=False)
+    world.advance(hours=hours)
+    state_days(rooms, [day])
+    assert world.billed() == due(world, day)
+    assert len(world.sandbox.account.events) == 2
+
+
+@pytest.mark.parametrize("hours", [1, 22, 24, 100])
+def test_after_a_crash_what_was_counted_is_not_counted_again(
+    world: World, day: date, hours: int
+) -> None:
+    rooms = crash_while_sending(world, day, counted=True)
+    world.advance(hours=hours)
+    state_days(rooms, [day])
+    assert world.billed() == due(world, day)
+    assert len(world.sandbox.account.events) == 2, "sent again after Stripe forgot the identifier"
+    assert {s for meter in METERS for s, _ in states(rooms, day, meter)} == {"accepted"}
+
+
+def test_a_summary_that_decides_nothing_leaves_the_event_ambiguous(world: World, day: date) -> None:
+    rooms = crash_while_sending(world, day, counted=False)
+    stranger = {
+        "event_name": "temperature_readings",
+        "payload": {"stripe_customer_id": world.customers["a"], "value": "1"},
+        "timestamp": str(day_start(day)),
+    }
+    account = world.sandbox.account
+    account.take_event(account.check_event(stranger))
+    world.advance(hours=30)
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings") == [("ambiguous", "undecided")]
+    assert states(rooms, day, "active_sensors")[-1][0] == "accepted"
+
+
+def test_a_recent_attempt_keeps_a_missing_event_open_because_summaries_lag(
+    world: World, day: date
+) -> None:
+    rooms = crash_while_sending(world, day, counted=False)
+    world.advance(hours=24)
+    with rooms.ledger.delivering():
+        rooms.ledger.recover(world.clock())
+        ids = [o.id for o in rooms.ledger.deliverable([day])]
+        rooms.ledger.claim(ids, world.clock())  # tried again just now, by an older program
+        rooms.ledger.record(
+            [Outcome(id, State.AMBIGUOUS) for id in ids], world.clock(), was={State.SENDING}
+        )
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
+    world.advance(hours=2)
+    state_days(rooms, [day])
+    assert world.billed() == due(world, day)
