@@ -377,6 +377,7 @@ def sandbox_serve(
     as_json: Json = False,
 ) -> None:
     """Serve a local Stripe until interrupted. Its API key is any sk_test_… key."""
+    from billing_pipeline.sandbox.app import make_app
     from billing_pipeline.sandbox.faults import Faults
     from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, make_server
 
@@ -396,7 +397,7 @@ def sandbox_serve(
             f"  export STRIPE_API_BASE={base} STRIPE_SECRET_KEY=sk_test_sandbox"
         ))  # fmt: skip
         sys.stdout.flush()
-        make_server(sandbox, listener.getsockname()[1]).run([listener])
+        make_server(make_app(sandbox), listener.getsockname()[1]).run([listener])
 
 
 @sandbox_app.command("load-sample")

@@ -66,7 +66,7 @@ def bill_usage_days(
     days = [date.fromisoformat(key) for key in context.partition_keys]
     billing.outcome = RunOutcome()
     try:
-        rooms = billing.open(context.run_id)
+        rooms = billing.open(context.run.run_id)
         if selected & {"sensor_activity", "usage_snapshot"}:
             days = yield from _count(rooms, billing, days, selected)
         if "meter_events" in selected:

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.faults import Faults
@@ -37,12 +38,11 @@ def make_sandbox(
     return Sandbox(account, clock, faults or Faults(), seed)
 
 
-def make_server(sandbox: Sandbox, port: int) -> uvicorn.Server:
+def make_server(app: ASGIApp, port: int) -> uvicorn.Server:
     """A uvicorn server for it; cut connections are wanted here, so it does not log them."""
-    config = uvicorn.Config(
-        make_app(sandbox), host=HOST, port=port, log_level="critical", access_log=False
+    return uvicorn.Server(
+        uvicorn.Config(app, host=HOST, port=port, log_level="critical", access_log=False)
     )
-    return uvicorn.Server(config)
 
 
 def listen(port: int) -> socket.socket:
@@ -54,10 +54,13 @@ def listen(port: int) -> socket.socket:
 
 
 @contextmanager
-def running(sandbox: Sandbox, port: int = 0) -> Iterator[str]:
-    """Serve in a thread of this process; yields the base address. Port 0 picks a free one."""
-    with listen(port) as listener:
-        server = make_server(sandbox, listener.getsockname()[1])
+def running(sandbox: Sandbox, app: ASGIApp | None = None) -> Iterator[str]:
+    """Serve on a free port in a thread of this process; yields the base address.
+
+    `app` is what answers: the sandbox's own application, unless something stands around it.
+    """
+    with listen(0) as listener:
+        server = make_server(app or make_app(sandbox), listener.getsockname()[1])
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         give_up = time.monotonic() + 10

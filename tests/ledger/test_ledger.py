@@ -204,10 +204,14 @@ def test_naive_times_are_refused(ledger: Ledger) -> None:
 
 
 def test_a_failed_plan_leaves_nothing_behind(ledger: Ledger) -> None:
-    with pytest.raises(RuntimeError), ledger.planning() as connection:
-        plan = DayPlan(DAY, events=[event()])
-        ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
-        raise RuntimeError("killed here")
+    def killed_while_planning() -> None:
+        with ledger.planning() as connection:
+            plan = DayPlan(DAY, events=[event()])
+            ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
+            raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError):
+        killed_while_planning()
     with ledger.engine.begin() as connection:
         assert connection.execute(select(meter_events)).all() == []
         assert connection.execute(select(history)).all() == []

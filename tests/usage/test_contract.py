@@ -31,6 +31,7 @@ from billing_pipeline.usage import (
 from billing_pipeline.usage.activity import sensors_of
 
 DAY = date(2026, 3, 10)
+MIDNIGHT = datetime(2026, 3, 10, tzinfo=UTC).replace(tzinfo=None)  # as a naive column has it
 ENGINE = Engine("512MB")
 HEADER = "organization_id,sensor_id,recorded_at,value\n"
 
@@ -277,7 +278,7 @@ def damaged_parquet(lake: Lake) -> None:
         {
             "organization_id": ["a"] * 5000,
             "sensor_id": [f"s{n}" for n in range(5000)],
-            "recorded_at": pa.array([datetime(2026, 3, 10)] * 5000, pa.timestamp("us")),
+            "recorded_at": pa.array([MIDNIGHT] * 5000, pa.timestamp("us")),
         }
     )
     path = lake.parquet(table, "bad.parquet")
@@ -290,10 +291,14 @@ def parquet_with(**columns: Any) -> Callable[[Lake], None]:
     good = {
         "organization_id": pa.array(["a"]),
         "sensor_id": pa.array(["s"]),
-        "recorded_at": pa.array([datetime(2026, 3, 10)], pa.timestamp("us")),
+        "recorded_at": pa.array([MIDNIGHT], pa.timestamp("us")),
     }
     kept = {name: column for name, column in {**good, **columns}.items() if column is not None}
-    return lambda lake: lake.parquet(pa.table(kept), "bad.parquet") and None
+
+    def write(lake: Lake) -> None:
+        lake.parquet(pa.table(kept), "bad.parquet")
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -465,10 +470,11 @@ def test_readings_are_read_through_any_fsspec_uri() -> None:
 
 def test_memory_is_bounded_and_spills(lake: Lake) -> None:
     path = lake.folder() / "large.parquet"
-    duckdb.sql(
-        "SELECT 'organization-' || (i % 50) AS organization_id, 'sensor-' || (i % 20000) AS "
-        "sensor_id, TIMESTAMP '2026-03-10' + to_milliseconds(i * 40) AS recorded_at, i AS value "
-        "FROM range(2000000) t(i)"
-    ).write_parquet(str(path))
+    with duckdb.connect() as connection:
+        connection.sql(
+            "SELECT 'organization-' || (i % 50) AS organization_id, 'sensor-' || (i % 20000) AS "
+            "sensor_id, TIMESTAMP '2026-03-10' + to_milliseconds(i * 40) AS recorded_at "
+            "FROM range(2000000) t(i)"
+        ).write_parquet(str(path))
     small = count_day(Engine("150MB"), lake.readings, lake.snapshots, DAY)
     assert (small.readings, small.sensors) == (2_000_000, 20_000)

@@ -38,9 +38,8 @@ def reckon(day: list[dict[str, Any]]) -> tuple[dict[str, tuple[int, int]], dict[
     values: dict[tuple[str, str, int], list[Any]] = defaultdict(list)
     fates: dict[str, int] = defaultdict(int)
     for r in day:
-        if not (r["organization_id"] or "").strip() or not (r["sensor_id"] or "").strip():
-            fates["quarantined"] += 1
-        elif r["second"] is None or not 0 <= r["second"] < 86_400:
+        named = (r["organization_id"] or "").strip() and (r["sensor_id"] or "").strip()
+        if not named or r["second"] is None or not 0 <= r["second"] < 86_400:
             fates["quarantined"] += 1
         else:
             values[r["organization_id"], r["sensor_id"], r["second"]].append(r["value"])

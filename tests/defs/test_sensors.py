@@ -1,0 +1,138 @@
+"""What starts runs: the schedule, and the two sensors, one situation of their cursor a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from billing_pipeline.defs import Billing
+from billing_pipeline.defs.schedules import bill_yesterday
+from billing_pipeline.defs.sensors import changed_readings, unfinished_usage
+from tests.support import World, yesterday
+
+START, END = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+Tick = Callable[[dg.SensorDefinition, str | None], tuple[list[tuple[str, str]], str]]
+
+
+@pytest.fixture
+def tick(world: World) -> Iterator[Tick]:
+    with dg.DagsterInstance.ephemeral() as instance:
+
+        def run(
+            sensor: dg.SensorDefinition, cursor: str | None
+        ) -> tuple[list[tuple[str, str]], str]:
+            context = dg.build_sensor_context(
+                instance=instance, cursor=cursor, resources={"billing": Billing(world.clock)}
+            )
+            result: Any = sensor(context)
+            assert all(request.run_key is None for request in result.run_requests)
+            ranges = [(r.tags[START], r.tags[END]) for r in result.run_requests]
+            return ranges, result.cursor
+
+        yield run
+
+
+@pytest.fixture
+def counted(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """Three finished days, all of them billed."""
+    first = yesterday() - timedelta(days=2)
+    monkeypatch.setenv("BILLING_START_DAY", first.isoformat())
+    world.advance(hours=1)  # past the grace of a day that has just ended
+    world.make_meters()
+    world.make_customers(["a"])
+    for n in range(3):
+        world.write_readings(first + timedelta(days=n), {"a": {"s": 2}})
+    world.bill([first + timedelta(days=n) for n in range(3)])
+    return world
+
+
+def test_nothing_changed_asks_for_nothing(counted: World, tick: Tick) -> None:
+    assert tick(changed_readings, None)[0] == []
+    assert tick(unfinished_usage, None)[0] == []
+
+
+def test_changed_days_are_asked_for_once_in_unbroken_ranges(counted: World, tick: Tick) -> None:
+    first, last = yesterday() - timedelta(days=2), yesterday()
+    for day in (first, last):
+        counted.write_readings(day, {"a": {"late": 1}}, "late.jsonl")
+    ranges, cursor = tick(changed_readings, None)
+    assert ranges == [
+        (first.isoformat(), first.isoformat()),
+        (last.isoformat(), last.isoformat()),
+    ]
+    assert tick(changed_readings, cursor)[0] == []
+
+
+def test_a_day_that_changes_again_is_asked_for_again(counted: World, tick: Tick) -> None:
+    counted.write_readings(yesterday(), {"a": {"late": 1}}, "late.jsonl")
+    _, cursor = tick(changed_readings, None)
+    counted.write_readings(yesterday(), {"a": {"later": 1}}, "later.jsonl")
+    assert len(tick(changed_readings, cursor)[0]) == 1
+
+
+def test_a_day_whose_run_never_succeeded_is_asked_for_again_after_an_hour(
+    counted: World, tick: Tick
+) -> None:
+    counted.write_readings(yesterday(), {"a": {"late": 1}}, "late.jsonl")
+    _, cursor = tick(changed_readings, None)
+    counted.advance(minutes=59)
+    assert tick(changed_readings, cursor)[0] == []
+    counted.advance(minutes=2)
+    assert len(tick(changed_readings, cursor)[0]) == 1
+
+
+def test_a_day_that_was_billed_is_forgotten_by_the_cursor(counted: World, tick: Tick) -> None:
+    counted.write_readings(yesterday(), {"a": {"late": 1}}, "late.jsonl")
+    _, cursor = tick(changed_readings, None)
+    counted.bill([yesterday()])
+    ranges, cursor = tick(changed_readings, cursor)
+    assert (ranges, cursor) == ([], "{}")
+
+
+def test_days_that_no_run_ever_counted_are_found(
+    counted: World, tick: Tick, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = yesterday() - timedelta(days=5)
+    monkeypatch.setenv("BILLING_START_DAY", earlier.isoformat())
+    ranges, _ = tick(changed_readings, None)
+    assert ranges == [(earlier.isoformat(), (yesterday() - timedelta(days=3)).isoformat())]
+
+
+def test_an_unreadable_day_is_asked_for_so_that_its_run_can_say_so(
+    counted: World, tick: Tick
+) -> None:
+    empty = counted.home / "readings" / f"reading_date={yesterday()}" / "empty.csv"
+    empty.write_bytes(b"")
+    ranges, cursor = tick(changed_readings, None)
+    assert len(ranges) == 1
+    assert tick(changed_readings, cursor)[0] == []
+
+
+def test_today_is_left_to_come(counted: World, tick: Tick) -> None:
+    counted.write_readings(counted.clock().date(), {"a": {"s": 1}})
+    assert tick(changed_readings, None)[0] == []
+
+
+def test_held_usage_is_asked_for_when_its_customer_appears(counted: World, tick: Tick) -> None:
+    day = yesterday()
+    counted.write_readings(day, {"a": {"s": 2}, "new": {"x": 1}})
+    counted.bill([day])
+    assert tick(unfinished_usage, None)[0] == []
+    counted.make_customers(["new"])
+    ranges, cursor = tick(unfinished_usage, None)
+    assert ranges == [(day.isoformat(), day.isoformat())]
+    assert tick(unfinished_usage, cursor)[0] == []
+
+
+def test_the_daily_schedule_bills_the_day_that_has_just_ended() -> None:
+    context = dg.build_schedule_context(
+        scheduled_execution_time=datetime(2026, 3, 1, 0, 10, tzinfo=UTC)
+    )
+    request: Any = bill_yesterday(context)
+    assert request.partition_key == "2026-02-28"
+    assert bill_yesterday.cron_schedule == "10 0 * * *"
+    assert bill_yesterday.execution_timezone == "UTC"
