@@ -21,11 +21,13 @@ from sqlalchemy import (
     Engine,
     Integer,
     MetaData,
+    Table,
     TypeDecorator,
     create_engine,
     event,
     make_url,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, OperationalError
 
 from billing_pipeline.settings import ConfigurationError
@@ -123,6 +125,13 @@ def writing(engine: Engine) -> Iterator[Connection]:
         connection.begin(),
     ):
         yield connection
+
+
+def upsert(connection: Connection, table: Table, key: dict[str, Any], row: dict[str, Any]) -> None:
+    """Insert a row, or update the one with this primary key; safe beside other processes."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = insert(table).values(**key, **row)
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=row))
 
 
 def migrate(engine: Engine) -> None:

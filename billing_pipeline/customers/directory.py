@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import Engine, select
 
 from billing_pipeline.customers.tables import customers
-from billing_pipeline.database import writing
+from billing_pipeline.database import upsert, writing
 from billing_pipeline.settings import ConfigurationError
 
 COLUMNS = ("organization_id", "stripe_customer_id")
@@ -67,12 +67,7 @@ class CustomerDirectory:
                     "source": str(path),
                     "changed_at": now,
                 }
-                this = customers.c.organization_id == organization_id
-                updated = connection.execute(customers.update().where(this).values(row))
-                if updated.rowcount == 0:
-                    connection.execute(
-                        customers.insert().values(organization_id=organization_id, **row)
-                    )
+                upsert(connection, customers, {"organization_id": organization_id}, row)
         return report
 
 

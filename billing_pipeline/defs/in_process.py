@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from contextlib import AbstractContextManager
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 import dagster as dg
+from filelock import FileLock
 
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
 from billing_pipeline.statement import Progress
 
 
-def instance() -> AbstractContextManager[dg.DagsterInstance]:
+@contextmanager
+def instance() -> Iterator[dg.DagsterInstance]:
     """The instance of DAGSTER_HOME, else of the dagster.yaml in the working directory.
 
     Without either, one that is forgotten at the end.
     """
-    if "DAGSTER_HOME" in os.environ:
-        return dg.DagsterInstance.get()
-    if Path("dagster.yaml").exists():
-        return dg.DagsterInstance.from_config(str(Path.cwd()))
-    return dg.DagsterInstance.ephemeral()
+    home = os.environ.get("DAGSTER_HOME") or (Path.cwd() if Path("dagster.yaml").exists() else None)
+    if home is None:
+        with dg.DagsterInstance.ephemeral() as found:
+            yield found
+        return
+    # Two processes that make the tables of a new SQLite instance at once would both fail.
+    name = hashlib.sha256(str(Path(home).resolve()).encode()).hexdigest()[:16]
+    with FileLock(Path(tempfile.gettempdir()) / f"billing-dagster-{name}.lock"):
+        opened = dg.DagsterInstance.from_config(str(home))
+        opened.get_runs(limit=1)
+        opened.has_asset_key(dg.AssetKey("usage_snapshot"))
+    with opened:
+        yield opened
 
 
 def run_days(

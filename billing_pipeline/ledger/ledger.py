@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import date, datetime
 from typing import Any
 
@@ -26,7 +26,7 @@ from sqlalchemy import (
     update,
 )
 
-from billing_pipeline.database import writing
+from billing_pipeline.database import upsert, writing
 from billing_pipeline.ledger.locks import delivery_lock
 from billing_pipeline.ledger.tables import (
     account,
@@ -130,10 +130,13 @@ class Ledger:
         found = list(found)
         with writing(self.engine) as connection:
             self.guard(account_id, livemode, found, connection)
-            if connection.execute(select(account)).one_or_none() is None:
-                connection.execute(insert(account).values(id=1, livemode=livemode, bound_at=now))
-            if account_id is not None:
-                connection.execute(update(account).values(account_id=account_id))
+            known = {} if account_id is None else {"account_id": account_id}
+            upsert(
+                connection,
+                account,
+                {"id": 1},
+                {"livemode": livemode, "seen_at": now, **known},
+            )
             for meter in found:
                 row = {
                     "meter_id": meter.meter_id,
@@ -143,9 +146,7 @@ class Ledger:
                     "value_key": meter.value_key,
                     "seen_at": now,
                 }
-                this = meters.c.event_name == meter.event_name
-                if connection.execute(update(meters).where(this).values(row)).rowcount == 0:
-                    connection.execute(insert(meters).values(event_name=meter.event_name, **row))
+                upsert(connection, meters, {"event_name": meter.event_name}, row)
 
     def guard(
         self,
@@ -383,6 +384,7 @@ class Ledger:
             rows = connection.execute(
                 select(meter_events)
                 .where(meter_events.c.id.in_(by_id), meter_events.c.state.in_(was))
+                .order_by(meter_events.c.id)  # all lock in one order, so none waits in a ring
                 .with_for_update()
             ).all()
             if not rows:
@@ -464,7 +466,7 @@ class Ledger:
     def record_checks(self, checks: Sequence[Checked], now: datetime) -> None:
         """Keep the looks at Stripe's summaries; where they agree, mark the events verified."""
         with writing(self.engine) as connection:
-            for check in checks:
+            for check in sorted(checks, key=lambda c: astuple(c.settled)[:3]):
                 settled = check.settled
                 key = {
                     "usage_day": settled.usage_day,
@@ -478,9 +480,7 @@ class Ledger:
                     "checked_at": now,
                     "run": self.run,
                 }
-                this = [verifications.c[name] == value for name, value in key.items()]
-                if connection.execute(update(verifications).where(*this).values(row)).rowcount == 0:
-                    connection.execute(insert(verifications).values(**key, **row))
+                upsert(connection, verifications, key, row)
             agreed = [c.settled for c in checks if c.outcome == "agrees"]
             self._move(
                 connection,

@@ -28,7 +28,7 @@ account = Table(
     Column("id", Integer, primary_key=True),  # always 1: a ledger speaks for one account
     Column("account_id", String(255)),  # null when the key may not read it
     Column("livemode", Boolean, nullable=False),
-    Column("bound_at", UtcDateTime, nullable=False),
+    Column("seen_at", UtcDateTime, nullable=False),
 )
 
 meters = Table(

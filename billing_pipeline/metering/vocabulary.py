@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
+from functools import cached_property
 
 
 class Formula(StrEnum):
@@ -113,7 +114,7 @@ class Usage:
         return self.reading_volume
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MeterEvent:
     """One statement about one cell. `value` is what is sent, `target` what the cell should be.
 
@@ -127,7 +128,7 @@ class MeterEvent:
     target: int
     timestamp: int
 
-    @property
+    @cached_property
     def identifier(self) -> str:
         """At most 100 characters, from the cell and the revision alone.
 

@@ -28,6 +28,7 @@ class Engine:
                     "memory_limit": self.memory_limit,
                     "temp_directory": spill,
                     "preserve_insertion_order": False,  # keeping an order costs memory
+                    "enable_progress_bar": False,  # it would go to standard output
                     "autoinstall_known_extensions": False,  # nothing is fetched behind our back
                 }
             )

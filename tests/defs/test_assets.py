@@ -74,7 +74,7 @@ def test_a_run_of_days_materializes_checks_states_and_verifies_each(runner: Runn
     for day in days:
         runner.world.write_readings(day, usage[day])
     result = runner.run(days[0], days[-1])
-    assert result.success, [
+    assert result.success
         e.step_failure_data.error.to_string() for e in result.all_events if e.is_step_failure
     ]
     keys = {day.isoformat() for day in days}
@@ -108,8 +108,7 @@ def test_a_day_that_cannot_be_counted_waits_alone_and_the_run_names_it(runner: R
         assert runner.materialized(asset) == good
     assert checks(result)["conservation", days[1].isoformat()] is False
     failure = next(e for e in result.all_events if e.is_step_failure).step_failure_data
-    assert failure.error is not None
-    assert "bad.parquet" in failure.error.to_string()
+    assert "bad.parquet" in str(failure.error)
     del usage[days[1]]
     assert runner.world.billed() == runner.world.due(usage)
     bad.unlink()

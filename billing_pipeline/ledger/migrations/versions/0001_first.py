@@ -17,7 +17,7 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), primary_key=True),
         sa.Column("account_id", sa.String(255)),
         sa.Column("livemode", sa.Boolean(), nullable=False),
-        sa.Column("bound_at", AT, nullable=False),
+        sa.Column("seen_at", AT, nullable=False),
     )
     op.create_table(
         "meters",

@@ -1,0 +1,79 @@
+"""The command line: `python -m benchmarks --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import machine
+from billing_pipeline.settings import load_settings
+
+HOME = Path("var/bench")
+
+
+def main() -> None:
+    """Run what was asked for; print Markdown tables, or one JSON document."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "what", nargs="?", choices=["counting", "delivery", "all"], default="all", help="all: both"
+    )
+    parser.add_argument(
+        "--rows",
+        type=lambda text: [int(part) for part in text.split(",")],
+        default="1000000,10000000",
+        help="readings to count, several separated by commas (default: %(default)s); "
+        "100000000 takes minutes and 2 GB of disk",
+    )
+    parser.add_argument(
+        "--memory",
+        default=load_settings().memory_limit,
+        help="DuckDB's memory limit (default: the pipeline's, here %(default)s)",
+    )
+    parser.add_argument(
+        "--events", type=int, default=20_000, help="to deliver (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rate", type=int, default=1_000, help="events a second allowed (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    asked = parser.parse_args()
+
+    document: dict[str, Any] = {"machine": machine()}
+    if asked.what in ("counting", "all"):
+        # Imported where used: on Linux a new process begins with its parent's peak memory, so
+        # this one must stay smaller than those it measures.
+        from benchmarks.counting import measure_counting
+
+        document["counting"] = []
+        for rows in asked.rows:
+            print(f"counting {rows:,} readings …", file=sys.stderr)
+            document["counting"].append(measure_counting(HOME, rows, asked.memory))
+    if asked.what in ("delivery", "all"):
+        from benchmarks.delivery import measure_delivery
+
+        print(f"delivering {asked.events:,} events …", file=sys.stderr)
+        document["delivery"] = [measure_delivery(HOME, asked.events, asked.rate)]
+
+    if asked.json:
+        print(json.dumps(document))
+        return
+    print(f"Measured on: {document.pop('machine')}\n")
+    for rows in document.values():
+        print(_markdown(rows))
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    def line(cells: list[Any]) -> str:
+        texts = (f"{cell:,}" if isinstance(cell, int) else str(cell) for cell in cells)
+        return f"| {' | '.join(texts)} |\n"
+
+    head = list(rows[0])
+    body = "".join(line(list(row.values())) for row in rows)
+    return line(head) + line(["--:"] * len(head)) + body
+
+
+if __name__ == "__main__":
+    main()

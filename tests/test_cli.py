@@ -1,0 +1,337 @@
+"""The `billing` command: its answers for machines, its exit codes, its errors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing_pipeline.cli import main
+from billing_pipeline.sandbox.faults import Faults
+from tests.support import KEY, World, yesterday
+
+Command = Callable[..., tuple[int, Any]]
+
+
+@pytest.fixture
+def billing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """Run `billing … --json` in this process; returns the exit code and the parsed document."""
+    (tmp_path / "dagster-home").mkdir()
+    (tmp_path / "dagster-home" / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster-home"))
+
+    def run(*arguments: str, as_json: bool = True) -> tuple[int, Any]:
+        monkeypatch.setattr(sys, "argv", ["billing", *arguments, *(["--json"] if as_json else [])])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        printed = capsys.readouterr()
+        assert KEY not in printed.out + printed.err
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return code, json.loads(printed.out) if as_json else printed.out + printed.err
+
+    return run
+
+
+def span(days: int = 1) -> list[str]:
+    return ["--from", str(yesterday() - timedelta(days=days - 1)), "--to", str(yesterday())]
+
+
+@pytest.fixture
+def furnished(world: World) -> World:
+    world.make_meters()
+    world.make_customers(["a", "b"])
+    world.write_readings(yesterday(), {"a": {"s": 3}, "b": {"t": 1}})
+    return world
+
+
+def test_run_answers_with_days_events_sent_verified_mismatched_and_held(
+    furnished: World, billing: Command
+) -> None:
+    code, document = billing("run", *span(2))
+    assert code == 0
+    (first, second) = document["days"]
+    assert first["folder_exists"] is False
+    assert first["rows_read"] == 0
+    assert {k: second[k] for k in ("rows_read", "readings", "duplicates", "quarantined")} == {
+        "rows_read": 4,
+        "readings": 4,
+        "duplicates": 0,
+        "quarantined": 0,
+    }
+    assert document["sent"] == 6  # two zeros on `last` for the day without a folder
+    assert document["verified"] == 6
+    assert document["mismatched"] == 0
+    assert document["held"] == []
+    assert document["events"]["verified"] == 6
+    code, document = billing("run", *span(2))
+    assert (code, document["sent"], document["verified"]) == (0, 0, 6)
+
+
+def test_held_usage_is_exit_code_one_with_its_reason(furnished: World, billing: Command) -> None:
+    furnished.write_readings(yesterday(), {"stranger": {"x": 2}}, "more.jsonl")
+    code, document = billing("run", *span())
+    assert code == 1
+    assert {
+        (h["organization_id"], h["meter"], h["value"], h["reason"]) for h in document["held"]
+    } == {
+        ("stranger", "active_sensors", 1, "no_customer"),
+        ("stranger", "temperature_readings", 2, "no_customer"),
+    }
+    assert document["sent"] == 4
+
+
+def test_a_bad_file_is_exit_code_one_and_other_days_are_done(
+    furnished: World, billing: Command
+) -> None:
+    bad = furnished.home / "readings" / f"reading_date={yesterday() - timedelta(days=1)}"
+    bad.mkdir(parents=True)
+    (bad / "half.parquet").write_bytes(b"PAR1")
+    code, document = billing("run", *span(2))
+    assert code == 1
+    assert "half.parquet" in document["days"][0]["error"]
+    assert document["days"][1]["error"] is None
+    assert document["verified"] == 4
+
+
+def test_quarantine_is_counted_and_changes_no_exit_code(furnished: World, billing: Command) -> None:
+    folder = furnished.home / "readings" / f"reading_date={yesterday()}"
+    (folder / "bad.csv").write_text("organization_id,sensor_id,recorded_at\n,s,\na,,\n")
+    code, document = billing("run", *span())
+    assert code == 0
+    assert document["days"][0]["quarantined"] == 2
+    assert document["days"][0]["quarantined_by_reason"] == {
+        "organization_id_missing": 1,
+        "sensor_id_missing": 1,
+    }
+
+
+def test_a_dry_run_counts_plans_and_writes_nothing(furnished: World, billing: Command) -> None:
+    code, document = billing("run", *span(), "--dry-run")
+    assert code == 0
+    assert {(p["organization_id"], p["meter"], p["value"]) for p in document["plan"]} == {
+        ("a", "active_sensors", 1),
+        ("a", "temperature_readings", 3),
+        ("b", "active_sensors", 1),
+        ("b", "temperature_readings", 1),
+    }
+    assert furnished.sandbox.account.events == []
+    assert not (furnished.home / "snapshots").exists()
+    assert sum(furnished.rooms().inquiry.counts([yesterday()]).values()) == 0
+
+
+def test_plan_uses_the_snapshots_there_are(furnished: World, billing: Command) -> None:
+    code, document = billing("plan", *span())
+    assert code == 1
+    assert document["days_without_snapshot"] == [str(yesterday())]
+    billing("run", *span())
+    assert billing("plan", *span()) == (0, document | {"plan": [], "days_without_snapshot": []})
+
+
+def test_verify_finds_what_was_dropped(furnished: World, billing: Command) -> None:
+    furnished.sandbox.faults = Faults.parse("lag=0")
+    billing("run", *span())
+    code, document = billing("verify", *span())
+    assert (code, document["compared"], document["verified"]) == (0, 4, 4)
+    for event in furnished.sandbox.account.events:
+        event.counted = False
+    code, document = billing("verify", *span())
+    assert (code, document["mismatched"]) == (1, 4)
+
+
+def test_explain_leads_from_stripes_figure_to_the_files(furnished: World, billing: Command) -> None:
+    billing("run", *span())
+    code, document = billing(
+        "explain",
+        "--organization",
+        "a",
+        "--day",
+        str(yesterday()),
+        "--meter",
+        "temperature_readings",
+    )
+    assert code == 0
+    (meter,) = document["meters"]
+    (event,) = meter["events"]
+    assert (event["value"], event["state"], event["revision"]) == (3, "verified", 1)
+    assert event["request_id"].startswith("req_")
+    assert meter["verifications"][0]["reported"] == "3"
+    assert event["snapshot_id"] == document["snapshot"]["snapshot_id"]
+    assert [f["name"] for f in document["snapshot"]["files"]] == ["readings.jsonl"]
+    assert [(s["sensor_id"], s["readings"]) for s in document["sensors"]] == [("s", 3)]
+    code, text = billing("explain", "--organization", "a", "--day", str(yesterday()), as_json=False)
+    assert code == 0
+    assert "readings.jsonl" in text
+
+
+def test_without_a_key_the_error_names_it_and_what_still_works(
+    furnished: World, billing: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STRIPE_SECRET_KEY")
+    code, document = billing("run", *span())
+    assert code == 2
+    assert "STRIPE_SECRET_KEY" in document["error"]
+    assert "--dry-run" in document["error"]
+    code, text = billing("run", *span(), as_json=False)
+    assert code == 2
+    assert "STRIPE_SECRET_KEY" in text
+    assert billing("run", *span(), "--dry-run")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--from", "2026-13-01", "--to", "2026-01-02"],
+        ["run", "--from", "20260101", "--to", "2026-01-02"],
+        ["run", "--from", "2026-02-02", "--to", "2026-02-01"],
+        ["run", "--from", "2024-12-31", "--to", "2025-01-01"],
+        ["run", "--from", "2026-01-01", "--to", "2999-01-01"],
+        ["run", "--from", "2026-01-01"],
+        ["explain", "--organization", "a", "--day", "2026-01-01", "--meter", "none"],
+        ["nonsense"],
+    ],
+)
+def test_wrong_use_is_exit_code_two(world: World, billing: Command, arguments: list[str]) -> None:
+    code, text = billing(*arguments, as_json=False)
+    assert code == 2
+    assert text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("STRIPE_SECRET_KEY", "pk_test_publishable"),
+        ("STRIPE_API_BASE", "ftp://x"),
+        ("BILLING_MEMORY_LIMIT", "lots"),
+        ("BILLING_ACTIVE_WINDOW_DAYS", "0"),
+        ("BILLING_START_DAY", "soon"),
+        ("BILLING_DATABASE_URL", "mysql://root:geheim@x/y"),
+        ("BILLING_CUSTOMERS_FILE", "/none.csv"),
+        ("BILLING_METERS", '[{"event_name": "m", "formula": "max", "measure": "x"}]'),
+    ],
+)
+def test_wrong_configuration_is_exit_code_two_and_named_without_its_secret(
+    furnished: World, billing: Command, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    code, document = billing("run", *span())
+    assert code == 2
+    assert name in document["error"] or value in document["error"]
+    assert "geheim" not in document["error"]
+    assert "publishable_" not in document["error"]
+    assert furnished.sandbox.account.events == []
+
+
+def test_a_meter_with_another_formula_is_refused_before_anything_is_sent(
+    world: World, billing: Command
+) -> None:
+    world.make_meter("active_sensors", "sum")
+    world.make_meter("temperature_readings", "sum")
+    world.make_customers(["a"])
+    world.write_readings(yesterday(), {"a": {"s": 1}})
+    code, document = billing("run", *span())
+    assert code == 2
+    assert "active_sensors has the formula sum" in document["error"]
+    assert world.sandbox.account.events == []
+
+
+def test_stripe_unreachable_is_exit_code_one_and_everything_stays_planned(
+    furnished: World, billing: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    code, document = billing("run", *span())
+    assert code == 1
+    assert document["events"]["planned"] == 4
+    assert document["sent"] == 0
+    assert "cannot be reached" in document["stopped"]
+    monkeypatch.setenv("STRIPE_API_BASE", furnished.base)
+    code, document = billing("run", *span())
+    assert (code, document["sent"], document["verified"]) == (0, 4, 4)
+
+
+def test_days_older_than_34_days_get_their_snapshot_and_are_held(
+    furnished: World, billing: Command
+) -> None:
+    old = yesterday() - timedelta(days=40)
+    furnished.write_readings(old, {"a": {"s": 2}})
+    code, document = billing("run", "--from", str(old), "--to", str(old))
+    assert code == 1
+    assert document["days"][0]["readings"] == 2
+    assert {h["reason"] for h in document["held"]} == {"too_old"}
+    assert (furnished.home / "snapshots" / f"usage_day={old}" / "usage.parquet").exists()
+
+
+def test_customers_are_imported_listed_and_say_which_days_to_run(
+    furnished: World, billing: Command
+) -> None:
+    furnished.write_readings(yesterday(), {"new": {"x": 2}}, "more.jsonl")
+    billing("run", *span())
+    file = furnished.home / "more.csv"
+    file.write_text("organization_id,stripe_customer_id\nnew,cus_new\nbad,\n")
+    code, document = billing("customers", "import", str(file))
+    assert code == 1  # the line without a customer needs a person
+    assert (document["added"], len(document["problems"])) == (1, 1)
+    assert document["days_to_run"] == [str(yesterday())]
+    _, listed = billing("customers", "list")
+    assert {"organization_id": "new", "stripe_customer_id": "cus_new"} in listed["customers"]
+
+
+def test_meters_are_made_and_listed(world: World, billing: Command) -> None:
+    code, document = billing("meters", "list")
+    assert code == 2
+    assert "billing meters ensure" in document["error"]
+    code, document = billing("meters", "ensure")
+    assert code == 0
+    assert document["made"] == ["active_sensors", "temperature_readings"]
+    code, document = billing("meters", "list")
+    assert [m["formula"] for m in document["meters"]] == ["last", "sum"]
+
+
+def test_doctor_shows_everything_resolved_and_masks_secrets(
+    furnished: World, billing: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_WEBHOOK_SECRET", "whsec_geheim1, whsec_geheim2")
+    code, document = billing("doctor")
+    assert code == 0
+    assert all(check["ok"] for check in document["checks"])
+    shown = document["settings"]
+    assert shown["STRIPE_SECRET_KEY"].startswith("sk_test_")
+    assert shown["STRIPE_METER_EVENTS_BASE"] == furnished.base
+    assert "geheim" not in json.dumps(document)
+    assert {"BILLING_DATABASE_URL", "BILLING_MEMORY_LIMIT", "BILLING_START_DAY"} <= shown.keys()
+    monkeypatch.delenv("STRIPE_SECRET_KEY")
+    code, document = billing("doctor")
+    assert code == 2
+
+
+def test_the_sample_is_loaded_where_the_readings_lie(world: World, billing: Command) -> None:
+    code, document = billing("sandbox", "load-sample")
+    assert code == 0
+    assert (document["days"], document["rows"]) == (73, 35_717)
+    assert document["last_day"] == str(yesterday())
+    assert (world.home / "readings" / f"reading_date={yesterday()}").exists()
+
+
+def test_every_command_takes_json(billing: Command) -> None:
+    import click
+    import typer.main
+
+    from billing_pipeline.cli import app
+
+    def commands(group: Any) -> Any:
+        for command in group.commands.values():
+            yield from commands(command) if hasattr(command, "commands") else [command]
+
+    found = list(commands(typer.main.get_command(app)))
+    assert len(found) >= 13
+    assert click
+    for command in found:
+        assert any("--json" in parameter.opts for parameter in command.params), command.name
