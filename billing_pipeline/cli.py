@@ -29,6 +29,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from billing_pipeline import __version__
 from billing_pipeline.settings import ConfigurationError, Settings, load_settings
@@ -50,8 +51,9 @@ app.add_typer(meters_app, name="meters")
 app.add_typer(customers_app, name="customers")
 app.add_typer(sandbox_app, name="sandbox")
 
-out = Console()
-err = Console(stderr=True)
+# Ids come from other people's files: nothing in them is markup.
+out = Console(markup=False, highlight=False)
+err = Console(stderr=True, markup=False, highlight=False)
 
 
 def _day(text: str) -> date:
@@ -74,16 +76,27 @@ RetryRejected = Annotated[
 
 
 def main() -> NoReturn:
-    """The console script: turns configuration errors into a clear message and exit code 2."""
+    """The console script: turns what can go wrong into a clear message and an exit code."""
+    from billing_pipeline.stripe_meters import StripeUnreachable
+
     try:
-        app(standalone_mode=True)
+        sys.exit(app(standalone_mode=False) or 0)
+    except typer.TyperException as error:  # wrong use
+        _fail(f"{error.format_message()}\n`billing --help` shows the commands.", 2)
     except ConfigurationError as error:
-        if "--json" in sys.argv:
-            print(json.dumps({"error": str(error)}))
-        else:
-            err.print(f"[bold red]error:[/bold red] {error}", highlight=False)
-        sys.exit(2)
-    sys.exit(0)
+        _fail(str(error), 2)
+    except StripeUnreachable as error:
+        _fail(f"Stripe cannot be reached: {error}", 1)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": message}, ensure_ascii=False))
+    else:
+        err.print(Text.assemble(("error: ", "bold red"), message))
+    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:
@@ -167,7 +180,7 @@ def _preview(
     def show() -> None:
         show_plan(out, lines, missing)
         for day, error in errors.items():
-            out.print(f"[red]{day}[/red]: {error}")
+            out.print(Text.assemble((str(day), "red"), f": {error}"))
 
     _print(as_json, document, show)
     held = any(line.action == "hold" for line in lines)
@@ -217,7 +230,8 @@ def verify(
             out.print(panel)
 
     _print(as_json, document, show)
-    raise typer.Exit(1 if document["mismatched"] or document["unread"] else 0)
+    wrong = ("mismatched", "unread", "held", "rejected", "unsettled")
+    raise typer.Exit(1 if any(document[name] for name in wrong) else 0)
 
 
 @app.command()
@@ -247,7 +261,7 @@ def meters_ensure(as_json: Json = False) -> None:
     from billing_pipeline.stripe_meters import ensure_meters
 
     rooms = _rooms(load_settings())
-    catalogue, made = _asking(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+    catalogue, made = asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
     rooms.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, rooms.clock())
     _show_meters(catalogue, made, as_json)
 
@@ -258,7 +272,7 @@ def meters_list(as_json: Json = False) -> None:
     from billing_pipeline.stripe_meters import look_up
 
     rooms = _rooms(load_settings())
-    _show_meters(_asking(look_up(rooms.gateway, rooms.settings.billing_meters)), [], as_json)
+    _show_meters(asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters)), [], as_json)
 
 
 def _show_meters(catalogue: Any, made: list[str], as_json: bool) -> None:
@@ -298,16 +312,6 @@ def _show_meters(catalogue: Any, made: list[str], as_json: bool) -> None:
     _print(as_json, document, show)
 
 
-def _asking(question: Any) -> Any:
-    from billing_pipeline.stripe_meters import StripeUnreachable
-
-    try:
-        return asyncio.run(question)
-    except StripeUnreachable as error:
-        err.print(f"[bold red]error:[/bold red] Stripe cannot be reached: {error}")
-        raise typer.Exit(1) from None
-
-
 @customers_app.command("import")
 def customers_import(
     file: Annotated[Path, typer.Argument(help="CSV of organization_id,stripe_customer_id.")],
@@ -330,7 +334,7 @@ def customers_import(
     def show() -> None:
         out.print(f"{report.added} added, {report.changed} changed, {report.unchanged} unchanged.")
         for problem in report.problems:
-            out.print(f"[yellow]left out:[/yellow] {problem}")
+            out.print(Text.assemble(("left out: ", "yellow"), problem))
         if unfinished:
             out.print(
                 "Usage was held or is unfinished; send it with "
@@ -479,8 +483,8 @@ def doctor(as_json: Json = False) -> None:
             table.add_row(name, value)
         out.print(table)
         for check in checks:
-            mark = "[green]ok[/green]  " if check.ok else "[red]no[/red]  "
-            out.print(f"{mark}{check.name}: {check.detail}")
+            mark = ("ok  ", "green") if check.ok else ("no  ", "red")
+            out.print(Text.assemble(mark, f"{check.name}: {check.detail}"))
 
     _print(as_json, document, show)
     raise typer.Exit(max((check.exit_code for check in checks if not check.ok), default=0))

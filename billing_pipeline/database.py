@@ -28,7 +28,7 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from billing_pipeline.settings import ConfigurationError
 
@@ -89,7 +89,7 @@ def open_database(url: str) -> Engine:
         )
     try:
         migrate(engine)
-    except OperationalError as error:
+    except DBAPIError as error:
         shown = parsed.render_as_string(hide_password=True)
         raise ConfigurationError(f"the database {shown} cannot be used: {error.orig}") from None
     return engine
@@ -97,7 +97,12 @@ def open_database(url: str) -> Engine:
 
 def _sqlite(url: str, path: str | None) -> Engine:
     if path and path != ":memory:":
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the folder of the database {path} cannot be made: {error}"
+            ) from None
     engine = create_engine(url, connect_args={"timeout": LOCK_TIMEOUT_SECONDS})
 
     @event.listens_for(engine, "connect")

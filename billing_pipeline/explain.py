@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from rich.tree import Tree
 
 from billing_pipeline.metering import Cell
@@ -63,11 +64,11 @@ def vars_of(file: Any) -> dict[str, Any]:
 def show_explanation(console: Console, document: dict[str, Any]) -> None:
     """Print it as a tree, from the bill down."""
     tree = Tree(
-        f"[bold]{document['organization_id']}[/bold] on {document['day']}, "
+        f"{document['organization_id']} on {document['day']}, "
         f"customer {document['customer'] or '(none known)'}"
     )
     for meter in document["meters"]:
-        branch = tree.add(f"[bold]{meter['meter']}[/bold]")
+        branch = tree.add(Text(meter["meter"], "bold"))
         for look in meter["verifications"]:
             branch.add(
                 f"Stripe's summary: {look['reported']}, ledger: {look['expected']} "

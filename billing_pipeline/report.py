@@ -68,7 +68,6 @@ def exit_code(document: dict[str, Any], outcome: RunOutcome) -> int:
     """0 all done and right, 1 something needs a person, 2 wrong configuration."""
     if outcome.configuration_error or outcome.statement.denied:
         return 2
-    unsettled = sum(document["events"][s] for s in ("planned", "sending", "ambiguous"))
     wrong = (
         document["error"]
         or document["stopped"]
@@ -77,7 +76,7 @@ def exit_code(document: dict[str, Any], outcome: RunOutcome) -> int:
         or document["mismatched"]
         or document["problems"]
         or document["unread"]
-        or unsettled
+        or unsettled(document["events"])
     )
     return NEEDS_A_PERSON if wrong else 0
 
@@ -203,8 +202,16 @@ def verification_document(
         "unconfirmed": events["accepted"],
         "mismatched": len(mismatches),
         "mismatches": mismatches,
+        "held": [held.as_json() for held in rooms.inquiry.held(days)],
+        "rejected": rooms.inquiry.rejected(days),
+        "unsettled": unsettled(events),
         "unread": report.unread,
     }
+
+
+def unsettled(events: dict[str, int]) -> int:
+    """Events whose outcome is open."""
+    return sum(events[state] for state in ("planned", "sending", "ambiguous"))
 
 
 def _right(title: str) -> Any:

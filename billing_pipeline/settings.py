@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from billing_pipeline.metering import Formula, Measure, MeterSpec
 
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
 
         key = self.stripe_secret_key.get_secret_value() if self.stripe_secret_key else None
         return {
-            "STRIPE_SECRET_KEY": f"{key[:8]}…{key[-4:]}" if key else "(not set)",
+            "STRIPE_SECRET_KEY": _masked(key),
             "STRIPE_WEBHOOK_SECRET": f"{len(self.stripe_webhook_secret)} secret(s)",
             "STRIPE_API_BASE": self.stripe_api_base,
             "STRIPE_METER_EVENTS_BASE": self.meter_events_base,
@@ -172,12 +172,21 @@ class Settings(BaseSettings):
         }
 
 
+def _masked(key: str | None) -> str:
+    """Enough of a key to recognize it: its kind, and the end of one long enough to spare it."""
+    if key is None:
+        return "(not set)"
+    return f"{key[:8]}…{key[-4:] if len(key) >= 24 else ''}"
+
+
 def load_settings() -> Settings:
     """Settings from the environment. Raises ConfigurationError naming each bad variable."""
     from pydantic import ValidationError
 
     try:
         return Settings()
+    except SettingsError as error:  # a variable that should hold JSON and does not
+        raise ConfigurationError(f"{str(error).upper()[:80]}: it must be JSON") from None
     except ValidationError as error:
         # Only the name and the reason: the value may be a secret.
         lines = [

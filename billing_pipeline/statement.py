@@ -160,7 +160,7 @@ def state_days(
         statement.problems = report.problems
     reached = contact(rooms)
     if reached.unreachable is None:
-        _deliver(rooms, reached.meters, days, statement, progress)
+        _deliver(rooms, reached.meters, days, statement, progress, leftovers=True)
     for number, day in enumerate(days, start=1):
         if not _plan(rooms, reached.meters, day, retry_rejected):
             statement.without_snapshot.append(day)
@@ -179,12 +179,16 @@ def _deliver(
     days: Sequence[date],
     statement: Statement,
     progress: Progress | None,
+    *,
+    leftovers: bool = False,
 ) -> DeliveryReport:
     def watch(done: int, total: int) -> None:
         if progress is not None:
             progress("delivering", done, total)
 
-    report = deliver(rooms.gateway, rooms.ledger, meters, days, rooms.clock, watch)
+    report = deliver(
+        rooms.gateway, rooms.ledger, meters, days, rooms.clock, watch, leftovers=leftovers
+    )
     statement.sent += report.sent
     statement.stopped = statement.stopped or report.stopped
     statement.denied = statement.denied or report.denied

@@ -108,6 +108,9 @@ class World:
         folder = self.home / "readings" / f"reading_date={day}"
         folder.mkdir(parents=True, exist_ok=True)
         midnight = datetime.fromtimestamp(day_start(day), UTC)
+        if not any(n for counts in sensors.values() for n in counts.values()):
+            (folder / name).unlink(missing_ok=True)
+            return
         with (folder / name).open("w", encoding="utf-8") as file:
             for organization, counts in sensors.items():
                 for sensor, number in counts.items():

@@ -203,6 +203,9 @@ def test_wrong_use_is_exit_code_two(world: World, billing: Command, arguments: l
     code, text = billing(*arguments, as_json=False)
     assert code == 2
     assert text
+    code, document = billing(*arguments)
+    assert code == 2
+    assert document["error"]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +219,10 @@ def test_wrong_use_is_exit_code_two(world: World, billing: Command, arguments: l
         ("BILLING_DATABASE_URL", "mysql://root:geheim@x/y"),
         ("BILLING_CUSTOMERS_FILE", "/none.csv"),
         ("BILLING_METERS", '[{"event_name": "m", "formula": "max", "measure": "x"}]'),
+        ("BILLING_METERS", "active_sensors"),
+        ("BILLING_DATABASE_URL", "sqlite:////proc/none/x.db"),
+        ("BILLING_DATABASE_URL", "sqlite:////etc/hostname"),
+        ("DAGSTER_HOME", "/none"),
     ],
 )
 def test_wrong_configuration_is_exit_code_two_and_named_without_its_secret(
@@ -224,7 +231,7 @@ def test_wrong_configuration_is_exit_code_two_and_named_without_its_secret(
     monkeypatch.setenv(name, value)
     code, document = billing("run", *span())
     assert code == 2
-    assert name in document["error"] or value in document["error"]
+    assert name in document["error"] or value.removeprefix("sqlite:///") in document["error"]
     assert "geheim" not in document["error"]
     assert "publishable_" not in document["error"]
     assert furnished.sandbox.account.events == []
@@ -267,6 +274,39 @@ def test_days_older_than_34_days_get_their_snapshot_and_are_held(
     assert document["days"][0]["readings"] == 2
     assert {h["reason"] for h in document["held"]} == {"too_old"}
     assert (furnished.home / "snapshots" / f"usage_day={old}" / "usage.parquet").exists()
+
+
+def test_today_is_counted_and_not_stated(furnished: World, billing: Command) -> None:
+    today = str(furnished.clock().date())
+    furnished.write_readings(furnished.clock().date(), {"a": {"s": 2}})
+    code, document = billing("run", "--from", str(yesterday()), "--to", today)
+    assert code == 1
+    assert [day["readings"] for day in document["days"]] == [4, 2]
+    assert "not over yet" in document["days"][1]["error"]
+    assert document["sent"] == 4
+
+
+def test_ids_that_look_like_markup_are_printed_as_they_are(
+    furnished: World, billing: Command
+) -> None:
+    odd = "[/red] [bold]org[/bold]"
+    furnished.write_readings(yesterday(), {odd: {"[x]": 2}}, "odd.jsonl")
+    for arguments in (
+        ["run", *span()],
+        ["plan", *span()],
+        ["explain", "--organization", odd, "--day", str(yesterday())],
+    ):
+        _, text = billing(*arguments, as_json=False)
+        assert "[/red]" in text
+
+
+def test_meters_cannot_be_listed_while_stripe_is_away(
+    furnished: World, billing: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    code, document = billing("meters", "list")
+    assert code == 1
+    assert "cannot be reached" in document["error"]
 
 
 def test_customers_are_imported_listed_and_say_which_days_to_run(

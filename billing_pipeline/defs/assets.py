@@ -90,13 +90,24 @@ def _count(
             yield from _count_one(rooms, day, selected, outcome)
             if is_over(day, rooms.clock()):
                 ready.append(day)
+            elif selected & {"meter_events", "verification"}:
+                outcome.error = "the day is not over yet: counted, but not stated"
         except DAY_ERRORS as error:
-            outcome.error = f"{type(error).__name__}: {error}"
+            outcome.error = _told(rooms, error)
             if "usage_snapshot" in selected:
                 yield _checked(specs.CONSERVATION, day, False, {"error": outcome.error})
         if billing.progress is not None:
             billing.progress("counting", number, len(days))
     return ready
+
+
+def _told(rooms: Rooms, error: Exception) -> str:
+    if isinstance(error, duckdb.OutOfMemoryException):
+        limit = rooms.settings.memory_limit
+        return f"not enough memory to count this day: raise BILLING_MEMORY_LIMIT (now {limit})"
+    if isinstance(error, UnusableInput):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome) -> Events:

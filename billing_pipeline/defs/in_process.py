@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
+from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import Progress
 
 
@@ -29,10 +30,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
         with dg.DagsterInstance.ephemeral() as found:
             yield found
         return
+    if not Path(home).is_dir():
+        raise ConfigurationError(f"DAGSTER_HOME={home} is not a folder")
     # Two processes that make the tables of a new SQLite instance at once would both fail.
     name = hashlib.sha256(str(Path(home).resolve()).encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"billing-dagster-{name}.lock"):
-        opened = dg.DagsterInstance.from_config(str(home))
+        opened = dg.DagsterInstance.from_config(str(Path(home).resolve()))
         opened.get_runs(limit=1)
         opened.has_asset_key(dg.AssetKey("usage_snapshot"))
     with opened:
@@ -69,5 +72,6 @@ def run_days(
     if not result.success:
         failures = [e.step_failure_data for e in result.all_events if e.is_step_failure]
         causes = [data.error for data in failures if data.error is not None]
-        error = "\n".join((c.cause or c).message.strip() for c in causes) or "the run failed"
+        told = "\n".join((c.cause or c).message.strip() for c in causes) or "the run failed"
+        error = told.removeprefix("dagster._core.definitions.events.Failure: ")
     return billing.outcome, result.run_id, error

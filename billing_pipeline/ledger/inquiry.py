@@ -16,7 +16,7 @@ from billing_pipeline.ledger.tables import (
     meter_events,
     verifications,
 )
-from billing_pipeline.metering import SENT, UNSETTLED, Cell, HoldReason, State
+from billing_pipeline.metering import HARMLESS, SENT, UNSETTLED, Cell, HoldReason, State
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
 
 
@@ -93,7 +93,7 @@ class Inquiry:
         return found
 
     def rejected(self, days: Sequence[date]) -> list[dict[str, Any]]:
-        """The refused events of these days that nothing later has replaced."""
+        """The events of these days that Stripe refused and nothing later has replaced."""
         later = meter_events.alias()
         found = []
         with self._engine.begin() as connection:
@@ -102,6 +102,7 @@ class Inquiry:
                 .where(
                     meter_events.c.usage_day.in_(days),
                     meter_events.c.state == State.REJECTED,
+                    meter_events.c.error_code.not_in(HARMLESS),
                     ~select(later.c.id)
                     .where(
                         later.c.usage_day == meter_events.c.usage_day,

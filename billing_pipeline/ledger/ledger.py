@@ -38,6 +38,7 @@ from billing_pipeline.ledger.tables import (
 )
 from billing_pipeline.metering import (
     SENT,
+    SUPERSEDED,
     Cell,
     DayPlan,
     Formula,
@@ -243,7 +244,9 @@ class Ledger:
         `covers` tells which cells were planned; what is held of other cells is left alone.
         """
         self._replace_holds(connection, plan, covers, now)
-        if not plan.events:
+        kept = self._supersede(connection, plan, now)
+        events = [event for event in plan.events if event.cell not in kept]
+        if not events:
             return
         connection.execute(
             insert(meter_events),
@@ -263,17 +266,44 @@ class Ledger:
                     "planned_by": self.run,
                     "state": State.PLANNED,
                 }
-                for e in plan.events
+                for e in events
             ],
         )
         self._remember(
             connection,
             now,
-            [
-                _change(e.cell, e.revision, None, State.PLANNED, f"value {e.value}")
-                for e in plan.events
-            ],
+            [_change(e.cell, e.revision, None, State.PLANNED, f"value {e.value}") for e in events],
         )
+
+    def _supersede(self, connection: Connection, plan: DayPlan, now: datetime) -> set[Cell]:
+        """Withdraw planned events that no longer hold; returns the cells where that came too late.
+
+        A deliverer may have claimed one since it was read; then it is under way, and its cell
+        waits.
+        """
+        wanted = set(plan.superseded)
+        if not wanted:
+            return set()
+        rows = connection.execute(
+            select(meter_events)
+            .where(
+                meter_events.c.usage_day == plan.usage_day,
+                meter_events.c.state == State.PLANNED,
+            )
+            .with_for_update()
+        )
+        ids = {(_cell(row), row.revision): row.id for row in rows}
+        outcomes = [
+            Outcome(
+                ids[key],
+                State.REJECTED,
+                error_code=SUPERSEDED,
+                error_message="never counted: replaced by a newer plan",
+            )
+            for key in wanted & ids.keys()
+        ]
+        self._move(connection, now, {State.PLANNED}, outcomes)
+        return {cell for cell, revision in wanted - ids.keys()}
 
     def _replace_holds(
         self,
@@ -331,14 +361,16 @@ class Ledger:
             self._move(connection, now, {State.SENDING}, outcomes)
         return len(ids)
 
-    def deliverable(self, days: Sequence[date]) -> list[Outgoing]:
-        """The planned and ambiguous events of these days, by day and revision."""
+    def deliverable(
+        self, days: Sequence[date], states: Iterable[State] = (State.PLANNED, State.AMBIGUOUS)
+    ) -> list[Outgoing]:
+        """The events of these days in these states, by day and revision."""
         found: list[Outgoing] = []
         with self.engine.begin() as connection:
             rows = connection.execute(
                 select(meter_events)
                 .where(
-                    meter_events.c.state.in_([State.PLANNED, State.AMBIGUOUS]),
+                    meter_events.c.state.in_(list(states)),
                     meter_events.c.usage_day.in_(days),
                 )
                 .order_by(meter_events.c.usage_day, meter_events.c.revision, meter_events.c.id)

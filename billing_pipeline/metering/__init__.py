@@ -10,8 +10,16 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `agreement`   whether Stripe's summary agrees with what was accepted
 """
 
-from billing_pipeline.metering.agreement import Agreement, judge
-from billing_pipeline.metering.planning import NOT_COUNTED, DayPlan, plan_cell, plan_day
+from billing_pipeline.metering.agreement import Agreement, judge, possible_figures
+from billing_pipeline.metering.planning import (
+    HARMLESS,
+    NOT_COUNTED,
+    SUPERSEDED,
+    DayPlan,
+    plan_cell,
+    plan_day,
+    shared_customers,
+)
 from billing_pipeline.metering.standing import standing
 from billing_pipeline.metering.timestamps import too_old
 from billing_pipeline.metering.vocabulary import (
@@ -32,8 +40,10 @@ from billing_pipeline.metering.vocabulary import (
 )
 
 __all__ = [
+    "HARMLESS",
     "NOT_COUNTED",
     "SENT",
+    "SUPERSEDED",
     "UNSETTLED",
     "Agreement",
     "Cell",
@@ -52,6 +62,8 @@ __all__ = [
     "judge",
     "plan_cell",
     "plan_day",
+    "possible_figures",
+    "shared_customers",
     "standing",
     "too_old",
 ]

@@ -40,3 +40,25 @@ def judge(
         highest = start + sum(value for value in pending if value > 0)
         on_the_way = lowest <= reported <= highest
     return "lagging" if on_the_way and pending else "mismatch"
+
+
+MOST_PENDING = 10
+"""Beyond so many unverified events of one cell a summary is not used as proof."""
+
+
+def possible_figures(
+    certain: int | None, pending: Sequence[int], replaces: bool
+) -> set[int] | None:
+    """Every figure a lagging summary may show: any of the pending events may be missing from it.
+
+    None where there are too many to tell.
+    """
+    start = certain or 0
+    if replaces:
+        return {start, *pending}
+    if len(pending) > MOST_PENDING:
+        return None
+    figures = {start}
+    for value in pending:
+        figures |= {figure + value for figure in figures}
+    return figures

@@ -33,21 +33,35 @@ from billing_pipeline.metering.vocabulary import (
 )
 
 NOT_COUNTED = "not_counted"
-"""Error code of an event whose outcome was unknown until Stripe's summary showed it missing.
-Unlike a refusal it says nothing against the statement, so the statement is made again."""
+"""Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
+
+SUPERSEDED = "superseded"
+"""Error code of a planned event that was replaced before it could be counted: its customer, its
+value or its reason to exist had changed."""
+
+HARMLESS = frozenset({NOT_COUNTED, SUPERSEDED})
+"""Unlike Stripe's refusals these say nothing against a statement, so it may be made again."""
 
 
 @dataclass(frozen=True)
 class DayPlan:
-    """What one usage day asks for: events to state, usage to hold, cells that wait."""
+    """What one usage day asks for: events to state, usage to hold, cells that wait.
+
+    `superseded` are (cell, revision) of planned events that no longer say what is to be said.
+    """
 
     usage_day: date
     events: list[MeterEvent] = field(default_factory=list)
     holds: list[Hold] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
+    superseded: list[tuple[Cell, int]] = field(default_factory=list)
 
-    def add(self, outcome: MeterEvent | Hold | Waiting | None) -> None:
-        """Put what `plan_cell` said where it belongs; None adds nothing."""
+    def add(
+        self, cell: Cell, outcome: MeterEvent | Hold | Waiting | None, said: Sequence[Said] = ()
+    ) -> None:
+        """Put what `plan_cell` said of a cell, given what was `said`, where it belongs."""
+        if not isinstance(outcome, Waiting):
+            self.superseded.extend((cell, s.revision) for s in said if s.state is State.PLANNED)
         if isinstance(outcome, MeterEvent):
             self.events.append(outcome)
         elif isinstance(outcome, Hold):
@@ -77,9 +91,48 @@ def plan_cell(
     Raises UsageDefect for a target that no correct counting can produce.
     """
     check_target(target)
-    if any(s.state in UNSETTLED for s in said):
+    if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
         return Waiting(cell, target)
+    outcome = _next(
+        meter,
+        cell,
+        target,
+        customer,
+        [s for s in said if s.state is not State.PLANNED],
+        now,
+        # Said or planned: revisions and timestamps only rise.
+        revision=max((s.revision for s in said), default=0) + 1,
+        after=max((s.timestamp for s in said), default=None),
+        at=at,
+        shared=shared,
+        retry_rejected=retry_rejected,
+    )
+    # What is planned is certainly not counted. It stands if it is what would be planned now.
+    for planned in said:
+        if (
+            planned.state is State.PLANNED
+            and isinstance(outcome, MeterEvent)
+            and (planned.customer, planned.value) == (outcome.customer, outcome.value)
+            and not too_old(planned.timestamp, now)
+        ):
+            return Waiting(cell, target)
+    return outcome
 
+
+def _next(
+    meter: Meter,
+    cell: Cell,
+    target: int,
+    customer: str | None,
+    said: Sequence[Said],
+    now: datetime,
+    *,
+    revision: int,
+    after: int | None,
+    at: int | None,
+    shared: bool,
+    retry_rejected: bool,
+) -> MeterEvent | Hold | None:
     held_by_stripe = standing(meter, said)
     value = target if meter.replaces else target - (held_by_stripe or 0)
     if held_by_stripe == target:
@@ -90,7 +143,7 @@ def plan_cell(
     stated_for = stated_customer(said)
     pays = stated_for or customer
     last = max(said, key=lambda s: s.revision, default=None)
-    timestamp = stamp(cell.usage_day, max((s.timestamp for s in said), default=None), at)
+    timestamp = stamp(cell.usage_day, after, at)
     reason = _why_hold(meter, cell, pays, shared and stated_for is None, timestamp, now, at)
     if reason is not None:
         # A first zero that cannot be stated is no usage: there is nothing to hold.
@@ -98,14 +151,13 @@ def plan_cell(
     if (
         last is not None
         and last.state is State.REJECTED
-        and last.error_code != NOT_COUNTED
+        and last.error_code not in HARMLESS
         and (last.customer, last.value) == (pays, value)
         and not retry_rejected
     ):
         return None
     assert pays is not None  # _why_hold says so
     assert timestamp is not None
-    revision = last.revision + 1 if last is not None else 1
     return MeterEvent(cell, revision, pays, value, target, timestamp)
 
 
@@ -148,26 +200,43 @@ def plan_day(
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
     """
     plan = DayPlan(usage_day)
-    sharing = Counter(customers.values())
     for meter in meters:
         organizations = set(usage) | {
             cell.organization_id for cell in said if cell.event_name == meter.event_name
         }
         if meter.formula is Formula.LAST:
             organizations |= set(customers)
+        shared = shared_customers(meter, customers, said)
         for organization_id in sorted(organizations):
             cell = Cell(usage_day, organization_id, meter.event_name)
             customer = customers.get(organization_id)
-            plan.add(
-                plan_cell(
-                    meter,
-                    cell,
-                    usage.get(organization_id, Usage()).of(meter.measure),
-                    customer,
-                    said.get(cell, ()),
-                    now,
-                    shared=customer is not None and sharing[customer] > 1,
-                    retry_rejected=retry_rejected,
-                )
+            history = said.get(cell, ())
+            outcome = plan_cell(
+                meter,
+                cell,
+                usage.get(organization_id, Usage()).of(meter.measure),
+                customer,
+                history,
+                now,
+                shared=customer in shared,
+                retry_rejected=retry_rejected,
             )
+            plan.add(cell, outcome, history)
     return plan
+
+
+def shared_customers(
+    meter: Meter, customers: Mapping[str, str], said: Mapping[Cell, Sequence[Said]]
+) -> set[str]:
+    """The customers to which more than one organization's usage of a day goes on this meter.
+
+    A cell goes to the customer it was stated for, whatever the mapping says today.
+    """
+    stated = {
+        cell.organization_id: customer
+        for cell, history in said.items()
+        if cell.event_name == meter.event_name
+        and (customer := stated_customer([s for s in history if s.state is not State.PLANNED]))
+    }
+    counts = Counter({**customers, **stated}.values())
+    return {customer for customer, number in counts.items() if number > 1}

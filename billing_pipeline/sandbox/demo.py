@@ -18,6 +18,7 @@ from typing import Any
 import stripe
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from billing_pipeline.report import attention, exit_code, run_document
 from billing_pipeline.sandbox.sample import load_sample, organization_of, read_sample
@@ -160,7 +161,7 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
             row["organization_id"],
             *(str(row[name]) for name in
               ("days", "active_sensors", "readings", "duplicates", "events")),
-            "[green]yes[/green]" if agrees else f"[red]{row['verified']} of {row['events']}[/red]",
+            Text("yes", "green") if agrees else Text(f"{row['verified']} verified", "red"),
         )  # fmt: skip
     console.print(table)
     total = sum(row["readings"] for row in document["organizations"])

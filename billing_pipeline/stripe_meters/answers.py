@@ -17,6 +17,9 @@ NETWORK_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 """What the SDK lets through unwrapped when a connection breaks while an answer is read."""
 
 
+TIMED_OUT = "timed_out"
+
+
 class Verdict(Enum):
     """What an attempt to send an event came to."""
 
@@ -57,6 +60,9 @@ def _no_answer(cause: BaseException | None) -> Answer:
     name = type(cause).__name__
     if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return Answer(Verdict.UNREACHABLE, message=f"no connection to Stripe ({name})")
+    if isinstance(cause, TimeoutError):
+        # It may still be at work there; a second one now would be two in flight.
+        return Answer(Verdict.UNKNOWN, code=TIMED_OUT, message="no answer in time", again=False)
     return Answer(Verdict.UNKNOWN, message=f"the connection broke before an answer ({name})")
 
 

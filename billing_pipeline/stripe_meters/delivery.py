@@ -21,6 +21,7 @@ from billing_pipeline.ledger.locks import DeliveryBusy
 from billing_pipeline.metering import Meter, State, too_old
 from billing_pipeline.stripe_meters.answers import (
     NETWORK_ERRORS,
+    TIMED_OUT,
     Answer,
     Verdict,
     read_error,
@@ -54,6 +55,8 @@ class DeliveryResult:
     identifier: str
     state: State
     request_id: str | None = None
+    sent: bool = True
+    """Whether a request left in this delivery; a summary may settle an event without one."""
 
 
 @dataclass
@@ -67,7 +70,7 @@ class DeliveryReport:
     @property
     def sent(self) -> int:
         """Events that Stripe took in this delivery."""
-        return sum(result.success for result in self.results)
+        return sum(result.success and result.sent for result in self.results)
 
 
 def deliver(
@@ -77,8 +80,13 @@ def deliver(
     days: Sequence[date],
     clock: Clock,
     progress: Progress | None = None,
+    *,
+    leftovers: bool = False,
 ) -> DeliveryReport:
     """Send what is planned or ambiguous for these days; settle what may not be sent again.
+
+    With `leftovers`, only what an earlier delivery left ambiguous, whose cells wait for it.
+    Events of meters that are not among `meters` stay as they are.
 
     One process delivers per ledger; another waits for it here. Whatever Stripe may answer
     comes back as values.
@@ -86,10 +94,12 @@ def deliver(
     try:
         with ledger.delivering() as still_mine:
             ledger.recover(clock())
-            queue = ledger.deliverable(days)
+            by_name = {meter.event_name: meter for meter in meters}
+            states = [State.AMBIGUOUS] if leftovers else [State.AMBIGUOUS, State.PLANNED]
+            queue = ledger.deliverable(days, states)
+            queue = [o for o in queue if o.event.cell.event_name in by_name]
             if not queue:
                 return DeliveryReport()
-            by_name = {meter.event_name: meter for meter in meters}
             courier = _Courier(gateway, ledger, by_name, clock, still_mine, progress)
             return asyncio.run(courier.run(queue))
     except DeliveryBusy:
@@ -128,7 +138,7 @@ class _Courier:
                 return outgoing, await self._send(client, limiter, outgoing)
 
             unknown = await self._drive(fresh, send)
-            await self._settle(client, unknown)
+            await self._settle(client, unknown, sent=True)
         return self._report
 
     async def _set_aside(
@@ -137,7 +147,7 @@ class _Courier:
         """Settle the old and refuse the too old; returns what may be sent."""
         now = self._clock()
         doubtful = [o for o in queue if o.state is State.AMBIGUOUS and needs_settlement(o, now)]
-        await self._settle(client, doubtful)
+        await self._settle(client, doubtful, sent=False)
         kept = {o.id for o in queue} - {o.id for o in doubtful}
         aged = [o for o in queue if o.id in kept and too_old(o.event.timestamp, now)]
         refused = [
@@ -151,18 +161,20 @@ class _Courier:
         ]
         self._ledger.record(refused, now, was={State.PLANNED})
         for outgoing, outcome in zip(aged, refused, strict=True):
-            self._finish(outgoing, outcome)
+            self._finish(outgoing, outcome, sent=False)
             kept.remove(outgoing.id)
         return [o for o in queue if o.id in kept]
 
-    async def _settle(self, client: stripe.StripeClient, doubtful: Sequence[Outgoing]) -> None:
+    async def _settle(
+        self, client: stripe.StripeClient, doubtful: Sequence[Outgoing], *, sent: bool
+    ) -> None:
         """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
             settled = await settle(client, self._ledger, self._meters, doubtful, self._clock())
             self._ledger.record(settled, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
             for outcome in settled:
-                self._finish(by_id[outcome.id], outcome)
+                self._finish(by_id[outcome.id], outcome, sent=sent)
 
     async def _drive(
         self,
@@ -199,7 +211,8 @@ class _Courier:
                     else:
                         self._finish(outgoing, outcome)
                     lane = (outgoing.event.customer, outgoing.event.cell.event_name)
-                    if lanes[lane]:
+                    # A request that timed out may still be at work in Stripe: the lane rests.
+                    if lanes[lane] and outcome.error_code != TIMED_OUT:
                         ready.append(lane)
             now = asyncio.get_running_loop().time()
             if landed and (len(landed) >= BATCH or now - flushed > FLUSH_SECONDS or not flying):
@@ -260,7 +273,7 @@ class _Courier:
             self._report.stopped = why
             self._report.denied = denied
 
-    def _finish(self, outgoing: Outgoing, outcome: Outcome) -> None:
+    def _finish(self, outgoing: Outgoing, outcome: Outcome, *, sent: bool = True) -> None:
         accepted = outcome.state is State.ACCEPTED
         self._report.results.append(
             DeliveryResult(
@@ -269,6 +282,7 @@ class _Courier:
                 outgoing.event.identifier,
                 outcome.state,
                 outcome.request_id,
+                sent,
             )
         )
         self._progress(len(self._report.results), self._total)

@@ -24,6 +24,7 @@ from billing_pipeline.metering import (
     State,
     Waiting,
     plan_cell,
+    shared_customers,
 )
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_meters.catalogue import look_up
@@ -88,38 +89,44 @@ class UsageReporter:
         if at > self._clock() + MOST_AHEAD:
             return DeliveryResult(False, f"{at.isoformat()} lies in the future", "", State.HELD)
         # What an earlier report left unsettled is settled first; then this one can be planned.
-        deliver(self._gateway, self._ledger, catalogue.meters, [cell_day], self._clock)
+        meters = catalogue.meters
+        deliver(self._gateway, self._ledger, meters, [cell_day], self._clock, leftovers=True)
         planned = self._plan(fed[0], cell, count, instant)
         if isinstance(planned, DeliveryResult):
             return planned
-        results = deliver(self._gateway, self._ledger, catalogue.meters, [cell_day], self._clock)
-        for result in results.results:
+        report = deliver(self._gateway, self._ledger, meters, [cell_day], self._clock)
+        for result in report.results:
             if result.identifier == planned.identifier:
                 return result
-        why = results.stopped or "another process is delivering it"
+        why = report.stopped or "an earlier event of this day is not settled yet"
         return DeliveryResult(False, why, planned.identifier, State.PLANNED)
 
     def _plan(
         self, meter: Meter, cell: Cell, count: int, instant: int
     ) -> MeterEvent | DeliveryResult:
+        """The event to deliver, or the result where there is none to deliver."""
         now = self._clock()
         day = cell.usage_day
         mapping = self._customers()
         customer = mapping.get(cell.organization_id)
-        shared = customer is not None and list(mapping.values()).count(customer) > 1
         with self._ledger.planning() as connection:
-            said = self._ledger.said([day], connection)[day].get(cell, [])
+            every = self._ledger.said([day], connection)[day]
+            said = every.get(cell, [])
+            shared = customer in shared_customers(meter, mapping, every)
             outcome = plan_cell(meter, cell, count, customer, said, now, at=instant, shared=shared)
             plan = DayPlan(day)
-            plan.add(outcome)
+            plan.add(cell, outcome, said)
             self._ledger.write_plan(connection, plan, cell.__eq__, None, now)
+        last = said[-1] if said else None
         if isinstance(outcome, MeterEvent):
             return outcome
         if isinstance(outcome, Hold):
             return DeliveryResult(False, outcome.explanation, "", State.HELD)
         if isinstance(outcome, Waiting):
-            return DeliveryResult(False, "an earlier event is not settled yet", "", State.AMBIGUOUS)
-        last = said[-1] if said else None
+            assert last is not None  # it waits for an event
+            return MeterEvent(
+                cell, last.revision, last.customer, last.value, last.target, last.timestamp
+            )
         if last is not None and last.state is State.REJECTED:
             return DeliveryResult(False, f"Stripe refused it: {last.error_code}", "", last.state)
         state = last.state if last is not None and last.state in SENT else State.VERIFIED

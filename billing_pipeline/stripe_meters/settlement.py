@@ -17,8 +17,8 @@ from datetime import date, datetime, timedelta
 
 import stripe
 
-from billing_pipeline.ledger import Ledger, Outcome, Outgoing
-from billing_pipeline.metering import NOT_COUNTED, Meter, State, too_old
+from billing_pipeline.ledger import Ledger, Outcome, Outgoing, Settled
+from billing_pipeline.metering import NOT_COUNTED, Meter, State, possible_figures, too_old
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
 from billing_pipeline.stripe_meters.summaries import daily_figures
@@ -46,7 +46,7 @@ async def settle(
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
     known = {
-        (s.usage_day, s.customer, s.event_name): s.expected
+        (s.usage_day, s.customer, s.event_name): s
         for s in ledger.settled(days, replacing, unverified_only=False)
     }
     outcomes = []
@@ -69,23 +69,30 @@ async def settle(
 
 
 def _decide(
-    outgoing: Outgoing, meter: Meter, known: int | None, reported: float, now: datetime
+    outgoing: Outgoing, meter: Meter, known: Settled | None, reported: float, now: datetime
 ) -> Outcome:
-    without = known or 0
-    with_it = outgoing.event.value if meter.replaces else without + outgoing.event.value
-    if reported == with_it:
-        # Also when both are equal: then Stripe holds what this event would have made of it.
+    """Present, absent, or not to be told yet, from one figure that may lag."""
+    value = outgoing.event.value
+    certain, pending = (known.certain, known.pending) if known else (None, ())
+    without = possible_figures(certain, pending, meter.replaces)
+    if without is None:
+        return _undecided(outgoing, "too many events of its day are not verified yet")
+    with_it = {value} if meter.replaces else {figure + value for figure in without}
+    if reported in with_it - without:
         return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
     last = outgoing.last_attempt_at
     lag_over = last is None or now - last > LAG_ALLOWANCE
-    if reported == without and needs_settlement(outgoing, now) and lag_over:
+    # Where values replace each other, one that cannot be told from its absence may be stated
+    # again: that makes the figure right either way.
+    absent = reported in (without if meter.replaces else without - with_it)
+    if absent and needs_settlement(outgoing, now) and lag_over:
         return Outcome(
             outgoing.id,
             State.REJECTED,
             error_code=NOT_COUNTED,
-            error_message="not in Stripe's summary: never counted",
+            error_message="not in Stripe's summary",
         )
-    return _undecided(outgoing, f"Stripe's summary says {reported:g}, which decides nothing")
+    return _undecided(outgoing, f"Stripe's summary says {reported:g}, which decides nothing yet")
 
 
 def _undecided(outgoing: Outgoing, why: str) -> Outcome:

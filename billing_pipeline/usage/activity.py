@@ -147,7 +147,7 @@ def load_counted(engine: Engine, snapshots: Folder, day: date) -> CountedDay | N
     if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
         return None
     with engine.connect(snapshots) as connection:
-        document = read_metadata(connection, snapshots.path(day_folder(day), ACTIVITY_FILE))
+        document = read_metadata(connection, snapshots.pattern(day_folder(day), ACTIVITY_FILE))
     return CountedDay.from_json(document) if document.get("contract") == CONTRACT else None
 
 
@@ -176,7 +176,7 @@ def _count(
     rows = create_readings(connection, readings, inputs)
     try:
         connection.execute(sql("count"), {"blanks": BLANKS})
-    except duckdb.OutOfMemoryException:
+    except duckdb.OutOfMemoryException:  # no fault of a file's
         raise
     except duckdb.Error as error:
         raise name_the_broken(connection, readings, inputs, error) from None
@@ -266,7 +266,7 @@ def sensors_of(
             "SELECT sensor_id, readings, first_at, last_at, exact_duplicates, "
             "conflicting_duplicates FROM read_parquet(?) WHERE organization_id = ? "
             "ORDER BY sensor_id",
-            [snapshots.path(day_folder(day), ACTIVITY_FILE), organization_id],
+            [snapshots.pattern(day_folder(day), ACTIVITY_FILE), organization_id],
         )
         names = [column[0] for column in result.description]
         rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]

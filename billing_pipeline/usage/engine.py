@@ -28,12 +28,12 @@ class Engine:
                     "memory_limit": self.memory_limit,
                     "temp_directory": spill,
                     "preserve_insertion_order": False,  # keeping an order costs memory
-                    "enable_progress_bar": False,  # it would go to standard output
                     "autoinstall_known_extensions": False,  # nothing is fetched behind our back
                 }
             )
             try:
                 connection.execute("SET TimeZone = 'UTC'")
+                connection.execute("SET enable_progress_bar = false")  # it goes to standard output
                 for fs in {id(f.fs): f.fs for f in folders if not f.is_local}.values():
                     connection.register_filesystem(fs)
                 yield connection

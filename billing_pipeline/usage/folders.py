@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,22 +49,37 @@ class Folder:
         return isinstance(self.fs, LocalFileSystem)
 
     def path(self, *parts: str) -> str:
-        """What DuckDB opens for a file of this folder."""
+        """A file of this folder, for people."""
         path = "/".join([self._located[1], *parts])
-        return path if self.is_local else self.fs.unstrip_protocol(path)
+        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+
+    def pattern(self, *parts: str) -> str:
+        """The same for DuckDB, which takes every path for a pattern: one that matches itself."""
+        return re.sub(r"[*?\[]", lambda magic: f"[{magic.group()}]", self.path(*parts))
 
     def files(self, part: str) -> list[File] | None:
-        """The files directly in a sub-folder, by name; None when there is no such folder."""
+        """What lies directly in a sub-folder, by name; None when there is no such folder.
+
+        Links count as what they lead to; one that leads nowhere is a file of zero bytes.
+        Folders in it are listed too, with a slash behind their names.
+        """
         self.fs.invalidate_cache()
         try:
             entries = self.fs.ls(f"{self._located[1]}/{part}", detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
-        return sorted(
-            File(entry["name"].rsplit("/", 1)[-1], int(entry["size"]), _modified(entry))
-            for entry in entries
-            if entry["type"] == "file"
-        )
+        return sorted(self._file(entry) for entry in entries)
+
+    def _file(self, entry: dict[str, Any]) -> File:
+        name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+        if entry["type"] not in ("file", "directory"):
+            try:
+                entry = self.fs.info(entry["name"])
+            except FileNotFoundError:
+                return File(name, 0, "")
+        if entry["type"] == "directory":
+            return File(name + "/", 0, "")
+        return File(name, int(entry["size"]), _modified(entry))
 
     def folders(self) -> list[str]:
         """The names of the sub-folders; none when this folder does not exist."""
@@ -79,7 +95,7 @@ class Folder:
         )
 
     def exists(self, *parts: str) -> bool:
-        """Whether the file exists now."""
+        """Whether the file, or without `parts` the folder, exists now."""
         self.fs.invalidate_cache()
         return bool(self.fs.exists("/".join([self._located[1], *parts])))
 

@@ -39,10 +39,19 @@ def folder_name(day: date) -> str:
 def list_day(readings: Folder, day: date) -> DayInputs:
     """List a day's files. A day without a folder has no readings, and the listing says so.
 
-    Raises UnusableInput for an empty file, which is one that was never finished.
+    Raises UnusableInput for an empty file, which is one that was never finished, and when the
+    folder of all readings is missing.
     """
-    listing = readings.files(folder_name(day))
+    try:
+        listing = readings.files(folder_name(day))
+    except NotADirectoryError:
+        raise UnusableInput(f"{folder_name(day)} is not a folder") from None
     if listing is None:
+        if not readings.exists():
+            # Not mounted, renamed or misspelt: not the same as a day on which nothing was read.
+            raise UnusableInput(
+                f"the readings folder {readings.path()} does not exist (BILLING_READINGS_URI)"
+            )
         return DayInputs(day, exists=False)
     visible = [file for file in listing if not file.name.startswith(".")]
     files = tuple(file for file in visible if format_of(file.name) in FORMATS)

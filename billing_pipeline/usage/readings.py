@@ -41,10 +41,11 @@ _INTEGERS = {
     "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT",
     "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT", "UHUGEINT",
 }  # fmt: skip
-_ID_TYPES = _INTEGERS | {"VARCHAR", "UUID"}
+_ID_TYPES = _INTEGERS | {"VARCHAR", "UUID", '"NULL"'}  # the last: a column of nulls only
 
 # How `instant` comes out of each type that a Parquet timestamp can have.
 _IN_DAY = {
+    '"NULL"': "-1",
     "TIMESTAMP": "in_day(epoch_us(recorded_at), 1000)",
     "TIMESTAMP WITH TIME ZONE": "in_day(epoch_us(recorded_at), 1000)",
     "TIMESTAMP_NS": "in_day(epoch_ns(recorded_at), 1)",
@@ -79,7 +80,7 @@ def create_readings(
     for name in by_format["csv"]:
         _read_text(connection, day, name, _csv_rows(folder, day, name))
     for name in by_format["jsonl"]:
-        _read_text(connection, day, name, _json_rows(folder.path(day, name)))
+        _read_text(connection, day, name, _json_rows(folder.pattern(day, name)))
     rows |= _checked_text(connection, day, [f.name for f in inputs.files if f.name not in rows])
     connection.execute("CREATE VIEW readings AS " + "\nUNION ALL ".join(selects))
     return rows
@@ -96,11 +97,11 @@ def name_the_broken(
     for file in inputs.files:
         if format_of(file.name) == "parquet":
             try:
-                scan = _parquet_scan([folder.path(day, file.name)])
+                scan = _parquet_scan([folder.pattern(day, file.name)])
                 connection.execute(f"SELECT bit_xor(hash(COLUMNS(*))) FROM {scan}").fetchall()
             except duckdb.Error as broken:
-                return UnusableInput(f"{day}/{file.name} cannot be read: {_first_line(broken)}")
-    return UnusableInput(f"{day} cannot be counted: {_first_line(error)}")
+                return UnusableInput(f"{day}/{file.name} cannot be read: {_reason(broken)}")
+    return UnusableInput(f"{day} cannot be counted: {_reason(error)}")
 
 
 def _parquet(
@@ -111,9 +112,12 @@ def _parquet(
     rows: dict[str, int],
 ) -> list[str]:
     """One SELECT per distinct schema; files of one schema are scanned together."""
-    paths_by_select: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    # Files are scanned together only if their own types are equal: DuckDB would cast the others
+    # to the types of the first, and "007" would become 7.
+    paths_by_schema: dict[tuple[tuple[str, ...], tuple[str | None, ...]], list[str]]
+    paths_by_schema = defaultdict(list)
     for name in names:
-        path = folder.path(day, name)
+        path = folder.pattern(day, name)
         try:
             described = connection.execute(
                 f"DESCRIBE SELECT * FROM {_parquet_scan([path])}"
@@ -122,7 +126,7 @@ def _parquet(
                 f"SELECT sum(num_rows)::BIGINT FROM parquet_file_metadata([{_quoted(path)}])"
             ).fetchone()
         except duckdb.Error as error:
-            raise UnusableInput(f"{day}/{name} cannot be read: {_first_line(error)}") from None
+            raise UnusableInput(f"{day}/{name} cannot be read: {_reason(error)}") from None
         types = {column: kind for column, kind, *_ in described}
         columns = _parquet_columns(f"{day}/{name}", types)
         if types["recorded_at"] == "VARCHAR":
@@ -132,15 +136,16 @@ def _parquet(
                 day,
                 name,
                 "SELECT organization_id::VARCHAR AS organization_id, "
-                f"sensor_id::VARCHAR AS sensor_id, recorded_at, {value} AS value, "
-                f"NULL AS wrong_type FROM {_parquet_scan([path])}",
+                f"sensor_id::VARCHAR AS sensor_id, recorded_at, {value} AS value "
+                f"FROM {_parquet_scan([path])}",
             )
         else:
-            paths_by_select[columns].append(path)
+            schema = tuple(types.get(column) for column in (*NEEDED, "value"))
+            paths_by_schema[columns, schema].append(path)
             rows[name] = counted[0] if counted else 0
     return [
         f"SELECT {', '.join(columns)} FROM {_parquet_scan(paths)}"
-        for columns, paths in paths_by_select.items()
+        for (columns, _), paths in paths_by_schema.items()
     ]
 
 
@@ -187,7 +192,9 @@ def _csv_rows(folder: Folder, day: str, name: str) -> str:
     with folder.open(day, name) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
             header = next(csv.reader(text))
-        except (StopIteration, UnicodeDecodeError, csv.Error) as error:
+        except UnicodeDecodeError:
+            raise UnusableInput(f"{day}/{name} is not UTF-8") from None
+        except (StopIteration, csv.Error) as error:
             raise UnusableInput(f"{day}/{name} has no readable header line: {error}") from None
     for column in NEEDED:
         if column not in header:
@@ -197,33 +204,30 @@ def _csv_rows(folder: Folder, day: str, name: str) -> str:
     columns = ", ".join(f"{_quoted(column)}: 'VARCHAR'" for column in header)
     value = "value" if "value" in header else "NULL"
     return f"""
-        SELECT organization_id, sensor_id, recorded_at, {value} AS value, NULL AS wrong_type
-        FROM read_csv([{_quoted(folder.path(day, name))}], auto_detect = false, header = true,
+        SELECT organization_id, sensor_id, recorded_at, {value} AS value
+        FROM read_csv([{_quoted(folder.pattern(day, name))}], auto_detect = false, header = true,
             delim = ',', quote = '"', escape = '"', comment = '', hive_partitioning = false,
             columns = {{{columns}}})"""
 
 
 def _json_rows(path: str) -> str:
-    """A JSON lines file as rows of text. Ids are strings or integers, times are strings."""
+    """A JSON lines file as rows of text. Ids are strings or integers, times are strings.
 
-    def present(column: str) -> str:
-        # An explicit null is a blank of that row; a key that no line has is a missing column.
-        return f"""CASE json_type(json, '$.{column}') WHEN 'NULL' THEN ''
-            ELSE json ->> '{column}' END AS {column}"""
+    NULL is a key that is not there; a value of another type is text that no rule accepts, so
+    that its row is quarantined, and a file with no other values is refused.
+    """
 
+    def text(column: str, types: str) -> str:
+        kind = f"json_type(json, '$.{column}')"
+        return f"""CASE WHEN {kind} IN ({types}) THEN json ->> '{column}'
+            WHEN {kind} = 'NULL' THEN '' WHEN {kind} IS NOT NULL THEN chr(0) END AS {column}"""
+
+    ids = "'VARCHAR', 'BIGINT', 'UBIGINT'"
     return f"""
-        SELECT {present("organization_id")}, {present("sensor_id")}, {present("recorded_at")},
-            json ->> 'value' AS value,
-            CASE
-                WHEN json_type(json) <> 'OBJECT' THEN 'line'
-                WHEN json_type(json, '$.organization_id')
-                    NOT IN ('VARCHAR', 'BIGINT', 'UBIGINT', 'NULL') THEN 'organization_id'
-                WHEN json_type(json, '$.sensor_id')
-                    NOT IN ('VARCHAR', 'BIGINT', 'UBIGINT', 'NULL') THEN 'sensor_id'
-                WHEN json_type(json, '$.recorded_at') NOT IN ('VARCHAR', 'NULL')
-                    THEN 'recorded_at'
-            END AS wrong_type
-        FROM read_ndjson_objects([{_quoted(path)}], hive_partitioning = false)"""
+        SELECT {text("organization_id", ids)}, {text("sensor_id", ids)},
+            {text("recorded_at", "'VARCHAR'")}, json ->> 'value' AS value
+        FROM read_ndjson_objects([{_quoted(path)}], hive_partitioning = false,
+            maximum_object_size = 1048576)"""
 
 
 def _read_text(connection: duckdb.DuckDBPyConnection, day: str, name: str, rows: str) -> None:
@@ -232,13 +236,14 @@ def _read_text(connection: duckdb.DuckDBPyConnection, day: str, name: str, rows:
             f"""INSERT INTO text_rows
             SELECT ? AS file, organization_id, sensor_id, recorded_at, ({_TEXT_AT})::BIGINT,
                 try_cast(value AS DOUBLE),
-                CASE WHEN try_cast(value AS DOUBLE) IS NULL THEN value END,
-                wrong_type
+                CASE WHEN try_cast(value AS DOUBLE) IS NULL THEN value END
             FROM ({rows})""",
             [name],
         )
+    except duckdb.OutOfMemoryException:
+        raise
     except duckdb.Error as error:
-        raise UnusableInput(f"{day}/{name} cannot be read: {_first_line(error)}") from None
+        raise UnusableInput(f"{day}/{name} cannot be read: {_reason(error)}") from None
 
 
 def _checked_text(
@@ -246,22 +251,20 @@ def _checked_text(
 ) -> dict[str, int]:
     """The rows of each text file, once no column of it is missing or of a wrong type."""
     rows = dict.fromkeys(names, 0)
-    for name, count, wrong, *present, times, instants in connection.execute(
-        sql("text_files")
-    ).fetchall():
-        if wrong == "line":
-            raise UnusableInput(f"{day}/{name} has a line that is not a JSON object")
-        if wrong is not None:
-            raise UnusableInput(
-                f"{day}/{name}: the column {wrong} has values of a wrong type; ids must be "
-                "strings or integers, recorded_at a string with date and time"
-            )
-        for column, having in zip(NEEDED, present, strict=True):
-            if not having and name.endswith(".jsonl"):
-                raise UnusableInput(f"{day}/{name} lacks the column {column} in every line")
-        if times and not instants:
-            raise UnusableInput(f"{day}/{name}: no value of the column recorded_at is a timestamp")
+    for name, count, *columns in connection.execute(sql("text_files")).fetchall():
         rows[name] = count
+        for column, present, given, valid in zip(
+            NEEDED, columns[0::3], columns[1::3], columns[2::3], strict=True
+        ):
+            if not present and name.endswith(".jsonl"):
+                raise UnusableInput(f"{day}/{name} lacks the column {column} in every line")
+            # One bad value is one bad row; several and not one good: the column is another one.
+            if given > 1 and not valid:
+                wanted = "a timestamp" if column == "recorded_at" else "a string or an integer"
+                raise UnusableInput(
+                    f"{day}/{name}: the column {column} has the wrong type: "
+                    f"none of its {given} values is {wanted}"
+                )
     return rows
 
 
@@ -274,8 +277,10 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _reason(error: Exception) -> str:
+    """DuckDB's reason in one line, without its advice on options that are not the reader's."""
+    told = str(error).split("Possible fixes")[0].split("Possible Solution")[0].split("\n\nLINE")[0]
+    return "; ".join(line.strip() for line in told.splitlines() if line.strip())[:500]
 
 
 def _day_start_ns(day: date) -> int:

@@ -70,7 +70,7 @@ def take_snapshot(
     """
     window = [day - timedelta(days=back) for back in range(window_days - 1, -1, -1)]
     counted = [activity_for(engine, readings, snapshots, each) for each in window]
-    paths = [snapshots.path(day_folder(each), ACTIVITY_FILE) for each in window]
+    paths = [snapshots.pattern(day_folder(each), ACTIVITY_FILE) for each in window]
     with engine.connect(snapshots) as connection:
         connection.execute(
             f"CREATE TEMP TABLE usage AS {sql('snapshot')}",
@@ -100,7 +100,7 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
     """The snapshot of a day as it lies there, None where none was taken."""
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return None
-    path = snapshots.path(day_folder(day), SNAPSHOT_FILE)
+    path = snapshots.pattern(day_folder(day), SNAPSHOT_FILE)
     with engine.connect(snapshots) as connection:
         document = read_metadata(connection, path)
         connection.execute(
@@ -130,7 +130,7 @@ def is_current(
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return False
     with engine.connect(snapshots) as connection:
-        document = read_metadata(connection, snapshots.path(day_folder(day), SNAPSHOT_FILE))
+        document = read_metadata(connection, snapshots.pattern(day_folder(day), SNAPSHOT_FILE))
     if document.get("contract") != CONTRACT or len(document["window"]) != window_days:
         return False
     for back, activity_id in enumerate(reversed(document["window"])):

@@ -116,9 +116,37 @@ def test_an_event_that_was_never_counted_is_stated_again() -> None:
     assert (event.value, event.revision) == (7, 2)
 
 
-@pytest.mark.parametrize("state", [State.PLANNED, State.SENDING, State.AMBIGUOUS])
-def test_a_cell_with_an_unsettled_event_waits(state: State) -> None:
+@pytest.mark.parametrize("state", [State.SENDING, State.AMBIGUOUS])
+def test_a_cell_whose_event_may_have_been_counted_waits(state: State) -> None:
     assert isinstance(plan(SUM, 9, said(7, state=state)), Waiting)
+
+
+def test_a_planned_event_stands_while_it_says_what_is_to_be_said() -> None:
+    assert isinstance(plan(SUM, 7, said(7, state=State.PLANNED)), Waiting)
+
+
+@pytest.mark.parametrize(
+    ("target", "customer", "stated"), [(9, "cus_1", 9), (7, "cus_2", 7), (0, "cus_1", None)]
+)
+def test_a_planned_event_that_no_longer_holds_is_superseded(
+    target: int, customer: str, stated: int | None
+) -> None:
+    history = {cell(SUM): said(7, state=State.PLANNED)}
+    planned = plan_day(DAY, [SUM], {"org": Usage(1, target)}, {"org": customer}, history, NOW)
+    assert planned.superseded == [(cell(SUM), 1)]
+    assert [(e.value, e.customer, e.revision) for e in planned.events] == (
+        [] if stated is None else [(stated, customer, 2)]
+    )
+
+
+def test_a_customer_that_a_day_was_stated_for_is_shared_with_whoever_gets_it_later() -> None:
+    stated = {Cell(DAY, "old", LAST.event_name): said(7)}  # for cus_1
+    mapping = {"old": "cus_new", "other": "cus_1"}
+    planned = plan_day(DAY, [LAST], {"old": Usage(9), "other": Usage(2)}, mapping, stated, NOW)
+    assert [(e.cell.organization_id, e.customer) for e in planned.events] == [("old", "cus_1")]
+    assert [(h.cell.organization_id, h.reason) for h in planned.holds] == [
+        ("other", HoldReason.CUSTOMER_SHARED)
+    ]
 
 
 def test_a_cell_keeps_the_customer_of_its_first_statement() -> None:

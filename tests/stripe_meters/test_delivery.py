@@ -255,3 +255,56 @@ def test_a_planned_event_that_grew_too_old_is_never_sent_and_its_usage_held(worl
     assert story.events[0]["state"] == State.REJECTED
     assert story.held is not None
     assert story.held.reason == "too_old"
+
+
+def test_a_mapping_mended_before_anything_was_sent_is_the_one_that_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    right = dict(world.customers)
+    world.write_customers({**right, "org-0": right["org-1"], "org-1": right["org-0"]})
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms("away")
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    state_days(rooms, [day])
+    world.write_customers(right)
+    monkeypatch.setenv("STRIPE_API_BASE", world.base)
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+    assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
+    assert rooms.inquiry.rejected([day]) == []
+
+
+def test_events_of_a_meter_that_is_no_longer_configured_stop_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    with pytest.MonkeyPatch.context() as away:
+        away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+        rooms = world.rooms("away")
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        state_days(rooms, [day])
+    monkeypatch.setenv(
+        "BILLING_METERS",
+        '[{"event_name": "active_sensors", "formula": "last", "measure": "active_sensors"}]',
+    )
+    world.bill(usage)
+    assert counts(world, [day]) == {"verified": 12, "planned": 12}
+
+
+def test_a_request_without_an_answer_in_time_leaves_its_lane_at_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiohttp import ClientTimeout
+
+    monkeypatch.setattr("billing_pipeline.stripe_meters.client.TIMEOUT", ClientTimeout(total=0.5))
+    usage = furnish(world, 3)
+    world.sandbox.faults = Faults.parse("slow=0.2,slow_seconds=1.5")
+    world.bill(usage)
+    assert world.sandbox.seen["slow"] > 0
+    assert world.sandbox.seen["two_in_flight"] == 0
+    world.sandbox.faults = Faults()
+    world.bill(usage)
+    assert world.billed() == world.due(usage)

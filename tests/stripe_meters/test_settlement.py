@@ -145,3 +145,47 @@ def test_a_recent_attempt_keeps_a_missing_event_open_because_summaries_lag(
     world.advance(hours=2)
     state_days(rooms, [day])
     assert world.billed() == due(world, day)
+
+
+def test_a_zero_that_cannot_be_told_from_nothing_is_stated_again_on_a_last_meter(
+    world: World,
+) -> None:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["idle"])
+    world.write_readings(day, {})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("error_before=1")
+    assert state_days(rooms, [day]).sent == 0
+    assert rooms.inquiry.counts([day])["ambiguous"] == 1
+    world.sandbox.faults = Faults()
+    world.advance(hours=25)
+    assert state_days(rooms, [day]).sent == 1
+    (event,) = world.sandbox.account.events
+    assert (event.event_name, event.value) == ("active_sensors", 0)
+
+
+def test_a_summary_that_lags_behind_an_accepted_event_proves_nothing(world: World) -> None:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["a"])
+    rooms = world.rooms()
+
+    def bill(readings: int, faults: str) -> None:
+        world.write_readings(day, {"a": {"s": readings}})
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        world.sandbox.faults = Faults.parse(faults)
+        state_days(rooms, [day])
+
+    bill(10, "")
+    world.verify([day])
+    bill(12, "lag=600")  # +2, accepted, not yet in the summary
+    bill(10, "lag=600,error_before=1")  # -2, never counted; the summary says 10 all the same
+    assert states(rooms, day, "temperature_readings")[-1][0] == "ambiguous"
+    world.sandbox.faults = Faults()
+    world.advance(hours=25)
+    state_days(rooms, [day])
+    world.verify([day])
+    billed = world.billed()
+    assert billed[world.customers["a"], "temperature_readings", day] == 10

@@ -181,6 +181,51 @@ def test_ids_are_compared_exactly_and_in_any_alphabet(lake: Lake) -> None:
     assert set(lake.usage()) == {"Ünïcode", "ünïcode", "組織", 'a, "b"\nc', "007", "7"}
 
 
+def test_ids_of_different_types_in_one_day_keep_their_own_text(lake: Lake) -> None:
+    at = pa.array([MIDNIGHT], pa.timestamp("us"))
+    for name, ids, value in [
+        ("a", pa.array([7]), pa.array([1], pa.int8())),
+        ("b", pa.array(["007"]), pa.array([300.5])),
+        ("c", pa.array(["x9"]), pa.array(["on"])),
+        ("d", pa.array([uuid.UUID(int=7).bytes], pa.uuid()), pa.array([True])),
+        ("e", pa.array(["7"]), pa.array([1.5])),
+    ]:
+        lake.parquet(
+            pa.table(
+                {"organization_id": ["a"], "sensor_id": ids, "recorded_at": at, "value": value}
+            ),
+            f"{name}.parquet",
+        )
+    counted = lake.count()
+    assert (counted.readings, counted.exact_duplicates, counted.conflicting_duplicates) == (4, 0, 1)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_names_that_look_like_patterns_are_names(lake: Lake, ending: str) -> None:
+    for n, name in enumerate(["a1", "a[1]", "a?", "a*", "[a]"]):
+        if ending == "parquet":
+            at = pa.array([MIDNIGHT], pa.timestamp("us"))
+            table = pa.table({"organization_id": ["a"], "sensor_id": [n], "recorded_at": at})
+            lake.parquet(table, f"{name}.parquet")
+        elif ending == "csv":
+            lake.csv(HEADER + f"a,{n},2026-03-10T12:00:00,1\n", f"{name}.csv")
+        else:
+            lake.jsonl(row(sensor_id=n), name=f"{name}.jsonl")
+    counted = lake.count()
+    assert (counted.rows_read, counted.readings, counted.duplicates) == (5, 5, 0)
+
+
+def test_links_are_read_and_one_that_leads_nowhere_fails_the_day(lake: Lake) -> None:
+    lake.csv(HEADER + "a,s,2026-03-10T12:00:00,1\n")
+    target = lake.home / "target.csv"
+    target.write_text(HEADER + "a,t,2026-03-10T12:00:00,1\n")
+    (lake.folder() / "link.csv").symlink_to(target)
+    assert lake.usage() == {"a": (2, 2)}
+    target.unlink()
+    with pytest.raises(UnusableInput, match=r"link\.csv"):
+        lake.count()
+
+
 def test_the_same_sensor_id_in_two_organizations_is_two_sensors(lake: Lake) -> None:
     lake.jsonl(row(organization_id="a"), row(organization_id="b"))
     assert lake.usage() == {"a": (1, 1), "b": (1, 1)}
@@ -252,17 +297,51 @@ def test_a_day_of_bad_rows_only_is_quarantined_whole_and_counts_zero(lake: Lake)
 
 
 def test_a_day_without_a_folder_has_zero_readings_and_says_so(lake: Lake) -> None:
+    lake.folder(date(2026, 3, 9))
     snapshot = lake.snapshot()
     assert not snapshot.counted.folder_exists
     assert snapshot.organizations == ()
     assert (lake.home / "snapshots" / f"usage_day={DAY}" / "usage.parquet").exists()
 
 
+def test_a_single_value_of_a_wrong_type_is_a_bad_row_not_a_bad_file(lake: Lake) -> None:
+    lake.jsonl(
+        row(),
+        row(sensor_id=1.5),
+        row(organization_id={"name": "a"}),
+        row(recorded_at=1773144000),
+        ["not", "an", "object"],
+        row(organization_id="nul\u0000"),
+        row(organization_id="x" * 256),
+    )
+    lake.csv(HEADER + "a,s,garbage,1\n")
+    at = pa.array([MIDNIGHT] * 2, pa.timestamp("us"))
+    nameless = {"organization_id": pa.nulls(2), "sensor_id": ["s", "t"], "recorded_at": at}
+    lake.parquet(pa.table(nameless))
+    assert lake.count().quarantined == {
+        "organization_id_invalid": 3,
+        "organization_id_missing": 3,
+        "recorded_at_invalid": 2,
+        "sensor_id_invalid": 1,
+    }
+    assert lake.usage() == {"a": (1, 1)}
+
+
+def test_a_missing_root_is_not_a_day_without_readings(lake: Lake) -> None:
+    lake.jsonl(row())
+    before = lake.snapshot()
+    (lake.home / "readings").rename(lake.home / "elsewhere")
+    with pytest.raises(UnusableInput, match="BILLING_READINGS_URI"):
+        lake.snapshot()
+    assert load_snapshot(ENGINE, lake.snapshots, DAY) == before
+
+
 def test_files_of_other_kinds_are_named_not_read(lake: Lake) -> None:
     lake.jsonl(row())
+    (lake.folder() / "nested").mkdir()
     (lake.folder() / "more.csv.gz").write_bytes(b"...")
     (lake.folder() / ".tmp.parquet").write_bytes(b"half")
-    assert lake.count().ignored_files == ("more.csv.gz",)
+    assert lake.count().ignored_files == ("more.csv.gz", "nested/")
 
 
 # Unusable input --------------------------------------------------------------------------------
@@ -289,9 +368,9 @@ def damaged_parquet(lake: Lake) -> None:
 
 def parquet_with(**columns: Any) -> Callable[[Lake], None]:
     good = {
-        "organization_id": pa.array(["a"]),
-        "sensor_id": pa.array(["s"]),
-        "recorded_at": pa.array([MIDNIGHT], pa.timestamp("us")),
+        "organization_id": pa.array(["a", "a"]),
+        "sensor_id": pa.array(["s", "t"]),
+        "recorded_at": pa.array([MIDNIGHT] * 2, pa.timestamp("us")),
     }
     kept = {name: column for name, column in {**good, **columns}.items() if column is not None}
 
@@ -307,18 +386,24 @@ def parquet_with(**columns: Any) -> Callable[[Lake], None]:
         (truncated_parquet, ["bad.parquet"]),
         (damaged_parquet, ["bad.parquet"]),
         (parquet_with(sensor_id=None), ["bad.parquet", "sensor_id"]),
-        (parquet_with(organization_id=pa.array([1.0])), ["bad.parquet", "organization_id"]),
-        (parquet_with(recorded_at=pa.array([1_700_000_000])), ["bad.parquet", "recorded_at"]),
-        (parquet_with(recorded_at=pa.array(["soon"])), ["bad.parquet", "recorded_at"]),
+        (parquet_with(organization_id=pa.array([1.0, 2.0])), ["bad.parquet", "organization_id"]),
+        (parquet_with(recorded_at=pa.array([1_700_000_000] * 2)), ["bad.parquet", "recorded_at"]),
+        (parquet_with(recorded_at=pa.array(["soon", "later"])), ["bad.parquet", "recorded_at"]),
         (lambda lake: lake.csv("", "bad.csv"), ["bad.csv", "empty"]),
         (lambda lake: lake.csv("organization_id,sensor_id\na,s\n", "bad.csv"), ["recorded_at"]),
         (lambda lake: lake.csv(HEADER + "a,s,2026-03-10T12:00", "bad.csv"), ["bad.csv"]),
-        (lambda lake: lake.csv(HEADER + "a,s,1773144000,1\n", "bad.csv"), ["recorded_at"]),
+        (lambda lake: lake.csv(HEADER + "a,s,1773144000,1\n" * 2, "bad.csv"), ["recorded_at"]),
         (lambda lake: lake.csv(HEADER + "a,s,2026-03-10T12:00:00,1,5\n", "bad.csv"), ["bad.csv"]),
         (lambda lake: lake.csv(HEADER.replace("value", "sensor_id"), "bad.csv"), ["twice"]),
         (lambda lake: lake.jsonl([1, 2], name="bad.jsonl"), ["bad.jsonl"]),
-        (lambda lake: lake.jsonl(row(sensor_id=1.5), name="bad.jsonl"), ["sensor_id"]),
-        (lambda lake: lake.jsonl(row(recorded_at=1773144000), name="bad.jsonl"), ["recorded_at"]),
+        (
+            lambda lake: lake.jsonl(row(sensor_id=1.5), row(sensor_id=True), name="bad.jsonl"),
+            ["sensor_id"],
+        ),
+        (
+            lambda lake: lake.jsonl(*[row(recorded_at=1773144000)] * 2, name="bad.jsonl"),
+            ["recorded_at"],
+        ),
         (lambda lake: lake.jsonl({"organization_id": "a"}, name="bad.jsonl"), ["sensor_id"]),
         (lambda lake: lake.csv('{"organization_id": "a", "sen', "bad.jsonl"), ["bad.jsonl"]),
     ],

@@ -30,6 +30,9 @@ SELECT
         WHEN organization_id IS NULL OR trim(organization_id, $blanks) = ''
             THEN 'organization_id_missing'
         WHEN sensor_id IS NULL OR trim(sensor_id, $blanks) = '' THEN 'sensor_id_missing'
+        WHEN contains(organization_id, chr(0)) OR length(organization_id) > 255
+            THEN 'organization_id_invalid'
+        WHEN contains(sensor_id, chr(0)) THEN 'sensor_id_invalid'
         WHEN time_defect = -1 THEN 'recorded_at_missing'
         WHEN time_defect = -2 THEN 'recorded_at_invalid'
         WHEN time_defect = -3 THEN 'recorded_at_outside_day'

@@ -1,11 +1,14 @@
--- One row per text file: rows, a wrong type if any, rows that have each needed column (NULL: it
--- is absent; blank counts), and how many times are given and how many of them are instants.
+-- One row per text file: its rows; then for each needed column the rows that have it (NULL: absent;
+-- blank counts), that give a value, and whose value is of the right type.
 SELECT
     file,
     count(*),
-    min(wrong_type),
     count(organization_id),
+    count(*) FILTER (WHERE trim(organization_id) <> ''),
+    count(*) FILTER (WHERE trim(organization_id) <> '' AND organization_id <> chr(0)),
     count(sensor_id),
+    count(*) FILTER (WHERE trim(sensor_id) <> ''),
+    count(*) FILTER (WHERE trim(sensor_id) <> '' AND sensor_id <> chr(0)),
     count(recorded_at),
     count(*) FILTER (WHERE instant <> -1),
     count(*) FILTER (WHERE instant NOT IN (-1, -2))

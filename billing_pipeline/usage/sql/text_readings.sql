@@ -6,7 +6,6 @@ CREATE TEMP TABLE text_rows (
     recorded_at VARCHAR,
     instant BIGINT,
     value_number DOUBLE,
-    value_text VARCHAR,
-    wrong_type VARCHAR
+    value_text VARCHAR
 );
-CREATE TEMP VIEW text_readings AS SELECT * EXCLUDE (recorded_at, wrong_type) FROM text_rows;
+CREATE TEMP VIEW text_readings AS SELECT * EXCLUDE (recorded_at) FROM text_rows;
