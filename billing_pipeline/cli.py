@@ -82,7 +82,8 @@ def main() -> NoReturn:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except typer.TyperException as error:  # wrong use
-        _fail(f"{error.format_message()}\n`billing --help` shows the commands.", 2)
+        told = error.format_message() or "a command is missing"
+        _fail(f"{told}\n`billing --help` shows the commands.", 2)
     except ConfigurationError as error:
         _fail(str(error), 2)
     except StripeUnreachable as error:
