@@ -151,7 +151,7 @@ def state_days(
 ) -> Statement:
     """Plan and deliver these days from their snapshots.
 
-    What an earlier run left unsettled is delivered first, because its cells wait for it.
+    What an earlier run left unsettled or unverified comes first: its cells wait for it.
     Raises ConfigurationError before anything is planned or sent.
     """
     statement = Statement()
@@ -161,6 +161,8 @@ def state_days(
     reached = contact(rooms)
     if reached.unreachable is None:
         _deliver(rooms, reached.meters, days, statement, progress, leftovers=True)
+        # What an interrupted run left unverified would blur what later summaries can prove.
+        verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
     for number, day in enumerate(days, start=1):
         if not _plan(rooms, reached.meters, day, retry_rejected):
             statement.without_snapshot.append(day)

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine
 
 from billing_pipeline.database import open_database
 from billing_pipeline.sandbox.server import make_sandbox, running
-from tests.support import World
+from tests.support import World, new_database
 
 _numbers = itertools.count(1)
 
@@ -51,12 +51,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/ledger.db"
     maintenance = str(request.getfixturevalue("postgres"))
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return maintenance.replace("/postgres?", f"/{name}?")
+    return new_database(maintenance, f"test_{os.getpid()}_{next(_numbers)}")
 
 
 @pytest.fixture

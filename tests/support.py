@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import stripe
+from sqlalchemy import create_engine, text
 
-from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.sandbox.app import Sandbox
 from billing_pipeline.settings import load_settings
@@ -48,6 +48,7 @@ class World:
             "BILLING_CUSTOMERS_FILE": str(home / "customers.csv"),
         }
         self._rooms: list[Rooms] = []
+        (home / "readings").mkdir()
         self.write_customers({})
 
     def clock(self) -> datetime:
@@ -156,12 +157,13 @@ class World:
         return due
 
 
-def map_customers(directory: CustomerDirectory, path: Path, mapping: Mapping[str, str]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["organization_id", "stripe_customer_id"])
-        writer.writerows(mapping.items())
-    directory.import_file(path, utc_now())
+def new_database(maintenance: str, name: str) -> str:
+    """Make an empty PostgreSQL database beside the maintenance one; returns its URL."""
+    engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return maintenance.replace("/postgres?", f"/{name}?")
 
 
 def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:

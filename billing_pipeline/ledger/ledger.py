@@ -95,6 +95,7 @@ class Settled:
     certain: int | None
     pending: tuple[int, ...]
     pending_ids: tuple[int, ...]
+    pending_since: tuple[datetime, ...]
     last_accepted_at: datetime
 
 
@@ -621,5 +622,6 @@ def _settled(
         certain,
         tuple(e.value for e in pending),
         tuple(e.id for e in pending),
+        tuple(e.accepted_at for e in pending),
         max(e.accepted_at for e in events),
     )

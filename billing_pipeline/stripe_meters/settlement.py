@@ -73,7 +73,7 @@ def _decide(
 ) -> Outcome:
     """Present, absent, or not to be told yet, from one figure that may lag."""
     value = outgoing.event.value
-    certain, pending = (known.certain, known.pending) if known else (None, ())
+    certain, pending = _settled_by_now(known, meter, now) if known else (None, [])
     without = possible_figures(certain, pending, meter.replaces)
     if without is None:
         return _undecided(outgoing, "too many events of its day are not verified yet")
@@ -93,6 +93,20 @@ def _decide(
             error_message="not in Stripe's summary",
         )
     return _undecided(outgoing, f"Stripe's summary says {reported:g}, which decides nothing yet")
+
+
+def _settled_by_now(known: Settled, meter: Meter, now: datetime) -> tuple[int | None, list[int]]:
+    """What a summary surely shows, and the values that may still be missing from it.
+
+    What was accepted longer ago than summaries may lag counts as shown, though nobody looked.
+    """
+    certain, pending = known.certain, []
+    for value, since in zip(known.pending, known.pending_since, strict=True):
+        if now - since <= LAG_ALLOWANCE:
+            pending.append(value)
+        else:
+            certain = value if meter.replaces else (certain or 0) + value
+    return certain, pending
 
 
 def _undecided(outgoing: Outgoing, why: str) -> Outcome:

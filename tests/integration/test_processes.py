@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from billing_pipeline.sandbox.faults import Faults
-from tests.support import World, yesterday
+from tests.support import World, new_database, yesterday
 
 BILLING = [sys.executable, "-c", "from billing_pipeline.cli import main; main()"]
 ORGANIZATIONS = [f"org-{n}" for n in range(8)]
@@ -69,15 +69,9 @@ def assert_right(world: World, usage: dict[date, dict[str, dict[str, int]]]) -> 
 def database(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.MonkeyPatch) -> str:
     """The ledger on each kind of database, for the processes and for the test's own questions."""
     if request.param == "postgresql":
-        from sqlalchemy import create_engine, text
-
         maintenance = str(request.getfixturevalue("postgres"))
         name = f"processes_{os.getpid()}_{random.SystemRandom().randrange(10**9)}"
-        engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
-        with engine.connect() as connection:
-            connection.execute(text(f"CREATE DATABASE {name}"))
-        engine.dispose()
-        url = maintenance.replace("/postgres?", f"/{name}?")
+        url = new_database(maintenance, name)
         monkeypatch.setenv("BILLING_DATABASE_URL", url)
     return str(request.param)
 

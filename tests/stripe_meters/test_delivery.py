@@ -94,7 +94,7 @@ def test_a_repeated_identifier_is_taken_for_accepted(world: World) -> None:
     world.sandbox.stored.clear()  # Stripe forgot the Idempotency-Keys, but not the identifiers
     state_days(rooms, [day])
     assert world.billed() == world.due(usage)
-    assert set(counts(world, [day])) == {"accepted"}
+    assert set(counts(world, [day])) == {"verified"}
 
 
 def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) -> None:
