@@ -153,6 +153,7 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
         "duplicates\nremoved", "events\nstated", "Stripe agrees",
         title=f"{document['from']} to {document['to']}: what was used, stated and verified",
     )  # fmt: skip
+    table.columns[0].no_wrap = True
     for column in table.columns[1:6]:
         column.justify = "right"
     for row in document["organizations"]:
@@ -173,13 +174,15 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
     for panel in attention(document):
         console.print(panel)
     organization = document["organizations"][0]["organization_id"]
+    home, last = document["home"], document["to"]
     console.print(
         "\nWhere to look next:\n"
-        "  make demo     again: it sends nothing new, because Stripe already holds it\n"
-        "  make ui       the same days in Dagster, to inspect, check and backfill\n"
-        f"  {document['home']}/snapshots/usage_day={document['to']}/   the usage of the last day\n"
-        f"  billing explain --organization {organization} --day {document['to']}   (with the "
-        "demo's settings:\n"
-        f"                BILLING_DATABASE_URL=sqlite:///{document['home']}/billing.db "
-        f"BILLING_SNAPSHOTS_URI={document['home']}/snapshots)"
+        "  make demo   again: it sends nothing new, because Stripe already holds it\n"
+        "  make ui     the same days in Dagster, to inspect, check and backfill\n"
+        f"  {home}/snapshots/usage_day={last}/   the usage of the last day, and its inputs\n"
+        "  one line of the bill, from Stripe's figure down to the files:\n"
+        f"    BILLING_DATABASE_URL=sqlite:///{home}/billing.db "
+        f"BILLING_SNAPSHOTS_URI={home}/snapshots \\\n"
+        f"      .venv/bin/billing explain --organization {organization} --day {last}",
+        soft_wrap=True,
     )
