@@ -228,7 +228,7 @@ def _checked(
         asset_key=spec.asset_key,
         check_name=spec.name,
         passed=passed,
-        metadata={name: dg.MetadataValue.text(str(value)) for name, value in facts.items()},
+        metadata=facts,
         severity=severity,
         partition=day.isoformat(),
         blocking=spec.blocking,
