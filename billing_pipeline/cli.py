@@ -36,6 +36,7 @@ from billing_pipeline.settings import ConfigurationError, Settings, load_setting
 from billing_pipeline.statement import (
     Rooms,
     preview_days,
+    unfinished_days,
     utc_now,
     verify_days,
     with_snapshots_in,
@@ -189,8 +190,7 @@ def _preview(
 
 
 def _count_for_preview(rooms: Rooms, days: list[date]) -> dict[date, str]:
-    from billing_pipeline.defs.assets import DAY_ERRORS
-    from billing_pipeline.usage import take_snapshot
+    from billing_pipeline.usage import DAY_ERRORS, take_snapshot
 
     errors = {}
     window_days = rooms.settings.billing_active_window_days
@@ -321,9 +321,7 @@ def customers_import(
     """Take over which organization is which Stripe customer."""
     rooms = _rooms(load_settings())
     report = rooms.customers.import_file(file, rooms.clock())
-    unfinished = rooms.inquiry.unfinished_days(
-        set(rooms.customers.mapping()), rooms.clock().date() - timedelta(days=34)
-    )
+    unfinished = unfinished_days(rooms)
     document = {
         "added": report.added,
         "changed": report.changed,

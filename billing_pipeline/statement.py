@@ -11,13 +11,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import Inquiry, Ledger
 from billing_pipeline.metering import DayPlan, Meter, Said, Usage, plan_day, standing
+from billing_pipeline.metering.timestamps import OLDEST
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_meters import (
     DeliveryReport,
@@ -29,11 +30,24 @@ from billing_pipeline.stripe_meters import (
     look_up,
     verify,
 )
-from billing_pipeline.usage import Engine, Folder, load_snapshot
+from billing_pipeline.usage import (
+    DAY_ERRORS,
+    Engine,
+    Folder,
+    Snapshot,
+    load_snapshot,
+    snapshot_id_of,
+)
 
 Clock = Callable[[], datetime]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+
+NO_SNAPSHOT = "no usage snapshot was taken after the day's end: materialize usage_snapshot first"
+
+VERIFIABLE = timedelta(days=41)
+"""How long accepted events are asked for again: a week longer than anything can be stated."""
 
 
 def utc_now() -> datetime:
@@ -64,7 +78,7 @@ class Rooms:
         database = open_database(settings.billing_database_url.get_secret_value())
         return cls(
             settings,
-            Engine(settings.memory_limit),
+            Engine(settings.memory_limit, clock),
             Folder(settings.billing_readings_uri),
             Folder(settings.billing_snapshots_uri),
             Ledger(database, run),
@@ -80,7 +94,7 @@ class Rooms:
             self.gateway,
             self.ledger,
             self.settings.billing_meters,
-            self.customers.mapping,
+            lambda: self.customers.mapping(self.settings.billing_customers_file),
             self.clock,
         )
 
@@ -95,7 +109,10 @@ class Statement:
     """Why delivery ended early (Stripe unreachable, key refused); the rest stays planned."""
     denied: bool = False
     """Whether it was the key, which only a person can mend."""
-    without_snapshot: list[date] = field(default_factory=list)
+    planned_from: dict[date, str] = field(default_factory=dict)
+    """The snapshot each planned day was planned from."""
+    not_planned: dict[date, str] = field(default_factory=dict)
+    """Why a day was not planned: no whole snapshot, or one that cannot be read."""
     problems: list[str] = field(default_factory=list)
     """Lines of the customers file that were left out."""
 
@@ -164,8 +181,15 @@ def state_days(
         # What an interrupted run left unverified would blur what later summaries can prove.
         verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
     for number, day in enumerate(days, start=1):
-        if not _plan(rooms, reached.meters, day, retry_rejected):
-            statement.without_snapshot.append(day)
+        try:
+            snapshot_id = _plan(rooms, reached.meters, day, retry_rejected)
+        except DAY_ERRORS as error:
+            statement.not_planned[day] = f"its snapshot cannot be read: {error}"
+        else:
+            if snapshot_id is None:
+                statement.not_planned[day] = NO_SNAPSHOT
+            else:
+                statement.planned_from[day] = snapshot_id
         if progress is not None:
             progress("planning", number, len(days))
     if reached.unreachable is not None:
@@ -197,37 +221,63 @@ def _deliver(
     return report
 
 
-def _plan(rooms: Rooms, meters: Sequence[Meter], day: date, retry_rejected: bool) -> bool:
-    """Plan one day and write the plan down; False where no snapshot was taken."""
+def _plan(rooms: Rooms, meters: Sequence[Meter], day: date, retry_rejected: bool) -> str | None:
+    """Plan one day and write the plan down; the snapshot's id, None where there is none."""
     names = {meter.event_name for meter in meters}
     with rooms.ledger.planning() as connection:
         # Read inside: whoever planned before us may have planned from an older snapshot.
-        usage, snapshot_id = _usage(rooms, day)
-        if usage is None:
-            return False
+        snapshot = _whole_snapshot(rooms, day)
+        if snapshot is None:
+            return None
         plan = plan_day(
             day,
             meters,
-            usage,
+            _usage(snapshot),
             rooms.customers.mapping(),
             rooms.ledger.said([day], connection)[day],
             rooms.clock(),
             retry_rejected=retry_rejected,
         )
         rooms.ledger.write_plan(
-            connection, plan, lambda cell: cell.event_name in names, snapshot_id, rooms.clock()
+            connection,
+            plan,
+            lambda cell: cell.event_name in names,
+            snapshot.snapshot_id,
+            rooms.clock(),
         )
-    return True
+    return snapshot.snapshot_id
 
 
-def _usage(rooms: Rooms, day: date) -> tuple[dict[str, Usage] | None, str | None]:
+def _whole_snapshot(rooms: Rooms, day: date) -> Snapshot | None:
+    """The day's snapshot, if it was taken after the day had ended."""
     snapshot = load_snapshot(rooms.engine, rooms.snapshots, day)
-    if snapshot is None:
-        return None, None
-    usage = {
+    return snapshot if snapshot is not None and snapshot.is_whole else None
+
+
+def _usage(snapshot: Snapshot) -> dict[str, Usage]:
+    return {
         o.organization_id: Usage(o.active_sensors, o.reading_volume) for o in snapshot.organizations
     }
-    return usage, snapshot.snapshot_id
+
+
+def unfinished_days(rooms: Rooms) -> list[date]:
+    """Days that a new run from their present snapshots would bring further.
+
+    A snapshot not planned from yet, an event whose outcome is open, usage whose hold or refusal
+    a changed mapping has lifted.
+    """
+    today = rooms.clock().date()
+    mapping = rooms.customers.mapping(rooms.settings.billing_customers_file)
+    found = rooms.inquiry.unfinished_days(mapping, today - VERIFIABLE)
+    planned_from = rooms.inquiry.planned_from()
+    first = max(today - OLDEST, rooms.settings.billing_start_day)
+    for n in range((today - first).days):
+        day = first + timedelta(days=n)
+        with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
+            snapshot_id = snapshot_id_of(rooms.engine, rooms.snapshots, day)
+            if snapshot_id is not None and snapshot_id != planned_from.get(day):
+                found.add(day)
+    return sorted(found)
 
 
 def preview_days(
@@ -246,12 +296,18 @@ def preview_days(
     said = rooms.ledger.said(days)
     lines, missing = [], []
     for day in days:
-        usage, _ = _usage(rooms, day)
-        if usage is None:
+        snapshot = _whole_snapshot(rooms, day)
+        if snapshot is None:
             missing.append(day)
             continue
         plan = plan_day(
-            day, meters, usage, customers, said[day], rooms.clock(), retry_rejected=retry_rejected
+            day,
+            meters,
+            _usage(snapshot),
+            customers,
+            said[day],
+            rooms.clock(),
+            retry_rejected=retry_rejected,
         )
         lines += _lines(plan, meters, said[day])
     return lines, missing

@@ -15,6 +15,9 @@ from billing_pipeline.customers.tables import customers
 from billing_pipeline.database import upsert, writing
 from billing_pipeline.settings import ConfigurationError
 
+LONGEST = 255
+"""Characters of an id, as in the readings and in Stripe."""
+
 COLUMNS = ("organization_id", "stripe_customer_id")
 
 
@@ -91,7 +94,9 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
             row[COLUMNS[0]] or "",
             (row[COLUMNS[1]] or "").strip(),
         )
-        if organization_id.strip() and customer:
+        if any("\0" in text or len(text) > LONGEST for text in (organization_id, customer)):
+            problems.append(f"{path} line {line}: an id is longer than {LONGEST} or not text")
+        elif organization_id.strip() and customer:
             found[organization_id].add(customer)
         elif organization_id or customer:
             problems.append(f"{path} line {line}: an organization and a customer are both needed")

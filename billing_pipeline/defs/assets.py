@@ -21,14 +21,10 @@ from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.metering.timestamps import is_over
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import Rooms, state_days, verify_days
-from billing_pipeline.usage import UnusableInput, count_day, load_snapshot, take_snapshot
-from billing_pipeline.usage.activity import ConservationError
+from billing_pipeline.usage import DAY_ERRORS, UnusableInput, count_day, take_snapshot
 from billing_pipeline.usage.inputs import folder_name
 
 Events = Iterator[Any]
-
-DAY_ERRORS = (UnusableInput, ConservationError, duckdb.Error, OSError)
-"""What one day's files or the disk can do: that day fails, the others go on."""
 
 
 STRIPE_RETRIES, STRIPE_RETRY_SECONDS = 3, 120
@@ -151,14 +147,9 @@ def _state(rooms: Rooms, billing: Billing, days: list[date], config: BillingConf
         rooms, days, retry_rejected=config.retry_rejected, progress=billing.progress
     )
     billing.outcome.statement = statement
-    for day in statement.without_snapshot:
-        error = "there is no usage snapshot: materialize usage_snapshot first"
+    for day, error in statement.not_planned.items():
         billing.outcome.days.setdefault(day, DayOutcome()).error = error
-    for day in days:
-        if day in statement.without_snapshot:
-            continue
-        snapshot = load_snapshot(rooms.engine, rooms.snapshots, day)
-        version = snapshot.snapshot_id if snapshot else ""
+    for day, version in statement.planned_from.items():
         facts = metadata.of_events(rooms, day)
         yield _materialized(specs.METER_EVENTS, day, facts, version)
         waiting = sum(facts[s] for s in ("planned", "sending", "ambiguous", "held"))

@@ -16,8 +16,8 @@ from billing_pipeline.defs.jobs import bill_days, state_days
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS
 from billing_pipeline.metering.timestamps import OLDEST
-from billing_pipeline.statement import Rooms
-from billing_pipeline.usage import UnusableInput, is_current, list_day
+from billing_pipeline.statement import Rooms, unfinished_days
+from billing_pipeline.usage import DAY_ERRORS, is_current, list_day
 
 ASK_AGAIN = timedelta(hours=1)
 GRACE = timedelta(minutes=15)
@@ -34,8 +34,10 @@ def changed_readings(
     rooms = billing.open("changed_readings")
     reasons, seen = {}, []
     for day in _stateable_days(rooms):
+        files = 0
         try:
             inputs = list_day(rooms.readings, day)
+            files = len(inputs.files)
             listing = json.dumps([(f.name, f.size, f.modified) for f in inputs.files])
             current = is_current(
                 rooms.engine,
@@ -44,7 +46,7 @@ def changed_readings(
                 day,
                 window_days=rooms.settings.billing_active_window_days,
             )
-        except UnusableInput as error:  # the run it starts will say so, on its day
+        except DAY_ERRORS as error:  # the run it starts will say so, on its day
             listing, current = str(error), False
         if not current:
             reasons[day] = hashlib.sha256(listing.encode()).hexdigest()[:16]
@@ -52,7 +54,7 @@ def changed_readings(
                 dg.AssetObservation(
                     READINGS.key,
                     partition=day.isoformat(),
-                    metadata={"files": len(inputs.files) if listing.startswith("[") else listing},
+                    metadata={"files": files},
                 )
             )
     asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
@@ -67,12 +69,9 @@ def changed_readings(
 def unfinished_usage(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
-    """Finish the days with usage unsettled, unverified, or held until a customer was mapped."""
+    """Finish the days not planned from their snapshot, unsettled, unverified, or held no more."""
     rooms = billing.open("unfinished_usage")
-    mapped = set(rooms.customers.mapping(rooms.settings.billing_customers_file))
-    stateable = set(_stateable_days(rooms))
-    unfinished = rooms.inquiry.unfinished_days(mapped, min(stateable, default=date.max))
-    reasons = {day: "unfinished" for day in unfinished if day in stateable}
+    reasons = dict.fromkeys(unfinished_days(rooms), "unfinished")
     asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
     return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
 

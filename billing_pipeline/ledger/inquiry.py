@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Engine, func, or_, select
+from sqlalchemy import Engine, Select, and_, func, or_, select
 
 from billing_pipeline.ledger.tables import (
     account,
     held_usage,
     history,
     meter_events,
+    planned_days,
     verifications,
 )
 from billing_pipeline.metering import HARMLESS, SENT, UNSETTLED, Cell, HoldReason, State
@@ -94,28 +96,11 @@ class Inquiry:
 
     def rejected(self, days: Sequence[date]) -> list[dict[str, Any]]:
         """The events of these days that Stripe refused and nothing later has replaced."""
-        later = meter_events.alias()
-        found = []
         with self._engine.begin() as connection:
             rows = connection.execute(
-                select(meter_events)
-                .where(
-                    meter_events.c.usage_day.in_(days),
-                    meter_events.c.state == State.REJECTED,
-                    meter_events.c.error_code.not_in(HARMLESS),
-                    ~select(later.c.id)
-                    .where(
-                        later.c.usage_day == meter_events.c.usage_day,
-                        later.c.organization_id == meter_events.c.organization_id,
-                        later.c.event_name == meter_events.c.event_name,
-                        later.c.revision > meter_events.c.revision,
-                    )
-                    .exists(),
-                )
-                .order_by(meter_events.c.id)
+                _refused().where(meter_events.c.usage_day.in_(days)).order_by(meter_events.c.id)
             )
-            found += [_event_json(row) for row in rows]
-        return found
+            return [_event_json(row) for row in rows]
 
     def checks(self, days: Sequence[date], outcome: str) -> list[dict[str, Any]]:
         """The last looks at Stripe's summaries of these days that had this outcome."""
@@ -147,34 +132,48 @@ class Inquiry:
             )
             return [(name, events, verified) for name, events, verified in rows]
 
-    def unfinished_days(self, mapped: set[str], since: date) -> list[date]:
-        """Days since `since` with something a new run could finish.
-
-        That is: events not settled or not verified, and held usage whose organization has got
-        a customer since.
-        """
+    def planned_from(self) -> dict[date, str]:
+        """The snapshot each day was last planned from."""
         with self._engine.begin() as connection:
-            unsettled = connection.scalars(
-                select(meter_events.c.usage_day)
-                .where(
-                    meter_events.c.usage_day >= since,
-                    or_(
-                        meter_events.c.state.in_(UNSETTLED),
-                        meter_events.c.state == State.ACCEPTED,
-                    ),
+            rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
+            return {row.usage_day: row.snapshot_id for row in rows}
+
+    def unfinished_days(self, mapping: Mapping[str, str], verifiable_since: date) -> set[date]:
+        """Days with something that a new run could finish.
+
+        That is: events whose outcome is open, however old; events accepted and not verified
+        since `verifiable_since`; and usage held or refused for a customer that `mapping` has
+        mended since.
+        """
+        unshared = {c for c, n in Counter(mapping.values()).items() if n == 1}
+        with self._engine.begin() as connection:
+            found = set(
+                connection.scalars(
+                    select(meter_events.c.usage_day)
+                    .where(
+                        or_(
+                            meter_events.c.state.in_(list(UNSETTLED)),
+                            and_(
+                                meter_events.c.state == State.ACCEPTED,
+                                meter_events.c.usage_day >= verifiable_since,
+                            ),
+                        )
+                    )
+                    .distinct()
                 )
-                .distinct()
-            ).all()
-            held = connection.execute(
-                select(held_usage.c.usage_day, held_usage.c.organization_id)
-                .where(
-                    held_usage.c.usage_day >= since,
-                    held_usage.c.reason == HoldReason.NO_CUSTOMER,
-                )
-                .distinct()
-            ).all()
-        released = {row.usage_day for row in held if row.organization_id in mapped}
-        return sorted(released | set(unsettled))
+            )
+            held = connection.execute(select(held_usage)).all()
+            refused = connection.execute(_refused()).all()
+        for row in held:
+            customer = mapping.get(row.organization_id)
+            if (row.reason == HoldReason.NO_CUSTOMER and customer is not None) or (
+                row.reason == HoldReason.CUSTOMER_SHARED and customer in unshared
+            ):
+                found.add(row.usage_day)
+        for row in refused:
+            if mapping.get(row.organization_id, row.customer) != row.customer:
+                found.add(row.usage_day)
+        return found
 
     def story(self, cell: Cell) -> CellStory:
         """All there is about one cell."""
@@ -214,6 +213,23 @@ class Inquiry:
         with self._engine.begin() as connection:
             row = connection.execute(select(account)).one_or_none()
         return _json(dict(row._mapping)) if row else None
+
+
+def _refused() -> Select[Any]:
+    """Events that Stripe refused and nothing later has replaced."""
+    later = meter_events.alias()
+    return select(meter_events).where(
+        meter_events.c.state == State.REJECTED,
+        meter_events.c.error_code.not_in(list(HARMLESS)),
+        ~select(later.c.id)
+        .where(
+            later.c.usage_day == meter_events.c.usage_day,
+            later.c.organization_id == meter_events.c.organization_id,
+            later.c.event_name == meter_events.c.event_name,
+            later.c.revision > meter_events.c.revision,
+        )
+        .exists(),
+    )
 
 
 def _held(row: Any) -> HeldUsage:

@@ -34,6 +34,7 @@ from billing_pipeline.ledger.tables import (
     history,
     meter_events,
     meters,
+    planned_days,
     verifications,
 )
 from billing_pipeline.metering import (
@@ -243,9 +244,13 @@ class Ledger:
         """Write a day's plan down: events as `planned`, holds, and holds that are gone.
 
         `covers` tells which cells were planned; what is held of other cells is left alone.
+        With a `snapshot_id` the whole day was planned from that snapshot, and this is kept.
         """
-        self._replace_holds(connection, plan, covers, now)
         kept = self._supersede(connection, plan, now)
+        self._replace_holds(connection, plan, lambda cell: covers(cell) and cell not in kept, now)
+        if snapshot_id is not None:
+            row = {"snapshot_id": snapshot_id, "planned_at": now, "run": self.run}
+            upsert(connection, planned_days, {"usage_day": plan.usage_day}, row)
         events = [event for event in plan.events if event.cell not in kept]
         if not events:
             return
@@ -291,6 +296,7 @@ class Ledger:
                 meter_events.c.usage_day == plan.usage_day,
                 meter_events.c.state == State.PLANNED,
             )
+            .order_by(meter_events.c.id)
             .with_for_update()
         )
         ids = {(_cell(row), row.revision): row.id for row in rows}
@@ -318,7 +324,7 @@ class Ledger:
         )
         before = {_cell(row): row for row in rows if covers(_cell(row))}
         waiting = {w.cell for w in plan.waiting}
-        holds = {hold.cell: hold for hold in plan.holds}
+        holds = {hold.cell: hold for hold in plan.holds if covers(hold.cell)}
         stated = {event.cell for event in plan.events}
         changes = []
         for cell in before.keys() - holds.keys() - waiting:
@@ -388,10 +394,14 @@ class Ledger:
             ]
         return found
 
-    def claim(self, ids: Sequence[int], now: datetime) -> None:
-        """Commit these events as `sending`, before any request leaves."""
+    def claim(self, ids: Sequence[int], now: datetime) -> set[int]:
+        """Commit these events as `sending`, before any request leaves.
+
+        Returns the ids of those that may leave: a planner may have superseded the others since
+        they were read.
+        """
         with writing(self.engine) as connection:
-            self._move(
+            return self._move(
                 connection,
                 now,
                 {State.PLANNED, State.AMBIGUOUS},
@@ -409,8 +419,12 @@ class Ledger:
         now: datetime,
         was: set[State],
         outcomes: Sequence[Outcome],
-    ) -> None:
-        """Change states and remember each change; rows no longer in `was` are left alone."""
+    ) -> set[int]:
+        """Change states and remember each change; rows no longer in `was` are left alone.
+
+        Returns the ids of the rows that were changed.
+        """
+        moved: set[int] = set()
         for start in range(0, len(outcomes), CHUNK):
             chunk = outcomes[start : start + CHUNK]
             by_id = {outcome.id: outcome for outcome in chunk}
@@ -422,6 +436,7 @@ class Ledger:
             ).all()
             if not rows:
                 continue
+            moved |= {row.id for row in rows}
             connection.execute(
                 update(meter_events)
                 .where(meter_events.c.id == bindparam("_id"))
@@ -452,6 +467,7 @@ class Ledger:
                     for row in rows
                 ],
             )
+        return moved
 
     def _remember(
         self, connection: Connection, now: datetime, changes: list[dict[str, Any]]

@@ -95,6 +95,16 @@ held_usage = Table(
     Column("since", UtcDateTime, nullable=False),
 )
 
+planned_days = Table(
+    "planned_days",
+    metadata,
+    # The snapshot each day was last planned from: a newer one still has to be.
+    Column("usage_day", Date, primary_key=True),
+    Column("snapshot_id", String(64), nullable=False),
+    Column("planned_at", UtcDateTime, nullable=False),
+    Column("run", String(255), nullable=False),
+)
+
 history = Table(
     "history",
     metadata,

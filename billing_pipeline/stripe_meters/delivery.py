@@ -188,7 +188,7 @@ class _Courier:
         unknown: list[Outgoing] = []
         lanes: dict[tuple[str, str], deque[Outgoing]] = defaultdict(deque)
         for outgoing in queue:
-            lanes[outgoing.event.customer, outgoing.event.cell.event_name].append(outgoing)
+            lanes[_lane(outgoing)].append(outgoing)
         ready = deque(lanes)
         flying: set[asyncio.Task[tuple[Outgoing, Outcome]]] = set()
         landed: list[Outcome] = []
@@ -197,8 +197,15 @@ class _Courier:
             room = IN_FLIGHT - len(flying)
             if ready and self._report.stopped is None and room >= min(BATCH, len(ready)):
                 batch = [lanes[ready.popleft()].popleft() for _ in range(min(room, len(ready)))]
-                await asyncio.to_thread(self._claim, [outgoing.id for outgoing in batch])
-                flying |= {asyncio.ensure_future(send(outgoing)) for outgoing in batch}
+                stale = [outgoing for outgoing in batch if self._too_late(outgoing)]
+                unknown += [outgoing for outgoing in stale if outgoing.state is State.AMBIGUOUS]
+                ids = [outgoing.id for outgoing in batch if outgoing not in stale]
+                claimed = await asyncio.to_thread(self._claim, ids)
+                for outgoing in batch:
+                    if outgoing.id in claimed:
+                        flying.add(asyncio.ensure_future(send(outgoing)))
+                    elif lanes[_lane(outgoing)]:
+                        ready.append(_lane(outgoing))
             if flying:
                 done, flying = await asyncio.wait(
                     flying, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -210,10 +217,9 @@ class _Courier:
                         unknown.append(replace(outgoing, last_attempt_at=self._clock()))
                     else:
                         self._finish(outgoing, outcome)
-                    lane = (outgoing.event.customer, outgoing.event.cell.event_name)
                     # A request that timed out may still be at work in Stripe: the lane rests.
-                    if lanes[lane] and outcome.error_code != TIMED_OUT:
-                        ready.append(lane)
+                    if lanes[_lane(outgoing)] and outcome.error_code != TIMED_OUT:
+                        ready.append(_lane(outgoing))
             now = asyncio.get_running_loop().time()
             if landed and (len(landed) >= BATCH or now - flushed > FLUSH_SECONDS or not flying):
                 outcomes, landed, flushed = landed, [], now
@@ -222,27 +228,42 @@ class _Courier:
                 )
         return unknown
 
-    def _claim(self, ids: list[int]) -> None:
+    def _claim(self, ids: list[int]) -> set[int]:
         self._still_mine()
-        self._ledger.claim(ids, self._clock())
+        return self._ledger.claim(ids, self._clock())
+
+    def _too_late(self, outgoing: Outgoing) -> bool:
+        """Whether the event may no longer be sent: queues and machines can stand still."""
+        now = self._clock()
+        return too_old(outgoing.event.timestamp, now) or (
+            outgoing.state is State.AMBIGUOUS and needs_settlement(outgoing, now)
+        )
 
     async def _send(
         self, client: stripe.StripeClient, limiter: AsyncLimiter, outgoing: Outgoing
     ) -> Outcome:
         """Send one event until its outcome is known or trying again is pointless for now."""
         doubtful = outgoing.state is State.AMBIGUOUS
+        if outgoing.first_attempt_at is None:
+            outgoing = replace(outgoing, first_attempt_at=self._clock())
+        answer = Answer(Verdict.NOT_EXECUTED, message="it grew too old while it waited")
         for attempt in range(1, MAX_ATTEMPTS + 1):
             await limiter.acquire()
+            state = State.AMBIGUOUS if doubtful else State.PLANNED
+            if self._too_late(replace(outgoing, state=state)):
+                break
             answer = await self._attempt(client, outgoing)
             if answer.verdict is Verdict.ACCEPTED:
                 return Outcome(outgoing.id, State.ACCEPTED, attempt - 1, answer.request_id)
-            if answer.verdict is Verdict.REFUSED:
+            # A refusal says nothing about an earlier attempt that may have been counted.
+            if answer.verdict is Verdict.REFUSED and not doubtful:
                 return _outcome(outgoing, State.REJECTED, attempt, answer)
             doubtful = doubtful or answer.verdict is Verdict.UNKNOWN
             if answer.verdict is Verdict.DENIED:
                 self._stop(str(answer.message), denied=True)
             stopped = self._report.stopped is not None
-            if attempt == MAX_ATTEMPTS or stopped or not answer.again:
+            refused = answer.verdict is Verdict.REFUSED
+            if attempt == MAX_ATTEMPTS or stopped or refused or not answer.again:
                 break
             await asyncio.sleep(backoff(attempt, outgoing.event.identifier, answer.retry_after))
         if answer.verdict is Verdict.UNREACHABLE:
@@ -286,6 +307,11 @@ class _Courier:
             )
         )
         self._progress(len(self._report.results), self._total)
+
+
+def _lane(outgoing: Outgoing) -> tuple[str, str]:
+    """What goes one by one: a customer and a meter."""
+    return outgoing.event.customer, outgoing.event.cell.event_name
 
 
 def _outcome(outgoing: Outgoing, state: State, attempt: int, answer: Answer) -> Outcome:

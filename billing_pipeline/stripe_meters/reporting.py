@@ -3,6 +3,9 @@
 For callers that know a count themselves and do not go through readings and snapshots. The same
 rules apply: stating the same count again sends nothing, another count is a correction, and
 whatever Stripe may answer comes back as a DeliveryResult.
+
+The daily run states what the readings prove, and corrects every cell to that, also one that was
+stated here: give counts that do not come from the readings a ledger of their own.
 """
 
 from __future__ import annotations

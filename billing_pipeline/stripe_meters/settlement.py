@@ -11,7 +11,6 @@ nothing while the event may still be sent again, or the summary may lag.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta
 
@@ -42,19 +41,18 @@ async def settle(
     now: datetime,
 ) -> list[Outcome]:
     """Decide what can be decided; the rest stays ambiguous, with the reason."""
-    alone = Counter(_key(outgoing) for outgoing in doubtful)
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
     known = {
         (s.usage_day, s.customer, s.event_name): s
         for s in ledger.settled(days, replacing, unverified_only=False)
     }
+    ambiguous = ledger.deliverable(days, [State.AMBIGUOUS])
     outcomes = []
     for outgoing in doubtful:
         key = _key(outgoing)
-        if alone[key] > 1:
-            outcomes.append(_undecided(outgoing, "several doubtful events share one summary"))
-            continue
+        # Events of other organizations with the same customer may be in the same figure.
+        beside = [o.event.value for o in ambiguous if _key(o) == key and o.id != outgoing.id]
         event = outgoing.event
         meter = meters[event.cell.event_name]
         try:
@@ -64,17 +62,27 @@ async def settle(
         except (StripeUnreachable, stripe.InvalidRequestError) as error:
             outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
             continue
-        outcomes.append(_decide(outgoing, meter, known.get(key), figures.get(key[0], 0.0), now))
+        outcomes.append(
+            _decide(outgoing, meter, known.get(key), beside, figures.get(key[0], 0.0), now)
+        )
     return outcomes
 
 
 def _decide(
-    outgoing: Outgoing, meter: Meter, known: Settled | None, reported: float, now: datetime
+    outgoing: Outgoing,
+    meter: Meter,
+    known: Settled | None,
+    beside: Sequence[int],
+    reported: float,
+    now: datetime,
 ) -> Outcome:
-    """Present, absent, or not to be told yet, from one figure that may lag."""
+    """Present, absent, or not to be told yet, from one figure that may lag.
+
+    `beside` are other events that may be in the figure or not.
+    """
     value = outgoing.event.value
     certain, pending = _settled_by_now(known, meter, now) if known else (None, [])
-    without = possible_figures(certain, pending, meter.replaces)
+    without = possible_figures(certain, [*pending, *beside], meter.replaces)
     if without is None:
         return _undecided(outgoing, "too many events of its day are not verified yet")
     with_it = {value} if meter.replaces else {figure + value for figure in without}
@@ -82,9 +90,12 @@ def _decide(
         return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
     last = outgoing.last_attempt_at
     lag_over = last is None or now - last > LAG_ALLOWANCE
-    # Where values replace each other, one that cannot be told from its absence may be stated
-    # again: that makes the figure right either way.
-    absent = reported in (without if meter.replaces else without - with_it)
+    if meter.replaces:
+        # What cannot be told from its absence may be stated again: the figure is right either way.
+        absent = reported in without
+    else:
+        # A figure that lacks what was accepted lags, and proves no absence.
+        absent = reported == (certain or 0) + sum(pending) and reported not in with_it
     if absent and needs_settlement(outgoing, now) and lag_over:
         return Outcome(
             outgoing.id,

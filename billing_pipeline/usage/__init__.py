@@ -9,7 +9,7 @@ Knows nothing of Stripe, Dagster or the ledger. DuckDB does the counting.
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
 """
 
-from billing_pipeline.usage.activity import CountedDay, activity_for, count_day
+from billing_pipeline.usage.activity import DAY_ERRORS, CountedDay, activity_for, count_day
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.inputs import DayInputs, UnusableInput, list_day
@@ -17,10 +17,12 @@ from billing_pipeline.usage.snapshot import (
     Snapshot,
     is_current,
     load_snapshot,
+    snapshot_id_of,
     take_snapshot,
 )
 
 __all__ = [
+    "DAY_ERRORS",
     "CountedDay",
     "DayInputs",
     "Engine",
@@ -32,5 +34,6 @@ __all__ = [
     "is_current",
     "list_day",
     "load_snapshot",
+    "snapshot_id_of",
     "take_snapshot",
 ]

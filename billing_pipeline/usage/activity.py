@@ -44,6 +44,10 @@ class ConservationError(Exception):
     """Rows were lost or made while counting. Nothing may be billed from such a day."""
 
 
+DAY_ERRORS = (UnusableInput, ConservationError, duckdb.Error, OSError)
+"""What one day's files or the disk can do: that day fails, the others go on."""
+
+
 @dataclass(frozen=True)
 class FileRead:
     """One input file: size in bytes, rows as the file itself declares them."""

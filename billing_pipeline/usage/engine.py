@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import resources
 
 import duckdb
@@ -15,9 +16,13 @@ from billing_pipeline.usage.folders import Folder
 
 @dataclass(frozen=True)
 class Engine:
-    """How DuckDB is run: `memory_limit` such as "4GB"; what does not fit spills to disk."""
+    """How DuckDB is run: `memory_limit` such as "4GB"; what does not fit spills to disk.
+
+    `clock` tells when files were listed, in UTC.
+    """
 
     memory_limit: str
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @contextmanager
     def connect(self, *folders: Folder) -> Iterator[duckdb.DuckDBPyConnection]:

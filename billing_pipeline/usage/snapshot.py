@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 
 import duckdb
 
@@ -53,6 +53,13 @@ class Snapshot:
     """The activity ids of the window's days, the usage day last."""
     counted: CountedDay
     organizations: tuple[OrganizationUsage, ...]
+    taken_at: datetime
+    """When its files were listed (UTC)."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the day was over by then: only a whole day may be billed."""
+        return self.taken_at >= _end(self.usage_day)
 
 
 def take_snapshot(
@@ -69,6 +76,7 @@ def take_snapshot(
     says what the readings say now. Raises UnusableInput, ConservationError.
     """
     window = [day - timedelta(days=back) for back in range(window_days - 1, -1, -1)]
+    taken_at = engine.clock()
     counted = [activity_for(engine, readings, snapshots, each) for each in window]
     paths = [snapshots.pattern(day_folder(each), ACTIVITY_FILE) for each in window]
     with engine.connect(snapshots) as connection:
@@ -85,6 +93,7 @@ def take_snapshot(
             ids,
             counted[-1],
             organizations,
+            taken_at,
         )
         connection.execute("ALTER TABLE usage ADD COLUMN snapshot_id VARCHAR")
         connection.execute("UPDATE usage SET snapshot_id = ?", [snapshot.snapshot_id])
@@ -115,7 +124,22 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
         tuple(document["window"]),
         CountedDay.from_json(document),
         organizations,
+        datetime.fromisoformat(document["taken_at"]),
     )
+
+
+def snapshot_id_of(engine: Engine, snapshots: Folder, day: date) -> str | None:
+    """The id of a day's whole snapshot, None where there is none or it was taken too early."""
+    if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
+        return None
+    with engine.connect(snapshots) as connection:
+        document = read_metadata(connection, snapshots.pattern(day_folder(day), SNAPSHOT_FILE))
+    whole = datetime.fromisoformat(document["taken_at"]) >= _end(day)
+    return str(document["snapshot_id"]) if whole else None
+
+
+def _end(day: date) -> datetime:
+    return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
 
 
 def is_current(
@@ -126,12 +150,17 @@ def is_current(
     *,
     window_days: int = 1,
 ) -> bool:
-    """Whether a day's snapshot says what its window's files say, by names, sizes and times."""
+    """Whether a day's snapshot is whole and says what its window's files say.
+
+    Files are compared by names, sizes and times of change.
+    """
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return False
     with engine.connect(snapshots) as connection:
         document = read_metadata(connection, snapshots.pattern(day_folder(day), SNAPSHOT_FILE))
     if document.get("contract") != CONTRACT or len(document["window"]) != window_days:
+        return False
+    if datetime.fromisoformat(document["taken_at"]) < _end(day):
         return False
     for back, activity_id in enumerate(reversed(document["window"])):
         each = day - timedelta(days=back)
@@ -148,6 +177,7 @@ def _document(snapshot: Snapshot) -> dict[str, object]:
         **snapshot.counted.as_json(),
         "snapshot_id": snapshot.snapshot_id,
         "window": list(snapshot.window),
+        "taken_at": snapshot.taken_at.isoformat(),
         "organizations": len(snapshot.organizations),
     }
 

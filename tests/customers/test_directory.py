@@ -35,9 +35,10 @@ def test_contradictions_and_blanks_are_left_out_and_cost_nothing_else(
 ) -> None:
     directory = CustomerDirectory(engine)
     text = HEADER + 'a,cus_1\nb,cus_2\nb,cus_3\nc,\n,cus_4\n"d,e",cus_5\na,cus_1\n'
+    text += f"{'x' * 256},cus_6\nf,{'c' * 256}\nnul\0,cus_7\n"
     report = directory.import_file(write(tmp_path / "c.csv", text), utc_now())
     assert directory.mapping() == {"a": "cus_1", "d,e": "cus_5"}
-    assert len(report.problems) == 3
+    assert len(report.problems) == 6
     assert any("line 5" in problem for problem in report.problems)
     assert any("b has 2 customers" in problem for problem in report.problems)
 

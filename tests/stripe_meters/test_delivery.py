@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from billing_pipeline import statement
+from billing_pipeline.ledger import Ledger
 from billing_pipeline.metering import Cell, State
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import state_days
+from billing_pipeline.statement import contact, state_days, unfinished_days
+from billing_pipeline.stripe_meters import delivery
 from billing_pipeline.usage import take_snapshot
 from tests.support import World, yesterday
 
@@ -193,10 +197,10 @@ def test_an_unmapped_organization_is_held_and_sent_when_the_mapping_appears(worl
     assert {h.cell.organization_id for h in held} == {"org-3"}
     assert {h.reason for h in held} == {"no_customer"}
     assert len(held) == 4
-    assert world.rooms().inquiry.unfinished_days(set(world.customers), span[0]) == []
+    assert unfinished_days(world.rooms()) == []
     world.customers = mapping
     world.write_customers(mapping)
-    assert world.rooms().inquiry.unfinished_days(set(mapping), span[0]) == span
+    assert unfinished_days(world.rooms()) == span
     assert world.bill(usage).sent == 4
     assert world.billed() == world.due(usage)
     assert world.rooms().inquiry.held(span) == []
@@ -308,3 +312,169 @@ def test_a_request_without_an_answer_in_time_leaves_its_lane_at_rest(
     world.sandbox.faults = Faults()
     world.bill(usage)
     assert world.billed() == world.due(usage)
+
+
+def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process plans from newer readings between a deliverer's reading and its claim."""
+    usage = furnish(world, 1)
+    (day,) = usage
+    other = world.rooms("other")
+    claim = Ledger.claim
+    overtaken: list[int] = []
+
+    def overtake(ledger: Ledger, ids: list[int], now: datetime) -> set[int]:
+        if not overtaken:
+            overtaken.append(1)
+            for organizations in usage.values():
+                organizations["org-0"] = {"s0": 50}
+            world.write_readings(day, usage[day])
+            take_snapshot(other.engine, other.readings, other.snapshots, day)
+            statement._plan(other, contact(other).meters, day, False)
+        return claim(ledger, ids, now)
+
+    monkeypatch.setattr(Ledger, "claim", overtake)
+    world.bill(usage)
+    world.bill(usage)
+    assert overtaken
+    assert world.billed() == world.due(usage)
+    assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
+
+
+def test_a_refusal_after_a_lost_answer_leaves_the_event_ambiguous(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("cut_after=1,lag=600")
+    inner, gone = world.sandbox.account.take_event, dict(world.sandbox.account.customers)
+
+    def take_and_forget(event: Any) -> None:
+        inner(event)  # counted; the answer is lost, and the customer is deleted
+        world.sandbox.account.customers.clear()
+
+    world.sandbox.account.take_event = take_and_forget  # type: ignore[method-assign]
+    world.sandbox.stored = Forgetful()
+    state_days(rooms, [day])
+    world.sandbox.account.take_event = inner  # type: ignore[method-assign]
+    world.sandbox.account.customers.update(gone)
+    world.sandbox.faults = Faults()
+    world.advance(seconds=700)
+    state_days(rooms, [day], retry_rejected=True)
+    assert world.billed() == world.due(usage)
+
+
+class Forgetful(dict[Any, Any]):
+    """A Stripe that remembers no Idempotency-Key."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def test_an_event_that_waited_past_its_window_is_settled_not_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("error_after=1,lag=100000")
+    state_days(rooms, [day])
+    assert set(counts(world, [day])) == {"ambiguous"}
+    world.sandbox.faults = Faults()
+    world.sandbox.stored.clear()
+    world.advance(hours=22, minutes=50)
+    drive = delivery._Courier._drive
+
+    async def slowly(courier: Any, *arguments: Any) -> Any:
+        world.advance(hours=2)  # the queue was long, or the machine slept
+        return await drive(courier, *arguments)
+
+    monkeypatch.setattr(delivery._Courier, "_drive", slowly)
+    state_days(rooms, [day])
+    assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
+    assert world.billed() == world.due(usage)
+
+
+def test_a_snapshot_taken_before_the_day_was_over_is_never_stated(world: World) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    today = world.clock().date()
+    world.write_readings(today, {"a": {"s": 5}})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, today)
+    world.write_readings(today, {"a": {"s": 9}})
+    world.advance(hours=25)
+    statement_ = state_days(rooms, [today])
+    assert "after the day's end" in statement_.not_planned[today]
+    assert world.sandbox.account.events == []
+    world.bill([today])
+    assert world.billed() == world.due({today: {"a": {"s": 9}}})
+
+
+def test_an_unreadable_snapshot_keeps_its_day_and_no_other(world: World) -> None:
+    usage = furnish(world, 2)
+    first, second = usage
+    rooms = world.rooms()
+    for day in usage:
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    (world.home / "snapshots" / f"usage_day={first}" / "usage.parquet").write_bytes(b"PAR1")
+    statement_ = state_days(rooms, [first, second])
+    assert list(statement_.not_planned) == [first]
+    del usage[first]
+    assert world.billed() == world.due(usage)
+
+
+def test_days_counted_and_never_planned_are_found(world: World) -> None:
+    usage = furnish(world, 2)
+    rooms = world.rooms()
+    for day in usage:
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    assert unfinished_days(rooms) == list(usage)
+    world.bill(usage)
+    assert unfinished_days(rooms) == []
+    (first, _) = usage
+    world.write_readings(first, {"org-0": {"s": 40}})
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, first)
+    assert unfinished_days(rooms) == [first]
+
+
+def test_what_was_planned_and_grew_old_is_still_found_and_then_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms("away")
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    state_days(rooms, [day])
+    monkeypatch.setenv("STRIPE_API_BASE", world.base)
+    world.advance(days=60)
+    rooms = world.rooms()
+    assert unfinished_days(rooms) == [day]
+    state_days(rooms, [day])
+    assert unfinished_days(rooms) == []
+    assert {held.reason for held in rooms.inquiry.held([day])} == {"too_old"}
+
+
+def test_mended_mappings_bring_back_what_was_refused_or_shared(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    right = dict(world.customers)
+    wrong = {**right, "org-0": "cus_unknown", "org-1": right["org-2"]}
+    world.write_customers(wrong)
+    world.bill(usage)
+    assert unfinished_days(world.rooms()) == []
+    world.write_customers({**wrong, "org-0": right["org-0"]})
+    assert unfinished_days(world.rooms()) == [day]
+    world.bill(usage)
+    world.write_customers(right)
+    assert unfinished_days(world.rooms()) == [day]
+    world.bill(usage)
+    billed = world.billed()
+    due = world.due(usage)
+    for organization in ("org-0", "org-2", "org-3"):
+        for meter in ("active_sensors",):
+            key = (right[organization], meter, day)
+            assert billed[key] == due[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from billing_pipeline.ledger import Outcome
 from billing_pipeline.metering import Cell, State
 from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.stripe_state import StripeRefusal
 from billing_pipeline.statement import Rooms, state_days
 from billing_pipeline.usage import take_snapshot
 from tests.support import World, yesterday
@@ -214,3 +216,53 @@ def test_a_correction_that_undoes_one_not_verified_yet_is_settled_when_lag_is_ov
     state_days(rooms, [day])
     assert states(rooms, day, "temperature_readings")[-1][0] == "verified"
     assert world.billed()[world.customers["a"], "temperature_readings", day] == 10
+
+
+def share_a_customer(world: World, day: date) -> Rooms:
+    """Organizations a (5 readings) and b (3) with one customer, on the sum meter."""
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_customers({"a": world.customers["a"], "b": world.customers["a"]})
+    world.write_readings(day, {"a": {"s": 5}, "b": {"t": 3}})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    return rooms
+
+
+def test_two_doubtful_events_in_one_figure_are_both_settled_when_it_has_one_explanation(
+    world: World,
+) -> None:
+    day = yesterday()
+    rooms = share_a_customer(world, day)
+    world.sandbox.faults = Faults.parse("error_before=1")
+    state_days(rooms, [day])
+    world.sandbox.faults = Faults()
+    assert rooms.inquiry.counts([day])["ambiguous"] == 2
+    world.advance(hours=25)
+    state_days(rooms, [day])
+    assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}
+
+
+def test_a_figure_that_lacks_what_was_accepted_proves_no_absence(world: World) -> None:
+    day = yesterday()
+    rooms = share_a_customer(world, day)
+    world.sandbox.faults = Faults.parse("lag=108000")  # thirty hours
+    inner = world.sandbox.account.check_event
+
+    def fail_after_counting(given: dict[str, Any]) -> Any:
+        event = inner(given)
+        if event.value == 5:
+            world.sandbox.account.take_event(event)
+            raise StripeRefusal(500, "counted, but who knows", kind="api_error")
+        return event
+
+    world.sandbox.account.check_event = fail_after_counting  # type: ignore[method-assign]
+    state_days(rooms, [day])
+    world.sandbox.account.check_event = inner  # type: ignore[method-assign]
+    assert rooms.inquiry.counts([day])["ambiguous"] == 1
+    world.advance(hours=25)  # the summary still shows neither
+    state_days(rooms, [day])
+    assert rooms.inquiry.counts([day])["ambiguous"] == 1
+    world.advance(hours=10)
+    state_days(rooms, [day])
+    assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}

@@ -75,6 +75,13 @@ def upgrade() -> None:
         sa.Column("since", AT, nullable=False),
     )
     op.create_table(
+        "planned_days",
+        sa.Column("usage_day", sa.Date(), primary_key=True),
+        sa.Column("snapshot_id", sa.String(64), nullable=False),
+        sa.Column("planned_at", AT, nullable=False),
+        sa.Column("run", sa.String(255), nullable=False),
+    )
+    op.create_table(
         "history",
         sa.Column("id", BIG, primary_key=True),
         sa.Column("at", AT, nullable=False),
