@@ -19,6 +19,9 @@ NETWORK_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 
 TIMED_OUT = "timed_out"
 
+TURNED_AWAY = ("too_many_concurrent_requests", "lock_timeout")
+"""Codes of a 409 that was refused at the door, before anything was executed."""
+
 
 class Verdict(Enum):
     """What an attempt to send an event came to."""
@@ -101,6 +104,8 @@ def _answered(error: stripe.StripeError) -> Answer:
             message,
             retry_after=_seconds(headers.get("retry-after")),
         )
+    if status == 409 and code in TURNED_AWAY:
+        return Answer(Verdict.NOT_EXECUTED, request_id, code, message)
     if status == 409:
         # Another request is at work, maybe an earlier attempt of this very event.
         return Answer(Verdict.UNKNOWN, request_id, code or "conflict", message)
