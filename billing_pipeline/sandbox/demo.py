@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from billing_pipeline.report import attention, exit_code, run_document
-from billing_pipeline.sandbox.sample import load_sample, organization_of, read_sample
+from billing_pipeline.sandbox.sample import load_sample, read_sample
 from billing_pipeline.sandbox.server import make_sandbox, running
 from billing_pipeline.settings import load_settings
 from billing_pipeline.statement import Progress, Rooms
@@ -31,8 +31,6 @@ from billing_pipeline.usage import load_snapshot
 HOME = Path("var/demo")
 KEY = "sk_test_demo"
 DAYS = 30
-
-__all__ = ["demo_environment", "organization_of", "run_demo", "show_demo"]
 
 
 def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[str, Any], int]:
