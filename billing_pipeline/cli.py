@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -67,6 +67,9 @@ def _day(text: str) -> date:
     return day
 
 
+_at_the_end = ExitStack()
+"""What is open when a command ends, closed by `main`."""
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 From = Annotated[date, typer.Option("--from", parser=_day, metavar="DAY", help="First UTC day.")]
 To = Annotated[date, typer.Option("--to", parser=_day, metavar="DAY", help="Last UTC day, too.")]
@@ -91,6 +94,8 @@ def main() -> NoReturn:
         _fail(f"Stripe cannot be reached: {error}", 1)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
+    finally:
+        _at_the_end.close()
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -470,7 +475,7 @@ def doctor(as_json: Json = False) -> None:
     from billing_pipeline.doctor import examine
 
     settings = load_settings()
-    checks = examine(settings, utc_now())
+    checks = examine(settings)
     document = {
         "settings": settings.masked(),
         "checks": [vars(check) for check in checks],
@@ -493,7 +498,9 @@ def doctor(as_json: Json = False) -> None:
 
 
 def _rooms(settings: Settings) -> Rooms:
-    return Rooms.open(settings, f"cli-{os.getpid()}")
+    rooms = Rooms.open(settings, f"cli-{os.getpid()}")
+    _at_the_end.callback(rooms.close)
+    return rooms
 
 
 def _span(settings: Settings, first: date, last: date) -> list[date]:

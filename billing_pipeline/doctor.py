@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from datetime import datetime
 
 from billing_pipeline.settings import ConfigurationError, Settings
 from billing_pipeline.statement import Rooms
@@ -21,12 +20,17 @@ class Check:
     exit_code: int = 2
 
 
-def examine(settings: Settings, now: datetime) -> list[Check]:
+def examine(settings: Settings) -> list[Check]:
     """Check database, readings, customers, key and meters; changes nothing in Stripe."""
     try:
         rooms = Rooms.open(settings, "doctor")
     except ConfigurationError as error:
         return [Check("database", False, str(error))]
+    with rooms:
+        return _examine_rooms(rooms, settings)
+
+
+def _examine_rooms(rooms: Rooms, settings: Settings) -> list[Check]:
     bound = rooms.inquiry.account()
     speaks = "no Stripe account yet"
     if bound is not None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
@@ -87,6 +87,16 @@ class Rooms:
             StripeGateway(settings),
             clock,
         )
+
+    def close(self) -> None:
+        """Give the database's connections back."""
+        self.ledger.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def reporter(self) -> UsageReporter:
         """The Python API for single counts, over the same ledger and customers."""

@@ -62,13 +62,13 @@ def bill_usage_days(
     days = [date.fromisoformat(key) for key in context.partition_keys]
     billing.outcome = RunOutcome()
     try:
-        rooms = billing.open(context.run.run_id)
-        if selected & {"sensor_activity", "usage_snapshot"}:
-            days = yield from _count(rooms, billing, days, selected)
-        if "meter_events" in selected:
-            yield from _state(rooms, billing, days, config)
-        if "verification" in selected:
-            yield from _verify(rooms, billing, days, config)
+        with billing.open(context.run.run_id) as rooms:
+            if selected & {"sensor_activity", "usage_snapshot"}:
+                days = yield from _count(rooms, billing, days, selected)
+            if "meter_events" in selected:
+                yield from _state(rooms, billing, days, config)
+            if "verification" in selected:
+                yield from _verify(rooms, billing, days, config)
     except ConfigurationError as error:
         billing.outcome.configuration_error = str(error)
         raise dg.Failure(str(error), allow_retries=False) from None

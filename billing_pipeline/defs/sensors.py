@@ -31,8 +31,31 @@ def changed_readings(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
     """Bill again the days of the last 34 whose files changed, or that were never counted."""
-    rooms = billing.open("changed_readings")
-    reasons, seen = {}, []
+    with billing.open("changed_readings") as rooms:
+        reasons, seen = _changed(rooms)
+        asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+    return dg.SensorResult(
+        run_requests=_requests(asked),
+        asset_events=[event for event in seen if date.fromisoformat(str(event.partition)) in asked],
+        cursor=cursor,
+    )
+
+
+@dg.sensor(job=state_days, minimum_interval_seconds=300)
+def unfinished_usage(
+    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
+) -> dg.SensorResult:
+    """Finish the days not planned from their snapshot, unsettled, unverified, or held no more."""
+    with billing.open("unfinished_usage") as rooms:
+        reasons = dict.fromkeys(unfinished_days(rooms), "unfinished")
+        asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+    return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
+
+
+def _changed(rooms: Rooms) -> tuple[dict[date, str], list[dg.AssetObservation]]:
+    """The days to count anew, with a mark of what lies there, and what was seen of them."""
+    reasons: dict[date, str] = {}
+    seen = []
     for day in _stateable_days(rooms):
         files = 0
         try:
@@ -57,23 +80,7 @@ def changed_readings(
                     metadata={"files": files},
                 )
             )
-    asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
-    return dg.SensorResult(
-        run_requests=_requests(asked),
-        asset_events=[event for event in seen if date.fromisoformat(str(event.partition)) in asked],
-        cursor=cursor,
-    )
-
-
-@dg.sensor(job=state_days, minimum_interval_seconds=300)
-def unfinished_usage(
-    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
-) -> dg.SensorResult:
-    """Finish the days not planned from their snapshot, unsettled, unverified, or held no more."""
-    rooms = billing.open("unfinished_usage")
-    reasons = dict.fromkeys(unfinished_days(rooms), "unfinished")
-    asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
-    return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
+    return reasons, seen
 
 
 def _stateable_days(rooms: Rooms) -> list[date]:

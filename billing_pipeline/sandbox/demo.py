@@ -46,13 +46,13 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
     with running(sandbox) as base, _environment(os.environ, base):
         _make_customers(base)
         settings = load_settings()
-        rooms = Rooms.open(settings, "demo")
-        asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters))
-        first = last_day - timedelta(days=DAYS - 1)
-        outcome, run_id, error = run_days(first, last_day, progress=progress)
-        days = [first + timedelta(days=n) for n in range(DAYS)]
-        document = run_document(rooms, days, outcome, run_id, error)
-        document["organizations"] = _organizations(rooms, days)
+        with Rooms.open(settings, "demo") as rooms:
+            asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters))
+            first = last_day - timedelta(days=DAYS - 1)
+            outcome, run_id, error = run_days(first, last_day, progress=progress)
+            days = [first + timedelta(days=n) for n in range(DAYS)]
+            document = run_document(rooms, days, outcome, run_id, error)
+            document["organizations"] = _organizations(rooms, days)
         document["home"] = str(HOME)
     return document, exit_code(document, outcome)
 
