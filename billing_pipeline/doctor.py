@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 from billing_pipeline.settings import ConfigurationError, Settings
 from billing_pipeline.statement import Rooms
@@ -36,9 +37,15 @@ def _examine_rooms(rooms: Rooms, settings: Settings) -> list[Check]:
     if bound is not None:
         mode = "live" if bound["livemode"] else "test"
         speaks = f"{bound['account_id'] or 'an account it may not read'}, {mode} mode"
-    checks = [Check("database", True, f"reachable, schema current; speaks for {speaks}")]
+    where = rooms.ledger.engine.url
+    shown = where.render_as_string(hide_password=True)
+    if where.get_backend_name() == "sqlite" and where.database:
+        shown = str(Path(where.database).resolve())
+    checks = [Check("database", True, f"{shown}, schema current; speaks for {speaks}")]
     days = [name for name in rooms.readings.folders() if name.startswith("reading_date=")]
-    found = f"{len(days)} days, {days[0][13:]} to {days[-1][13:]}" if days else "no day's folder"
+    found = "no reading_date=YYYY-MM-DD/ folder; set BILLING_READINGS_URI:"
+    if days:
+        found = f"{len(days)} days, {days[0][13:]} to {days[-1][13:]},"
     checks.append(
         Check("readings", bool(days), f"{found} under {settings.billing_readings_uri}", 1)
     )

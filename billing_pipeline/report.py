@@ -87,6 +87,9 @@ def show_run(console: Console, document: dict[str, Any]) -> None:
                   _right("quarantined"), "", title="Usage days")  # fmt: skip
     for day in document["days"]:
         note = day["error"] or ""
+        if not note and day.get("quarantined"):
+            reasons = day["quarantined_by_reason"].items()
+            note = "quarantined: " + ", ".join(f"{number} {reason}" for reason, number in reasons)
         if not note and not day.get("folder_exists", True):
             note = "no folder: zero readings"
         if not note and day.get("ignored_files"):
@@ -125,12 +128,14 @@ def attention(document: dict[str, Any]) -> list[RenderableType]:
     panels += _table_panel(
         "Held: not stated yet", document.get("held", []),
         ("day", "organization_id", "meter", "value", "explanation"),
-        "Usage without a customer is sent by the next run after `billing customers import`.",
+        "Usage without a customer is sent by the next run once BILLING_CUSTOMERS_FILE or "
+        "`billing customers import FILE` names one.",
     )  # fmt: skip
     panels += _table_panel(
         "Refused by Stripe", document.get("rejected", []),
         ("day", "organization_id", "meter", "customer", "value", "error_message"),
-        "Mend the cause in Stripe or the mapping, then `billing run --retry-rejected`.",
+        "A mended mapping is enough for the next run; what was mended in Stripe needs "
+        f"`billing run --from {document.get('from')} --to {document.get('to')} --retry-rejected`.",
     )  # fmt: skip
     panels += _table_panel(
         "Stripe disagrees with the ledger", document.get("mismatches", []),
@@ -166,8 +171,10 @@ def _table_panel(
     ]
 
 
-def show_plan(console: Console, lines: Sequence[PlanLine], missing: Sequence[date]) -> None:
-    """Print a preview."""
+def show_plan(
+    console: Console, lines: Sequence[PlanLine], missing: Sequence[date], planned: int
+) -> None:
+    """Print a preview of `planned` days."""
     if lines:
         table = Table("day", "organization", "meter", "action", _right("in Stripe"),
                       _right("target"), _right("to send"), "")  # fmt: skip
@@ -178,8 +185,10 @@ def show_plan(console: Console, lines: Sequence[PlanLine], missing: Sequence[dat
                 before, str(line.target), str(line.value), line.detail,
             )  # fmt: skip
         console.print(table)
+    elif planned:
+        console.print(f"Nothing to send for {planned} day(s): what they ask for was stated.")
     else:
-        console.print("Nothing to send: Stripe holds what the snapshots say.")
+        console.print("No day could be planned.")
     if missing:
         console.print(
             f"No snapshot yet for {len(missing)} day(s), from {min(missing)} to {max(missing)}: "

@@ -93,6 +93,13 @@ class Settings(BaseSettings):
             raise ValueError(f"is not an http(s) address: {value!r}")
         return value.rstrip("/")
 
+    @field_validator("billing_database_url")
+    @classmethod
+    def _a_database_url(cls, value: SecretStr) -> SecretStr:
+        if "://" not in value.get_secret_value():
+            raise ValueError("is not a database URL such as sqlite:///var/billing.db")
+        return value
+
     @field_validator("billing_memory_limit")
     @classmethod
     def _a_size(cls, value: str) -> str:
@@ -186,7 +193,8 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except SettingsError as error:  # a variable that should hold JSON and does not
-        raise ConfigurationError(f"{str(error).upper()[:80]}: it must be JSON") from None
+        name = "BILLING_METERS" if "billing_meters" in str(error) else str(error)
+        raise ConfigurationError(f"{name}: it must be JSON, as the README shows") from None
     except ValidationError as error:
         # Only the name and the reason: the value may be a secret.
         lines = [

@@ -76,7 +76,7 @@ class World:
 
     def make_meters(self) -> None:
         rooms = self.rooms()
-        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
 
     def make_meter(self, event_name: str, formula: str, window: str | None = None) -> str:
         given: dict[str, Any] = {

@@ -6,6 +6,7 @@ Below `/_sandbox` one can look behind the scenes and move the clock; Stripe has 
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import itertools
 import json
@@ -358,7 +359,9 @@ async def _answer(
 
 def _authenticate(request: Request) -> None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    if scheme != "Bearer" or not key.startswith(("sk_test_", "rk_test_")):
+    if scheme == "Basic":  # as curl -u sends it
+        key = base64.b64decode(key).decode("utf-8", "replace").rstrip(":")
+    if not key.startswith(("sk_test_", "rk_test_")):
         raise StripeRefusal(
             401,
             "Invalid API Key provided: the sandbox takes test keys (sk_test_…) only.",

@@ -47,7 +47,7 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
         _make_customers(base)
         settings = load_settings()
         with Rooms.open(settings, "demo") as rooms:
-            asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters))
+            asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters, rooms.ledger))
             first = last_day - timedelta(days=DAYS - 1)
             outcome, run_id, error = run_days(first, last_day, progress=progress)
             days = [first + timedelta(days=n) for n in range(DAYS)]
@@ -148,7 +148,7 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
     """Print what a person wants to see, and where to look next."""
     table = Table(
         "organization", "days", "active sensors\n(last day)", "readings",
-        "duplicates\nremoved", "events\nstated", "Stripe agrees",
+        "duplicates\nremoved", "events\nstated", "Stripe\nagrees",
         title=f"{document['from']} to {document['to']}: what was used, stated and verified",
     )  # fmt: skip
     table.columns[0].no_wrap = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import stripe
 
+from billing_pipeline.ledger import Ledger
 from billing_pipeline.metering import Meter, MeterSpec
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_meters.client import StripeGateway
@@ -52,14 +53,16 @@ async def look_up(gateway: StripeGateway, specs: Sequence[MeterSpec]) -> MeterCa
 
 
 async def ensure_meters(
-    gateway: StripeGateway, specs: Sequence[MeterSpec]
+    gateway: StripeGateway, specs: Sequence[MeterSpec], ledger: Ledger
 ) -> tuple[MeterCatalogue, list[str]]:
     """Make the meters that are missing; returns the catalogue and the names of those made.
 
-    Raises ConfigurationError for a meter that exists and differs, before any is made.
+    Raises ConfigurationError for a meter that exists and differs, and for an account that the
+    ledger does not speak for, before any is made.
     """
     async with gateway.client() as client:
         listed = await _list(client)
+        ledger.guard(await _account_id(client), gateway.livemode, ())
         missing = [s for s in specs if not any(m.event_name == s.event_name for m in listed)]
         present = [spec for spec in specs if spec not in missing]
         problems = [problem for spec in present if (problem := _match(spec, listed)[1])]

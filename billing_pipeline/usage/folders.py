@@ -18,6 +18,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 
+class UnusableFolder(OSError):
+    """A folder's URI that nothing installed here can read; the message says what is missing."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class File:
     """A file as a listing shows it. `size` in bytes; `modified` is compared, not interpreted."""
@@ -35,7 +39,10 @@ class Folder:
 
     @cached_property
     def _located(self) -> tuple[Any, str]:
-        fs, root = fsspec.core.url_to_fs(self.uri)
+        try:
+            fs, root = fsspec.core.url_to_fs(self.uri)
+        except (ImportError, ValueError) as error:  # no driver for this protocol
+            raise UnusableFolder(f"{self.uri} cannot be opened: {error}") from None
         return fs, str(root).rstrip("/")
 
     @property

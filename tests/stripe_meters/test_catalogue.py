@@ -16,20 +16,20 @@ from tests.support import World, yesterday
 def test_ensure_makes_what_is_missing_and_then_nothing(world: World) -> None:
     rooms = world.rooms()
     specs = rooms.settings.billing_meters
-    catalogue, made = asyncio.run(ensure_meters(rooms.gateway, specs))
+    catalogue, made = asyncio.run(ensure_meters(rooms.gateway, specs, rooms.ledger))
     assert made == ["active_sensors", "temperature_readings"]
     assert [(m.event_name, m.formula) for m in catalogue.meters] == [
         ("active_sensors", "last"),
         ("temperature_readings", "sum"),
     ]
-    assert asyncio.run(ensure_meters(rooms.gateway, specs)) == (catalogue, [])
+    assert asyncio.run(ensure_meters(rooms.gateway, specs, rooms.ledger)) == (catalogue, [])
 
 
 def test_ensure_refuses_what_differs_and_makes_nothing_then(world: World) -> None:
     world.make_meter("active_sensors", "sum")
     rooms = world.rooms()
     with pytest.raises(ConfigurationError, match="active_sensors has the formula sum"):
-        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
     assert len(world.sandbox.account.meters) == 1
 
 
@@ -83,7 +83,17 @@ def test_another_account_is_refused_before_anything_is_sent(
     with running(other) as base:
         monkeypatch.setenv("STRIPE_API_BASE", base)
         rooms = world.rooms()
-        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters))
+        with pytest.raises(ConfigurationError, match="acct_other"):
+            asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
+        assert other.account.meters == {}
+        for name, formula in (("active_sensors", "last"), ("temperature_readings", "sum")):
+            other.account.make_meter(
+                {
+                    "event_name": name,
+                    "display_name": name,
+                    "default_aggregation": {"formula": formula},
+                }
+            )
         with pytest.raises(ConfigurationError, match="acct_other"):
             contact(rooms)
 
