@@ -480,10 +480,15 @@ def ui(
         _print(as_json, document, lambda: out.print(f"Dagster at {url}{where}; Ctrl-C ends it."))
         sys.stdout.flush()
         quiet = subprocess.DEVNULL if as_json else None
-        dagster = subprocess.Popen(command, env=environment, stdout=quiet)
-        # Whoever ends this process ends Dagster and its daemon with it.
-        signal.signal(signal.SIGTERM, lambda number, frame: dagster.send_signal(signal.SIGINT))
-        signal.signal(signal.SIGINT, lambda number, frame: None)  # the terminal tells Dagster too
+        dagster = subprocess.Popen(command, env=environment, stdout=quiet, start_new_session=True)
+
+        def end(number: int, frame: object) -> None:
+            """Dagster's daemon and servers end with this process, politely or not."""
+            os.killpg(dagster.pid, signal.SIGKILL if number == signal.SIGALRM else signal.SIGTERM)
+            signal.alarm(10 if number != signal.SIGALRM else 0)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(number, end)
         raise typer.Exit(dagster.wait())
 
 
