@@ -29,7 +29,9 @@ def explain_document(
     return {
         "organization_id": organization,
         "day": day.isoformat(),
-        "customer": rooms.customers.mapping().get(organization),
+        "customer": rooms.customers.mapping(rooms.settings.billing_customers_file).get(
+            organization
+        ),
         "meters": [
             {
                 "meter": story.cell.event_name,
@@ -96,6 +98,8 @@ def show_explanation(console: Console, document: dict[str, Any]) -> None:
             f"{snapshot['reading_volume']} readings, {snapshot['exact_duplicates']} exact and "
             f"{snapshot['conflicting_duplicates']} conflicting duplicates removed"
         )
+        for reason, rows in snapshot["quarantined"].items():
+            branch.add(f"quarantined in the whole day: {rows} rows, {reason}")
         for file in snapshot["files"]:
             branch.add(f"{file['name']}: {file['rows']} rows, {file['size']} bytes, sha256 "
                        f"{file['sha256'][:16]}…")  # fmt: skip
