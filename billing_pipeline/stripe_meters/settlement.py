@@ -59,7 +59,7 @@ async def settle(
             figures = await daily_figures(
                 client, str(meter.meter_id), event.customer, key[0], key[0]
             )
-        except (StripeUnreachable, stripe.InvalidRequestError) as error:
+        except (StripeUnreachable, stripe.InvalidRequestError, stripe.PermissionError) as error:
             outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
             continue
         outcomes.append(

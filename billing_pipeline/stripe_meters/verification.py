@@ -112,6 +112,9 @@ async def _look(
             except StripeUnreachable as error:
                 report.unread.append(str(error))
                 return []
+            except stripe.PermissionError:
+                report.unread.append("this key may not read billing meters' event summaries")
+                return []
             except stripe.InvalidRequestError as error:
                 # A customer Stripe does not know has no usage there: nothing it could agree to.
                 report.unread.append(f"summaries of {customer}: {error.user_message}")
