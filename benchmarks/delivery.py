@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import Ledger
-from billing_pipeline.metering import DayPlan, Meter, Usage, plan_day
+from billing_pipeline.metering import DayPlan, Meter, Payers, Usage, plan_day
 from billing_pipeline.sandbox.server import make_sandbox
 from billing_pipeline.settings import DEFAULT_METERS, Settings
 from billing_pipeline.statement import utc_now
@@ -99,7 +99,7 @@ def _plan(
     now = utc_now()
     usage = {name: Usage(n, 288 * n) for n, name in enumerate(customers, start=1)}
     with ledger.planning() as connection:
-        plan = plan_day(day, meters, usage, customers, {}, now)
+        plan = plan_day(day, meters, usage, Payers(customers), {}, now)
         ledger.write_plan(connection, plan, lambda cell: True, None, now)
     return plan
 

@@ -48,9 +48,11 @@ meters_app = typer.Typer(no_args_is_help=True, help="The meters in Stripe.")
 customers_app = typer.Typer(
     no_args_is_help=True, help="Who pays: organization and Stripe customer."
 )
+events_app = typer.Typer(no_args_is_help=True, help="What Stripe said, as webhooks stored it.")
 sandbox_app = typer.Typer(no_args_is_help=True, help="A local Stripe, and sample readings.")
 app.add_typer(meters_app, name="meters")
 app.add_typer(customers_app, name="customers")
+app.add_typer(events_app, name="events")
 app.add_typer(sandbox_app, name="sandbox")
 
 # Ids come from other people's files: nothing in them is markup.
@@ -357,20 +359,130 @@ def customers_import(
 def customers_list(as_json: Json = False) -> None:
     """Show which organization is which Stripe customer."""
     settings = load_settings()
-    mapping = _rooms(settings).customers.mapping(settings.billing_customers_file)
-    document = {
+    directory = _rooms(settings).customers
+    known = directory.known(settings.billing_customers_file)
+    owned = directory.subscriptions_of(set(known.customers.values()))
+    document: dict[str, Any] = {
         "customers": [
-            {"organization_id": o, "stripe_customer_id": c} for o, c in sorted(mapping.items())
-        ]
+            {
+                "organization_id": organization,
+                "stripe_customer_id": customer,
+                "source": "imported" if organization in known.imported else "Stripe's events",
+                "deleted": customer in known.deleted,
+                "subscriptions": owned.get(customer, []),
+            }
+            for organization, customer in sorted(known.customers.items())
+        ],
+        "undecided": known.undecided,
+        "contradictions": known.contradictions(),
     }
 
     def show() -> None:
-        table = Table("organization", "Stripe customer")
-        for organization, customer in sorted(mapping.items()):
-            table.add_row(organization, customer)
+        table = Table("organization", "Stripe customer", "known from", "subscriptions")
+        for row in document["customers"]:
+            said = ", ".join(f"{s['id']} {s['status']}" for s in row["subscriptions"])
+            customer = row["stripe_customer_id"] + (" (deleted)" if row["deleted"] else "")
+            table.add_row(row["organization_id"], customer, row["source"], said or "none known")
         out.print(table)
+        for told in document["contradictions"]:
+            out.print(Text.assemble(("look at this: ", "yellow"), told))
 
     _print(as_json, document, show)
+
+
+# What Stripe said ------------------------------------------------------------------------------
+
+
+def _event_state(text: str) -> str:
+    from billing_pipeline.stripe_events.inbox import EventState
+
+    if text not in list(EventState):
+        raise typer.BadParameter(f"{text!r} is not a state; there are {', '.join(EventState)}")
+    return text
+
+
+OfType = Annotated[str | None, typer.Option("--type", help="Such as invoice.created.")]
+InState = Annotated[
+    str | None,
+    typer.Option(
+        "--state", parser=_event_state, metavar="STATE", help="received, processed, ignored, failed"
+    ),
+]
+
+
+@events_app.command("list")
+def events_list(
+    type: OfType = None,
+    state: InState = None,
+    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """Show the events that Stripe sent, and what became of each."""
+    from billing_pipeline.stripe_events.inbox import EventState
+
+    inbox = _rooms(load_settings()).inbox
+    wanted = None if state is None else EventState(state)
+    document: dict[str, Any] = {
+        "counts": inbox.counts(),
+        "events": inbox.records(type=type, state=wanted, limit=limit),
+    }
+
+    def show() -> None:
+        table = Table("created", "event", "type", "state", "tries", "why")
+        for row in document["events"]:
+            table.add_row(row["created"][:19], row["id"], row["type"], row["state"],
+                          str(row["attempts"]), row["last_error"] or "")  # fmt: skip
+        out.print(table)
+        out.print(", ".join(f"{number} {name}" for name, number in inbox.counts().items()))
+
+    _print(as_json, document, show)
+
+
+@events_app.command("show")
+def events_show(
+    event_id: Annotated[str, typer.Argument(help="Stripe's event id, evt_….")],
+    as_json: Json = False,
+) -> None:
+    """Show one event as it came, and what became of it."""
+    found = _rooms(load_settings()).inbox.records(ids=[event_id])
+    if not found:
+        raise typer.BadParameter(f"no event {event_id} was stored")
+    _print(as_json, found[0], lambda: out.print_json(data=found[0], default=str))
+
+
+@events_app.command("replay")
+def events_replay(
+    event_ids: Annotated[list[str] | None, typer.Argument(help="Events to apply again.")] = None,
+    type: OfType = None,
+    state: InState = None,
+    as_json: Json = False,
+) -> None:
+    """Apply events again: those named, or all of a type or in a state."""
+    from billing_pipeline.statement import apply_events
+    from billing_pipeline.stripe_events.inbox import EventState
+
+    if not event_ids and type is None and state is None:
+        raise typer.BadParameter("name events, or a --type or a --state")
+    rooms = _rooms(load_settings())
+    wanted = None if state is None else EventState(state)
+    replayed = rooms.inbox.replay(event_ids or (), type, wanted)
+    unknown = sorted(set(event_ids or ()) - {row["id"] for row in rooms.inbox.records(
+        ids=event_ids or ("",), limit=len(event_ids or ()) + 1)})  # fmt: skip
+    applied = apply_events(rooms)
+    document = {"replayed": replayed, "unknown": unknown, **vars(applied)}
+
+    def show() -> None:
+        out.print(
+            f"{len(replayed)} to be applied again: {len(applied.processed)} processed, "
+            f"{len(applied.ignored)} ignored."
+        )
+        for id, error in (applied.postponed | applied.failed).items():
+            out.print(Text.assemble((id, "red"), f": {error}"))
+        for id in unknown:
+            out.print(Text.assemble((id, "red"), ": no such event was stored"))
+
+    _print(as_json, document, show)
+    raise typer.Exit(1 if unknown or applied.postponed or applied.failed else 0)
 
 
 # Sandbox, demo, UI, doctor ---------------------------------------------------------------------

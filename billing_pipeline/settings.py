@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from billing_pipeline.metering import Formula, Measure, MeterSpec
+from billing_pipeline.metering import DEFAULT_POLICY, Formula, Measure, MeterSpec, Policy
 
 STRIPE_API_VERSION = "2025-12-15.clover"
 DEFAULT_METERS = (
@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     billing_memory_limit: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
     billing_active_window_days: int = Field(default=1, ge=1, le=366)
     billing_meters: tuple[MeterSpec, ...] = DEFAULT_METERS
+    billing_subscription_policy: dict[str, Policy] = Field(default_factory=dict)
+    billing_alert_url: SecretStr | None = None
 
     @field_validator("stripe_secret_key")
     @classmethod
@@ -92,6 +94,13 @@ class Settings(BaseSettings):
         if value and urlsplit(value).scheme not in ("http", "https"):
             raise ValueError(f"is not an http(s) address: {value!r}")
         return value.rstrip("/")
+
+    @field_validator("billing_alert_url")
+    @classmethod
+    def _a_secret_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and urlsplit(value.get_secret_value()).scheme not in ("http", "https"):
+            raise ValueError("is not an http(s) address")
+        return value
 
     @field_validator("billing_database_url")
     @classmethod
@@ -122,6 +131,11 @@ class Settings(BaseSettings):
         if self.stripe_api_base == "https://api.stripe.com":
             return "https://meter-events.stripe.com"
         return self.stripe_api_base
+
+    @cached_property
+    def subscription_policy(self) -> dict[str, Policy]:
+        """What each status of a subscription means for usage."""
+        return {**DEFAULT_POLICY, **self.billing_subscription_policy}
 
     @cached_property
     def memory_limit(self) -> str:
@@ -173,6 +187,10 @@ class Settings(BaseSettings):
             "BILLING_CUSTOMERS_FILE": str(self.billing_customers_file or "(not set)"),
             "BILLING_MEMORY_LIMIT": self.memory_limit,
             "BILLING_ACTIVE_WINDOW_DAYS": str(self.billing_active_window_days),
+            "BILLING_SUBSCRIPTION_POLICY": ", ".join(
+                f"{status}: {policy}" for status, policy in self.subscription_policy.items()
+            ),
+            "BILLING_ALERT_URL": "(not set)" if self.billing_alert_url is None else "set",
             "BILLING_METERS": ", ".join(
                 f"{m.event_name} ({m.formula}, {m.measure})" for m in self.billing_meters
             ),
@@ -193,7 +211,8 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except SettingsError as error:  # a variable that should hold JSON and does not
-        name = "BILLING_METERS" if "billing_meters" in str(error) else str(error)
+        json_fields = ("billing_meters", "billing_subscription_policy")
+        name = next((f.upper() for f in json_fields if f in str(error)), str(error))
         raise ConfigurationError(f"{name}: it must be JSON, as the README shows") from None
     except ValidationError as error:
         # Only the name and the reason: the value may be a secret.

@@ -1,6 +1,6 @@
 """State a span of usage days: the one use case that joins the rooms.
 
-    snapshot, customers, ledger → plan → ledger → delivery → verification
+    what Stripe said → snapshot, customers, ledger → plan → ledger → delivery → verification
 
 The Dagster assets, `billing run` and `billing plan` all come through here.
 """
@@ -8,6 +8,7 @@ The Dagster assets, `billing run` and `billing plan` all come through here.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,10 @@ from typing import Any, Self
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import Inquiry, Ledger
-from billing_pipeline.metering import DayPlan, Meter, Said, Usage, plan_day, standing
-from billing_pipeline.metering.timestamps import OLDEST
+from billing_pipeline.metering import DayPlan, Meter, Payers, Said, Usage, plan_day, standing
+from billing_pipeline.metering.timestamps import OLDEST, day_start, is_over
 from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_events import Applied, Inbox, apply_due
 from billing_pipeline.stripe_meters import (
     DeliveryReport,
     StripeGateway,
@@ -35,6 +37,7 @@ from billing_pipeline.usage import (
     Engine,
     Folder,
     Snapshot,
+    is_current,
     load_snapshot,
     snapshot_id_of,
 )
@@ -66,6 +69,7 @@ class Rooms:
     ledger: Ledger
     inquiry: Inquiry
     customers: CustomerDirectory
+    inbox: Inbox
     gateway: StripeGateway
     clock: Clock
 
@@ -84,6 +88,7 @@ class Rooms:
             Ledger(database, run),
             Inquiry(database),
             CustomerDirectory(database),
+            Inbox(database),
             StripeGateway(settings),
             clock,
         )
@@ -104,8 +109,14 @@ class Rooms:
             self.gateway,
             self.ledger,
             self.settings.billing_meters,
-            lambda: self.customers.mapping(self.settings.billing_customers_file),
+            self.payers,
             self.clock,
+        )
+
+    def payers(self) -> Payers:
+        """Who pays today, and on which terms; the customers file counts as imported."""
+        return self.customers.payers(
+            self.settings.subscription_policy, self.settings.billing_customers_file
         )
 
 
@@ -125,6 +136,8 @@ class Statement:
     """Why a day was not planned: no whole snapshot, or one that cannot be read."""
     problems: list[str] = field(default_factory=list)
     """Lines of the customers file that were left out."""
+    applied: Applied = field(default_factory=Applied)
+    """What became of the events of Stripe's that were waiting."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +191,8 @@ def state_days(
 ) -> Statement:
     """Plan and deliver these days from their snapshots.
 
-    What an earlier run left unsettled or unverified comes first: its cells wait for it.
+    What Stripe has said meanwhile comes first (a mapping, a cancellation, a closed period), then
+    what an earlier run left unsettled or unverified: its cells wait for it.
     Raises ConfigurationError before anything is planned or sent.
     """
     statement = Statement()
@@ -186,6 +200,7 @@ def state_days(
         report = rooms.customers.import_file(rooms.settings.billing_customers_file, rooms.clock())
         statement.problems = report.problems
     reached = contact(rooms)
+    statement.applied = apply_events(rooms, progress)
     if reached.unreachable is None:
         _deliver(rooms, reached.meters, days, statement, progress, leftovers=True)
         # What an interrupted run left unverified would blur what later summaries can prove.
@@ -207,6 +222,16 @@ def state_days(
     elif statement.stopped is None:
         _deliver(rooms, reached.meters, days, statement, progress)
     return statement
+
+
+def apply_events(rooms: Rooms, progress: Progress | None = None) -> Applied:
+    """Apply the events of Stripe's that are due. Raises ConfigurationError without a key."""
+
+    def watch(done: int, total: int) -> None:
+        if progress is not None:
+            progress("applying", done, total)
+
+    return apply_due(rooms.inbox, rooms.ledger, rooms.gateway, rooms.clock, watch)
 
 
 def _deliver(
@@ -243,7 +268,7 @@ def _plan(rooms: Rooms, meters: Sequence[Meter], day: date, retry_rejected: bool
             day,
             meters,
             _usage(snapshot),
-            rooms.customers.mapping(),
+            rooms.payers(),
             rooms.ledger.said([day], connection)[day],
             rooms.clock(),
             retry_rejected=retry_rejected,
@@ -277,8 +302,8 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     a changed mapping has lifted.
     """
     today = rooms.clock().date()
-    mapping = rooms.customers.mapping(rooms.settings.billing_customers_file)
-    found = rooms.inquiry.unfinished_days(mapping, today - VERIFIABLE)
+    meters = {m.event_name: m for m in rooms.ledger.known_meters(rooms.settings.billing_meters)}
+    found = rooms.inquiry.unfinished_days(rooms.payers(), meters, today - VERIFIABLE)
     planned_from = rooms.inquiry.planned_from()
     first = max(today - OLDEST, rooms.settings.billing_start_day)
     for n in range((today - first).days):
@@ -288,6 +313,42 @@ def unfinished_days(rooms: Rooms) -> list[date]:
             if snapshot_id is not None and snapshot_id != planned_from.get(day):
                 found.add(day)
     return sorted(found)
+
+
+def closing_days(rooms: Rooms) -> dict[date, list[str]]:
+    """The finished days of periods whose invoice is a draft, with the invoices they are for.
+
+    Only those with something missing: a snapshot of what lies there now, a statement from it,
+    an outcome, a verification. Days that Stripe takes nothing for any more are left out.
+    """
+    now = rooms.clock()
+    first = max((now - OLDEST).date(), rooms.settings.billing_start_day)
+    wanted: dict[date, list[str]] = defaultdict(list)
+    for period in rooms.customers.closing_periods():
+        day = max(datetime.fromtimestamp(period.start, UTC).date(), first)
+        while day_start(day) < period.end and is_over(day, now):
+            wanted[day].append(period.invoice_id)
+            day += timedelta(days=1)
+    unfinished = set(unfinished_days(rooms)) if wanted else set()
+    return {
+        day: invoices
+        for day, invoices in sorted(wanted.items())
+        if day in unfinished or not _is_counted(rooms, day)
+    }
+
+
+def _is_counted(rooms: Rooms, day: date) -> bool:
+    """Whether the day's snapshot is whole and says what its files say now."""
+    try:
+        return is_current(
+            rooms.engine,
+            rooms.readings,
+            rooms.snapshots,
+            day,
+            window_days=rooms.settings.billing_active_window_days,
+        )
+    except DAY_ERRORS:  # the run that this asks for will say so, on its day
+        return False
 
 
 def preview_days(
@@ -302,7 +363,7 @@ def preview_days(
     if rooms.settings.stripe_secret_key is not None:
         with suppress(StripeUnreachable):  # then as last seen will do for a preview
             meters = asyncio.run(look_up(rooms.gateway, specs)).meters
-    customers = rooms.customers.mapping(rooms.settings.billing_customers_file)
+    payers = rooms.payers()
     said = rooms.ledger.said(days)
     lines, missing = [], []
     for day in days:
@@ -314,7 +375,7 @@ def preview_days(
             day,
             meters,
             _usage(snapshot),
-            customers,
+            payers,
             said[day],
             rooms.clock(),
             retry_rejected=retry_rejected,

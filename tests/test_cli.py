@@ -321,7 +321,8 @@ def test_customers_are_imported_listed_and_say_which_days_to_run(
     assert (document["added"], len(document["problems"])) == (1, 1)
     assert document["days_to_run"] == [str(yesterday())]
     _, listed = billing("customers", "list")
-    assert {"organization_id": "new", "stripe_customer_id": "cus_new"} in listed["customers"]
+    customers = {c["organization_id"]: c["stripe_customer_id"] for c in listed["customers"]}
+    assert customers["new"] == "cus_new"
 
 
 def test_meters_are_made_and_listed(world: World, billing: Command) -> None:

@@ -1,10 +1,20 @@
-"""WHO PAYS: organization ↔ Stripe customer.
+"""WHO PAYS: organization ↔ Stripe customer, its subscriptions and their periods.
 
-The mapping comes from a CSV of `organization_id,stripe_customer_id`: the file named by
-`BILLING_CUSTOMERS_FILE`, read at the start of each run, or `billing customers import`. A line
-that contradicts another is reported and left out; the others count.
+- `tables`      what people imported, and what Stripe's events say
+- `objects`     Stripe's objects, as much of each as we read
+- `read_model`  folding events into the tables, in whatever order they arrive
+- `directory`   who pays today, on which terms, and what a person should look at
+
+The mapping comes from a CSV of `organization_id,stripe_customer_id` (the file named by
+`BILLING_CUSTOMERS_FILE`, read at the start of each run, or `billing customers import`) and from
+completed checkouts. A person's word wins; a contradiction is shown.
 """
 
-from billing_pipeline.customers.directory import CustomerDirectory, ImportReport
+from billing_pipeline.customers.directory import (
+    ClosingPeriod,
+    CustomerDirectory,
+    ImportReport,
+    Known,
+)
 
-__all__ = ["CustomerDirectory", "ImportReport"]
+__all__ = ["ClosingPeriod", "CustomerDirectory", "ImportReport", "Known"]

@@ -1,18 +1,35 @@
-"""The directory of organizations and their Stripe customers, and how it is filled."""
+"""The directory of organizations and their Stripe customers, and how it is filled.
+
+A mapping that a person imported wins over what Stripe's events say. Where events alone name
+several living customers for an organization, nobody is guessed: it is undecided, and its usage
+is held until a person imports the right one.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import defaultdict
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, and_, select
 
-from billing_pipeline.customers.tables import customers
+from billing_pipeline.customers.read_model import DRAFT
+from billing_pipeline.customers.tables import (
+    billing_periods,
+    customers,
+    deleted_customers,
+    invoices,
+    learnt_customers,
+    subscriptions,
+)
 from billing_pipeline.database import upsert, writing
+from billing_pipeline.metering import Payers, Period, Policy, Subscription, Terms
 from billing_pipeline.settings import ConfigurationError
 
 LONGEST = 255
@@ -31,21 +48,204 @@ class ImportReport:
     problems: list[str] = field(default_factory=list)
 
 
+CLOSING_REASONS = (None, "subscription", "subscription_cycle")
+"""Why an invoice is made that bills a whole period; others (a threshold, a change of plan, an
+item) are made in the middle of one, and close nothing."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """Who is whose customer, by a person's word and by Stripe's."""
+
+    imported: dict[str, str]
+    learnt: dict[str, set[str]]
+    deleted: set[str]
+
+    @property
+    def customers(self) -> dict[str, str]:
+        """Every organization whose customer is decided."""
+        return {o: c for o, (c, *others) in self._by_events().items() if not others} | self.imported
+
+    @property
+    def undecided(self) -> dict[str, list[str]]:
+        """Organizations with several customers by Stripe's events, and none by a person."""
+        several = {o: found for o, found in self._by_events().items() if len(found) > 1}
+        return {o: found for o, found in several.items() if o not in self.imported}
+
+    def contradictions(self) -> list[str]:
+        """What a person should look at, in words."""
+        told = [
+            f"{organization}: Stripe's events name {len(found)} customers ({', '.join(found)}); "
+            "its usage is held until the right one is imported"
+            for organization, found in self.undecided.items()
+        ]
+        for organization, customer in self.imported.items():
+            other = sorted(self.learnt.get(organization, set()) - {customer} - self.deleted)
+            if other:
+                told.append(
+                    f"{organization}: imported as {customer}, but Stripe's events say "
+                    f"{', '.join(other)}; the imported one is used"
+                )
+        told += [
+            f"{organization}: its customer {customer} was deleted in Stripe; its usage is held"
+            for organization, customer in self.customers.items()
+            if customer in self.deleted
+        ]
+        return sorted(told)
+
+    def _by_events(self) -> dict[str, list[str]]:
+        """Living customers by organization; the deleted ones where none lives."""
+        return {
+            organization: sorted((found - self.deleted) or found)
+            for organization, found in self.learnt.items()
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ClosingPeriod:
+    """A billing period whose invoice is a draft; instants in unix seconds."""
+
+    invoice_id: str
+    customer: str
+    start: int
+    end: int
+    finalizes_at: int | None
+
+
 class CustomerDirectory:
-    """The organization → customer mapping in the database."""
+    """Organizations, their customers and the customers' terms, in the database."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    def mapping(self, file: Path | None = None) -> dict[str, str]:
-        """Every organization with its Stripe customer id; `file` as if it were imported."""
-        if file is not None:
-            return self.mapping() | _read(file)[0]
+    def known(self, file: Path | None = None) -> Known:
+        """All that is known of who is whose customer; `file` as if it were imported."""
+        learnt: dict[str, set[str]] = defaultdict(set)
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(customers.c.organization_id, customers.c.stripe_customer_id)
             )
-            return {row.organization_id: row.stripe_customer_id for row in rows}
+            imported = {row.organization_id: row.stripe_customer_id for row in rows}
+            for row in connection.execute(select(learnt_customers)):
+                learnt[row.organization_id].add(row.stripe_customer_id)
+            deleted = set(connection.scalars(select(deleted_customers.c.stripe_customer_id)))
+        if file is not None:
+            imported |= _read(file)[0]
+        return Known(imported, dict(learnt), deleted)
+
+    def mapping(self, file: Path | None = None) -> dict[str, str]:
+        """Every organization with its Stripe customer id; `file` as if it were imported."""
+        return self.known(file).customers
+
+    def payers(self, policy: Mapping[str, Policy], file: Path | None = None) -> Payers:
+        """Who pays today, and on which terms; `policy` says what a subscription's status means."""
+        known = self.known(file)
+        terms = self._terms(policy)
+        for customer in known.deleted:
+            terms[customer] = replace(terms.get(customer, Terms()), deleted=True)
+        return Payers(known.customers, frozenset(known.undecided), terms)
+
+    def _terms(self, policy: Mapping[str, Policy]) -> dict[str, Terms]:
+        by_customer: dict[str, list[Subscription]] = defaultdict(list)
+        periods: dict[str, set[Period]] = defaultdict(set)
+        with self._engine.begin() as connection:
+            found = connection.execute(select(subscriptions)).all()
+            seen = connection.execute(select(billing_periods)).all()
+            final = connection.execute(
+                select(invoices).where(
+                    invoices.c.subscription_id.is_not(None), invoices.c.status != DRAFT
+                )
+            ).all()
+        for row in found:
+            by_customer[row.stripe_customer_id].append(
+                Subscription(
+                    row.subscription_id,
+                    policy.get(row.status),
+                    row.start_at,
+                    row.end_at,
+                    None if row.meters is None else frozenset(json.loads(row.meters)),
+                )
+            )
+        for row in seen:
+            period = Period(row.subscription_id, row.start_at, row.end_at)
+            periods[row.subscription_id].add(period)
+        for row in final:
+            if row.billing_reason in CLOSING_REASONS:
+                period = Period(row.subscription_id, row.start_at, row.end_at, final=True)
+                periods[row.subscription_id].add(period)
+        return {
+            customer: Terms(
+                tuple(owned),
+                tuple(sorted({p for s in owned for p in periods[s.id]}, key=astuple)),
+            )
+            for customer, owned in by_customer.items()
+        }
+
+    def closing_periods(self) -> list[ClosingPeriod]:
+        """The periods whose invoice is still a draft: what is missing there is urgent."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(invoices)
+                .where(
+                    invoices.c.status == DRAFT,
+                    invoices.c.subscription_id.is_not(None),
+                    invoices.c.start_at < invoices.c.end_at,
+                )
+                .order_by(invoices.c.end_at, invoices.c.invoice_id)
+            ).all()
+        return [
+            ClosingPeriod(
+                row.invoice_id, row.stripe_customer_id, row.start_at, row.end_at, row.finalizes_at
+            )
+            for row in rows
+            if row.billing_reason in CLOSING_REASONS
+        ]
+
+    def subscriptions_of(self, customer_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
+        """The subscriptions of these customers with their periods, for people."""
+        with self._engine.begin() as connection:
+            found = connection.execute(
+                select(subscriptions).order_by(subscriptions.c.subscription_id)
+            ).all()
+            seen = connection.execute(
+                select(billing_periods, invoices.c.invoice_id, invoices.c.status)
+                .join(
+                    invoices,
+                    and_(
+                        invoices.c.subscription_id == billing_periods.c.subscription_id,
+                        invoices.c.start_at == billing_periods.c.start_at,
+                        invoices.c.end_at == billing_periods.c.end_at,
+                    ),
+                    isouter=True,
+                )
+                .order_by(billing_periods.c.start_at, billing_periods.c.end_at)
+            ).all()
+        periods: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in seen:
+            periods[row.subscription_id].append(
+                {
+                    "start": _instant(row.start_at),
+                    "end": _instant(row.end_at),
+                    "invoice": row.invoice_id,
+                    "invoice_status": row.status,
+                    "final": row.status not in (None, DRAFT),
+                }
+            )
+        by_customer: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in found:
+            if row.stripe_customer_id in customer_ids:
+                by_customer[row.stripe_customer_id].append(
+                    {
+                        "id": row.subscription_id,
+                        "status": row.status,
+                        "plan": row.plan,
+                        "start": _instant(row.start_at),
+                        "end": None if row.end_at is None else _instant(row.end_at),
+                        "as_of": row.as_of.isoformat(),
+                        "periods": periods[row.subscription_id],
+                    }
+                )
+        return dict(by_customer)
 
     def import_file(self, path: Path, now: datetime) -> ImportReport:
         """Take over a CSV file. Organizations not in it keep their customer.
@@ -54,7 +254,7 @@ class CustomerDirectory:
         Raises ConfigurationError when the file cannot be read or lacks a column.
         """
         wanted, problems = _read(path)
-        known = self.mapping()
+        known = self.known().imported
         report = ImportReport(
             added=sum(o not in known for o in wanted),
             changed=sum(o in known and known[o] != c for o, c in wanted.items()),
@@ -72,6 +272,10 @@ class CustomerDirectory:
                 }
                 upsert(connection, customers, {"organization_id": organization_id}, row)
         return report
+
+
+def _instant(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat()
 
 
 def _read(path: Path) -> tuple[dict[str, str], list[str]]:

@@ -6,17 +6,34 @@ from typing import Any
 
 import dagster as dg
 
-from billing_pipeline.defs import assets, jobs, schedules, sensors, specs
+from billing_pipeline.defs import alerting, assets, events, jobs, schedules, sensors, specs
 from billing_pipeline.defs.resources import Billing
 
 
 def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitions:
     """The definitions of the code location. Loading them contacts nobody and needs no key."""
     return dg.Definitions(
-        assets=[specs.READINGS, assets.bill_usage_days],
-        jobs=[jobs.bill_days, jobs.state_days],
-        schedules=[schedules.bill_yesterday],
-        sensors=[sensors.changed_readings, sensors.unfinished_usage],
+        assets=[
+            specs.READINGS,
+            specs.STRIPE_EVENTS,
+            assets.bill_usage_days,
+            events.subscriptions,
+        ],
+        jobs=[
+            jobs.bill_days,
+            jobs.state_days,
+            jobs.apply_stripe_events,
+            jobs.missed_stripe_events,
+        ],
+        schedules=[schedules.bill_yesterday, schedules.missed_webhooks],
+        sensors=[
+            sensors.changed_readings,
+            sensors.unfinished_usage,
+            sensors.stripe_event_sensor,
+            sensors.closing_periods,
+            alerting.alert_sensor,
+            alerting.failed_runs,
+        ],
         resources={"billing": Billing(), **(resource_overrides or {})},
         # Each run is one chain of steps: a process per step would only double its start.
         executor=dg.in_process_executor,

@@ -1,8 +1,10 @@
-"""Two jobs: a whole day, and only its statement."""
+"""The jobs: a whole day, only its statement, what Stripe says, and what nobody delivered."""
 
 from __future__ import annotations
 
 import dagster as dg
+
+from billing_pipeline.defs.events import find_missed_events
 
 bill_days = dg.define_asset_job(
     "bill_days",
@@ -17,3 +19,15 @@ state_days = dg.define_asset_job(
     selection=dg.AssetSelection.assets("meter_events", "verification"),
     description="State and verify usage days from the snapshots they have.",
 )
+
+apply_stripe_events = dg.define_asset_job(
+    "apply_stripe_events",
+    selection=dg.AssetSelection.assets("subscriptions"),
+    description="Apply what the webhook handler stored: customers, subscriptions, meter errors.",
+)
+
+
+@dg.job(description="Store the events that Stripe lists and no webhook delivered.")
+def missed_stripe_events() -> None:
+    """The backstop behind the webhooks."""
+    find_missed_events()

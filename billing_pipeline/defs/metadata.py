@@ -10,6 +10,7 @@ import dagster as dg
 import pandas as pd
 
 from billing_pipeline.statement import Rooms
+from billing_pipeline.stripe_events import Applied
 from billing_pipeline.usage import CountedDay, Snapshot
 from billing_pipeline.usage.activity import ACTIVITY_FILE, day_folder
 from billing_pipeline.usage.snapshot import SNAPSHOT_FILE
@@ -90,6 +91,16 @@ def of_events(rooms: Rooms, day: date) -> dict[str, Any]:
             ]
         ),
     }  # fmt: skip
+
+
+def of_applied(applied: Applied) -> dict[str, Any]:
+    """What became of the events of Stripe's that were due."""
+    return {
+        "processed": len(applied.processed),
+        "ignored": len(applied.ignored),
+        "to_be_tried_again": len(applied.postponed),
+        "failed": len(applied.failed),
+    }
 
 
 def of_verification(rooms: Rooms, day: date) -> dict[str, Any]:

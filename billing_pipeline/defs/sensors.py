@@ -1,8 +1,9 @@
-"""What starts runs between the daily ones: readings that changed, usage left unfinished.
+"""What starts runs between the daily ones: readings that changed, usage left unfinished, what
+Stripe has said, and periods about to close.
 
-Both ask the state of things, not an event log, so nothing slips past them; their cursor only
-remembers when a day was last asked for and why, to keep from asking again at every tick. A day
-that stays undone is asked for again after ASK_AGAIN.
+All ask the state of things, not an event log, so nothing slips past them; their cursor only
+remembers what was last asked for and when, to keep from asking again at every tick. What stays
+undone is asked for again after a while.
 """
 
 import hashlib
@@ -12,14 +13,16 @@ from datetime import date, datetime, timedelta
 
 import dagster as dg
 
-from billing_pipeline.defs.jobs import bill_days, state_days
+from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, state_days
 from billing_pipeline.defs.resources import Billing
-from billing_pipeline.defs.specs import READINGS
+from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
 from billing_pipeline.metering.timestamps import OLDEST
-from billing_pipeline.statement import Rooms, unfinished_days
+from billing_pipeline.statement import Rooms, closing_days, unfinished_days
 from billing_pipeline.usage import DAY_ERRORS, is_current, list_day
 
 ASK_AGAIN = timedelta(hours=1)
+ASK_AGAIN_SOON = timedelta(minutes=10)
+"""Where an invoice is about to become final, or a run was to take a minute."""
 GRACE = timedelta(minutes=15)
 """A day that has just ended is the schedule's."""
 
@@ -49,6 +52,50 @@ def unfinished_usage(
     with billing.open("unfinished_usage") as rooms:
         reasons = dict.fromkeys(unfinished_days(rooms), "unfinished")
         asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+    return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
+
+
+@dg.sensor(job=apply_stripe_events, minimum_interval_seconds=30)
+def stripe_event_sensor(
+    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
+) -> dg.SensorResult:
+    """Show the events that Stripe sent, and start one run for all that are due.
+
+    The run key is made of what is due and of how often anything was asked for: a tick repeated
+    after a crash asks for the same key and starts nothing, and a run that died is replaced.
+    """
+    with billing.open("stripe_event_sensor") as rooms:
+        now = rooms.clock()
+        due = [(event.id, event.attempts) for event in rooms.inbox.due(now)]
+        counts = rooms.inbox.counts()
+        # What the checks of the asset show: when a person has mended it, they turn green.
+        trouble = [r["event_id"] for r in rooms.inquiry.open_reports(now)]
+        trouble += rooms.customers.known(rooms.settings.billing_customers_file).contradictions()
+    before = json.loads(context.cursor) if context.cursor else {}
+    wanted = due or trouble != before.get("trouble", [])
+    what = hashlib.sha256(json.dumps([due, trouble]).encode()).hexdigest()[:16]
+    asked_at, times = before.get("at", now.isoformat()), before.get("times", 0)
+    same = what == before.get("what")
+    if not same or now - datetime.fromisoformat(asked_at) >= ASK_AGAIN_SOON:
+        asked_at, times = now.isoformat(), times + 1
+    seen = [dg.AssetMaterialization(STRIPE_EVENTS.key, metadata={**counts})]
+    return dg.SensorResult(
+        run_requests=[dg.RunRequest(run_key=f"{what}-{times}")] if wanted else [],
+        asset_events=seen if counts != before.get("counts") else [],
+        cursor=json.dumps(
+            {"what": what, "at": asked_at, "times": times, "counts": counts, "trouble": trouble}
+        ),
+    )
+
+
+@dg.sensor(job=bill_days, minimum_interval_seconds=30)
+def closing_periods(
+    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
+) -> dg.SensorResult:
+    """Bring what is missing of a period whose invoice is a draft, before that becomes final."""
+    with billing.open("closing_periods") as rooms:
+        reasons = {day: ", ".join(ids) for day, ids in closing_days(rooms).items()}
+        asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock(), ASK_AGAIN_SOON)
     return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
 
 
@@ -92,14 +139,17 @@ def _stateable_days(rooms: Rooms) -> list[date]:
 
 
 def _not_asked_lately(
-    cursor: str | None, reasons: Mapping[date, str], now: datetime
+    cursor: str | None,
+    reasons: Mapping[date, str],
+    now: datetime,
+    again: timedelta = ASK_AGAIN,
 ) -> tuple[list[date], str]:
     """The days to ask for now, and the cursor that remembers it."""
     before: dict[str, list[str]] = json.loads(cursor) if cursor else {}
     asked, after = [], {}
     for day, reason in sorted(reasons.items()):
         then = before.get(day.isoformat())
-        if then is None or then[0] != reason or now - datetime.fromisoformat(then[1]) >= ASK_AGAIN:
+        if then is None or then[0] != reason or now - datetime.fromisoformat(then[1]) >= again:
             asked.append(day)
             then = [reason, now.isoformat()]
         after[day.isoformat()] = then

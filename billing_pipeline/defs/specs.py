@@ -128,6 +128,60 @@ VERIFICATION = dg.AssetSpec(
 )
 
 
+STRIPE_EVENTS = dg.AssetSpec(
+    "stripe_events",
+    description=(
+        "One row per event of Stripe's, stored by the webhook handler. Observed here; the "
+        "pipeline applies each once and marks it."
+    ),
+    group_name="stripe",
+    owners=OWNERS,
+    kinds={"stripe", "sqlalchemy"},
+    metadata=_columns(
+        id=("string", "Stripe's event id"),
+        type=("string", "such as customer.subscription.updated"),
+        state=("string", "received, processed, ignored or failed"),
+        attempts=("int", "how often it was tried"),
+        last_error=("string", "why it was not applied"),
+    ),
+)
+
+SUBSCRIPTIONS = dg.AssetSpec(
+    "subscriptions",
+    deps=[STRIPE_EVENTS],
+    description=(
+        "One row per Stripe subscription with its customer, status and billing periods, folded "
+        "from Stripe's events."
+    ),
+    group_name="stripe",
+    owners=OWNERS,
+    kinds={"stripe", "sqlalchemy"},
+    metadata=_columns(
+        subscription_id=("string", ""),
+        stripe_customer_id=("string", "who pays"),
+        status=("string", "as Stripe says it, known to us or not"),
+        start_at=("int64", "unix seconds"),
+        end_at=("int64", "unix seconds; when it ended or is to end"),
+    ),
+)
+
+EVENTS_APPLIED = dg.AssetCheckSpec(
+    "events_applied",
+    asset=SUBSCRIPTIONS.key,
+    description="Every event of Stripe's that was due could be applied.",
+)
+METER_ERRORS = dg.AssetCheckSpec(
+    "meter_errors",
+    asset=SUBSCRIPTIONS.key,
+    description="No open report of Stripe's about usage that it took and did not count.",
+)
+CONTRADICTIONS = dg.AssetCheckSpec(
+    "contradictions",
+    asset=SUBSCRIPTIONS.key,
+    description="People and Stripe's events agree about who pays for whom.",
+)
+
+
 def _check(
     asset: dg.AssetSpec, name: str, description: str, *, blocking: bool
 ) -> dg.AssetCheckSpec:

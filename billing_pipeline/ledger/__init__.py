@@ -7,15 +7,27 @@
 """
 
 from billing_pipeline.ledger.inquiry import CellStory, HeldUsage, Inquiry
-from billing_pipeline.ledger.ledger import Checked, Ledger, Outcome, Outgoing, Settled
+from billing_pipeline.ledger.ledger import (
+    Checked,
+    ErrorReport,
+    Ledger,
+    Outcome,
+    Outgoing,
+    ReportedError,
+    Settled,
+    StillSending,
+)
 
 __all__ = [
     "CellStory",
     "Checked",
+    "ErrorReport",
     "HeldUsage",
     "Inquiry",
     "Ledger",
     "Outcome",
     "Outgoing",
+    "ReportedError",
     "Settled",
+    "StillSending",
 ]

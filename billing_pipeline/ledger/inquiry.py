@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, Select, and_, func, or_, select
@@ -14,11 +14,23 @@ from billing_pipeline.ledger.tables import (
     account,
     held_usage,
     history,
+    meter_errors,
     meter_events,
     planned_days,
     verifications,
 )
-from billing_pipeline.metering import HARMLESS, SENT, UNSETTLED, Cell, HoldReason, State
+from billing_pipeline.metering import (
+    HARMLESS,
+    SENT,
+    UNSETTLED,
+    Cell,
+    HoldReason,
+    Meter,
+    Payers,
+    State,
+    meter_is_back,
+)
+from billing_pipeline.metering.timestamps import stamp
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
 
 
@@ -138,13 +150,16 @@ class Inquiry:
             rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
             return {row.usage_day: row.snapshot_id for row in rows}
 
-    def unfinished_days(self, mapping: Mapping[str, str], verifiable_since: date) -> set[date]:
+    def unfinished_days(
+        self, payers: Payers, meters: Mapping[str, Meter], verifiable_since: date
+    ) -> set[date]:
         """Days with something that a new run could finish.
 
         That is: events whose outcome is open, however old; events accepted and not verified
-        since `verifiable_since`; and usage held or refused for a customer that `mapping` has
-        mended since.
+        since `verifiable_since`; usage whose hold does not hold any more, now that `payers` pay;
+        and what was refused for another customer, or by a meter that was changed since.
         """
+        mapping = payers.customers
         unshared = {c for c, n in Counter(mapping.values()).items() if n == 1}
         with self._engine.begin() as connection:
             found = set(
@@ -166,12 +181,24 @@ class Inquiry:
             refused = connection.execute(_refused()).all()
         for row in held:
             customer = mapping.get(row.organization_id)
-            if (row.reason == HoldReason.NO_CUSTOMER and customer is not None) or (
-                row.reason == HoldReason.CUSTOMER_SHARED and customer in unshared
-            ):
+            meter = meters.get(row.event_name)
+            if row.reason in (HoldReason.NO_CUSTOMER, HoldReason.CUSTOMER_UNDECIDED):
+                lifted = customer is not None
+            elif row.reason == HoldReason.CUSTOMER_SHARED:
+                lifted = customer in unshared
+            elif row.reason in BY_TERMS and meter is not None:
+                stamped = stamp(row.usage_day, None)
+                assert stamped is not None  # a day's first stamp
+                lifted = payers.terms_of(customer).why_barred(meter.meter_id, stamped) is None
+            else:
+                lifted = False
+            if lifted:
                 found.add(row.usage_day)
         for row in refused:
-            if mapping.get(row.organization_id, row.customer) != row.customer:
+            meter = meters.get(row.event_name)
+            tried = row.last_attempt_at and int(row.last_attempt_at.timestamp())
+            mapped_anew = mapping.get(row.organization_id, row.customer) != row.customer
+            if mapped_anew or (meter and meter_is_back(meter, row.error_code, tried)):
                 found.add(row.usage_day)
         return found
 
@@ -208,11 +235,39 @@ class Inquiry:
             [_json(dict(row._mapping)) for row in looks],
         )
 
+    def open_reports(self, now: datetime) -> list[dict[str, Any]]:
+        """Stripe's error reports, by code, that still ask for somebody's attention.
+
+        Those whose named events have not been replaced, and those of the last day that tell of
+        more errors than they name: what else they mean shows when the meter is verified again.
+        """
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_errors).order_by(meter_errors.c.window_end.desc())
+            ).all()
+            refused = [row.error_message or "" for row in connection.execute(_refused())]
+        return [
+            _json(dict(row._mapping))
+            for row in rows
+            if any(message.startswith(f"reported by {row.event_id}:") for message in refused)
+            or (row.errors > row.matched and row.window_end > now - timedelta(days=1))
+        ]
+
     def account(self) -> dict[str, Any] | None:
         """The account and mode this ledger speaks for, None before its first contact."""
         with self._engine.begin() as connection:
             row = connection.execute(select(account)).one_or_none()
         return _json(dict(row._mapping)) if row else None
+
+
+BY_TERMS = (
+    HoldReason.CUSTOMER_DELETED,
+    HoldReason.SUBSCRIPTION_INACTIVE,
+    HoldReason.SUBSCRIPTION_ENDED,
+    HoldReason.SUBSCRIPTION_UNKNOWN,
+    HoldReason.PERIOD_CLOSED,
+)
+"""Holds that a customer's terms made, and may lift."""
 
 
 def _refused() -> Select[Any]:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -32,6 +32,7 @@ from billing_pipeline.ledger.tables import (
     account,
     held_usage,
     history,
+    meter_errors,
     meter_events,
     meters,
     planned_days,
@@ -53,6 +54,10 @@ from billing_pipeline.metering import (
 from billing_pipeline.settings import ConfigurationError
 
 PLANNING_KEY = 7205133
+MODES = {True: "live", False: "test"}
+WINDOW_MARGIN = timedelta(minutes=5)
+"""Our clock and Stripe's may differ by this much."""
+
 CHUNK = 500
 """Rows changed per statement, well below what either database takes as parameters."""
 
@@ -98,6 +103,31 @@ class Settled:
     pending_ids: tuple[int, ...]
     pending_since: tuple[datetime, ...]
     last_accepted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedError:
+    """One kind of error in a report: how many events, and the samples that name some of them."""
+
+    code: str
+    count: int
+    message: str
+    samples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport:
+    """What Stripe says it did not count. `meter_id` is None when no such meter was found."""
+
+    event_id: str
+    meter_id: str | None
+    window_start: datetime
+    window_end: datetime
+    errors: tuple[ReportedError, ...]
+
+
+class StillSending(Exception):
+    """A reported event is under way at this moment: take the report a little later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +177,7 @@ class Ledger:
                     "event_time_window": meter.event_time_window,
                     "customer_key": meter.customer_key,
                     "value_key": meter.value_key,
+                    "changed_at": meter.changed_at,
                     "seen_at": now,
                 }
                 upsert(connection, meters, {"event_name": meter.event_name}, row)
@@ -178,6 +209,21 @@ class Ledger:
                     f"has stated usage to {earlier}: another account, or a meter made anew. "
                     "Use a ledger of its own (BILLING_DATABASE_URL)."
                 )
+        return None
+
+    def not_for_us(
+        self, connection: Connection, livemode: bool, account_id: str | None, key_is_live: bool
+    ) -> str | None:
+        """Why an event of this mode and account does not concern this ledger, None if it does.
+
+        A ledger that never met Stripe speaks for the mode of its key (`key_is_live`).
+        """
+        bound = connection.execute(select(account)).one_or_none()
+        ours = key_is_live if bound is None else bound.livemode
+        if livemode != ours:
+            return f"an event of {MODES[livemode]} mode; this ledger speaks for {MODES[ours]} mode"
+        if account_id is not None and (bound is None or bound.account_id != account_id):
+            return f"an event of the connected account {account_id}"
         return None
 
     def known_meters(self, specs: Iterable[MeterSpec]) -> list[Meter]:
@@ -229,6 +275,7 @@ class Ledger:
                     row.timestamp,
                     State(row.state),
                     row.error_code,
+                    None if row.last_attempt_at is None else int(row.last_attempt_at.timestamp()),
                 )
             )
         return found
@@ -478,6 +525,89 @@ class Ledger:
                 [{**change, "at": now, "run": self.run} for change in changes],
             )
 
+    def meter_changed(self, connection: Connection, meter_id: str, at: datetime) -> bool:
+        """Remember that Stripe changed a meter; False if it is none of ours."""
+        changed = connection.execute(
+            update(meters)
+            .where(meters.c.meter_id == meter_id)
+            .values(changed_at=int(at.timestamp()))
+        )
+        return changed.rowcount > 0
+
+    # Error reports ---------------------------------------------------------------------------
+
+    def take_report(self, connection: Connection, report: ErrorReport, now: datetime) -> None:
+        """Take over what Stripe reports as not counted, in the caller's transaction.
+
+        Events that its samples name, by identifier or Idempotency-Key, are rejected. What else
+        the meter took in the reported window loses its `verified`, so that it is compared with
+        Stripe once more. Raises StillSending when a named event is under way right now.
+        """
+        rows = connection.execute(select(meters)).all()
+        known = {row.event_name: row for row in rows}
+        named = {row.event_name for row in rows if row.meter_id == report.meter_id}
+        outcomes: dict[int, Outcome] = {}
+        for error in report.errors:
+            found = [self._named(connection, known, sample) for sample in error.samples]
+            matched = {row.id: row for row in found if row is not None}
+            if any(row.state == State.SENDING for row in matched.values()):
+                raise StillSending(f"{report.event_id} names an event that is being sent")
+            for id in matched:
+                outcomes[id] = Outcome(
+                    id,
+                    State.REJECTED,
+                    error_code=error.code,
+                    error_message=f"reported by {report.event_id}: {error.message}",
+                )
+            upsert(
+                connection,
+                meter_errors,
+                {"event_id": report.event_id, "code": error.code},
+                {
+                    "meter_id": report.meter_id,
+                    "errors": error.count,
+                    "matched": len(matched),
+                    "window_start": report.window_start,
+                    "window_end": report.window_end,
+                    "message": error.message,
+                },
+            )
+        reported = {State.AMBIGUOUS, *SENT}
+        self._move(connection, now, reported, list(outcomes.values()))
+        doubtful = connection.scalars(
+            select(meter_events.c.id).where(
+                meter_events.c.state == State.VERIFIED,
+                meter_events.c.event_name.in_(named),
+                meter_events.c.accepted_at >= report.window_start - WINDOW_MARGIN,
+                meter_events.c.accepted_at <= report.window_end + WINDOW_MARGIN,
+            )
+        ).all()
+        again = f"to be verified again: {report.event_id} reports errors"
+        self._move(
+            connection,
+            now,
+            {State.VERIFIED},
+            [Outcome(id, State.ACCEPTED, error_message=again) for id in doubtful],
+        )
+
+    def _named(
+        self, connection: Connection, known: Mapping[str, Row[Any]], sample: str
+    ) -> Row[Any] | None:
+        """The event that a sample names by its identifier or by its Idempotency-Key."""
+        wanted = {sample, sample.rpartition("-")[0]}
+        rows = connection.execute(
+            select(meter_events).where(meter_events.c.identifier.in_(wanted)).with_for_update()
+        ).all()
+        for row in rows:
+            meter = known.get(row.event_name)
+            if row.identifier == sample or (
+                meter is not None
+                # Which count feeds the meter plays no part in the key.
+                and _event(row).idempotency_key(_meter(meter, Measure.READING_VOLUME)) == sample
+            ):
+                return row
+        return None
+
     # Verification ----------------------------------------------------------------------------
 
     def settled(
@@ -540,10 +670,9 @@ class Ledger:
 
 
 def _refuse_another(bound: Row[Any], account_id: str | None, livemode: bool) -> None:
-    mode = {True: "live", False: "test"}
     if bound.livemode != livemode:
         raise ConfigurationError(
-            f"this ledger speaks for {mode[bound.livemode]} mode, the key is a {mode[livemode]} "
+            f"this ledger speaks for {MODES[bound.livemode]} mode, the key is a {MODES[livemode]} "
             "key. Use the other key, or a ledger of its own (BILLING_DATABASE_URL)."
         )
     if None not in (bound.account_id, account_id) and bound.account_id != account_id:
@@ -562,6 +691,7 @@ def _meter(row: Row[Any], measure: Measure) -> Meter:
         row.customer_key,
         row.value_key,
         row.meter_id,
+        row.changed_at,
     )
 
 

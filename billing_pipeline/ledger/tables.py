@@ -40,6 +40,7 @@ meters = Table(
     Column("event_time_window", String(20)),
     Column("customer_key", String(100), nullable=False),
     Column("value_key", String(100), nullable=False),
+    Column("changed_at", BigInt),  # unix seconds, by Stripe's clock
     Column("seen_at", UtcDateTime, nullable=False),
 )
 
@@ -120,6 +121,21 @@ history = Table(
     Column("request_id", String(255)),
     Column("detail", Text),
     Index("ix_history_cell", "usage_day", "organization_id", "event_name"),
+)
+
+meter_errors = Table(
+    "meter_errors",
+    metadata,
+    # What Stripe reported as not counted, by report and code. Its samples are samples, not
+    # lists: `errors` may be more than the `matched` events that they name.
+    Column("event_id", String(255), primary_key=True),
+    Column("code", String(255), primary_key=True),
+    Column("meter_id", String(255)),  # null: no such meter was found
+    Column("errors", Integer, nullable=False),
+    Column("matched", Integer, nullable=False),
+    Column("window_start", UtcDateTime, nullable=False),
+    Column("window_end", UtcDateTime, nullable=False),
+    Column("message", Text, nullable=False),
 )
 
 verifications = Table(

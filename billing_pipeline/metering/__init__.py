@@ -5,6 +5,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `vocabulary`  the words everything else uses: meter, cell, meter event, state, hold
 - `values`      which numbers may be stated at all
 - `timestamps`  where inside its usage day an event is stamped
+- `terms`       under which subscriptions a customer may be stated, and what is closed
 - `standing`    what Stripe holds for a cell, as far as the ledger knows
 - `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
 - `agreement`   whether Stripe's summary agrees with what was accepted
@@ -16,11 +17,20 @@ from billing_pipeline.metering.planning import (
     NOT_COUNTED,
     SUPERSEDED,
     DayPlan,
+    meter_is_back,
     plan_cell,
     plan_day,
     shared_customers,
 )
 from billing_pipeline.metering.standing import standing
+from billing_pipeline.metering.terms import (
+    DEFAULT_POLICY,
+    Payers,
+    Period,
+    Policy,
+    Subscription,
+    Terms,
+)
 from billing_pipeline.metering.timestamps import too_old
 from billing_pipeline.metering.vocabulary import (
     SENT,
@@ -40,6 +50,7 @@ from billing_pipeline.metering.vocabulary import (
 )
 
 __all__ = [
+    "DEFAULT_POLICY",
     "HARMLESS",
     "NOT_COUNTED",
     "SENT",
@@ -55,11 +66,17 @@ __all__ = [
     "Meter",
     "MeterEvent",
     "MeterSpec",
+    "Payers",
+    "Period",
+    "Policy",
     "Said",
     "State",
+    "Subscription",
+    "Terms",
     "Usage",
     "Waiting",
     "judge",
+    "meter_is_back",
     "plan_cell",
     "plan_day",
     "possible_figures",

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 
 from billing_pipeline.metering.standing import standing, stated_customer
-from billing_pipeline.metering.timestamps import is_over, stamp, too_old
+from billing_pipeline.metering.terms import Payers, Terms
+from billing_pipeline.metering.timestamps import day_end, is_over, stamp, too_old
 from billing_pipeline.metering.values import check_target
 from billing_pipeline.metering.vocabulary import (
     UNSETTLED,
@@ -41,6 +42,12 @@ value or its reason to exist had changed."""
 
 HARMLESS = frozenset({NOT_COUNTED, SUPERSEDED})
 """Unlike Stripe's refusals these say nothing against a statement, so it may be made again."""
+
+METER_AWAY = frozenset({"archived_meter", "no_meter"})
+"""Error codes of a meter that was inactive; a later change of the meter may have mended it."""
+
+
+NOBODY = Payers()
 
 
 @dataclass(frozen=True)
@@ -80,14 +87,16 @@ def plan_cell(
     *,
     at: int | None = None,
     shared: bool = False,
+    payers: Payers = NOBODY,
     retry_rejected: bool = False,
 ) -> MeterEvent | Hold | Waiting | None:
     """The next statement about a cell, or why there is none.
 
     `customer` is the organization's customer today, `said` everything said about the cell so
     far, `at` an explicit instant in unix seconds (a statement made during the day), `shared`
-    whether other organizations have the same customer. None: Stripe holds the target already,
-    or refused exactly this statement and nothing has changed since.
+    whether other organizations have the same customer, `payers` where the customers' terms
+    stand. None: Stripe holds the target already, or refused exactly this statement and nothing
+    has changed since.
     Raises UsageDefect for a target that no correct counting can produce.
     """
     check_target(target)
@@ -105,6 +114,7 @@ def plan_cell(
         after=max((s.timestamp for s in said), default=None),
         at=at,
         shared=shared,
+        payers=payers,
         retry_rejected=retry_rejected,
     )
     # What is planned is certainly not counted. It stands if it is what would be planned now.
@@ -131,6 +141,7 @@ def _next(
     after: int | None,
     at: int | None,
     shared: bool,
+    payers: Payers,
     retry_rejected: bool,
 ) -> MeterEvent | Hold | None:
     held_by_stripe = standing(meter, said)
@@ -144,7 +155,17 @@ def _next(
     pays = stated_for or customer
     last = max(said, key=lambda s: s.revision, default=None)
     timestamp = stamp(cell.usage_day, after, at)
-    reason = _why_hold(meter, cell, pays, shared and stated_for is None, timestamp, now, at)
+    reason = _why_hold(
+        meter,
+        cell,
+        pays,
+        payers.terms_of(pays),
+        timestamp,
+        now,
+        at,
+        undecided=cell.organization_id in payers.undecided,
+        shared=shared and stated_for is None,
+    )
     if reason is not None:
         # A first zero that cannot be stated is no usage: there is nothing to hold.
         return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
@@ -153,6 +174,7 @@ def _next(
         and last.state is State.REJECTED
         and last.error_code not in HARMLESS
         and (last.customer, last.value) == (pays, value)
+        and not meter_is_back(meter, last.error_code, last.last_attempt_at)
         and not retry_rejected
     ):
         return None
@@ -161,17 +183,38 @@ def _next(
     return MeterEvent(cell, revision, pays, value, target, timestamp)
 
 
+def meter_is_back(meter: Meter, error_code: str | None, last_attempt_at: int | None) -> bool:
+    """Whether a meter that was away has been changed, as by reactivation, since it refused.
+
+    Once per change: the attempt that follows is later than the change.
+    """
+    return (
+        error_code in METER_AWAY
+        and meter.changed_at is not None
+        and last_attempt_at is not None
+        and meter.changed_at >= last_attempt_at
+    )
+
+
 def _why_hold(
     meter: Meter,
     cell: Cell,
     customer: str | None,
-    shared: bool,
+    terms: Terms,
     timestamp: int | None,
     now: datetime,
     at: int | None,
+    *,
+    undecided: bool,
+    shared: bool,
 ) -> HoldReason | None:
     if customer is None:
-        return HoldReason.NO_CUSTOMER
+        return HoldReason.CUSTOMER_UNDECIDED if undecided else HoldReason.NO_CUSTOMER
+    barred = terms.why_barred(
+        meter.meter_id, day_end(cell.usage_day) - 1 if timestamp is None else timestamp
+    )
+    if barred is not None:
+        return barred
     if shared and meter.replaces:
         return HoldReason.CUSTOMER_SHARED
     if at is None and not is_over(cell.usage_day, now):
@@ -187,7 +230,7 @@ def plan_day(
     usage_day: date,
     meters: Sequence[Meter],
     usage: Mapping[str, Usage],
-    customers: Mapping[str, str],
+    payers: Payers,
     said: Mapping[Cell, Sequence[Said]],
     now: datetime,
     *,
@@ -195,11 +238,12 @@ def plan_day(
 ) -> DayPlan:
     """Plan every cell of a usage day.
 
-    `usage` is the day's snapshot by organization, `customers` today's mapping, `said` what was
+    `usage` is the day's snapshot by organization, `payers` who pays today, `said` what was
     said by cell. An organization missing from the snapshot has a target of zero: if it was
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
     """
     plan = DayPlan(usage_day)
+    customers = payers.customers
     for meter in meters:
         organizations = set(usage) | {
             cell.organization_id for cell in said if cell.event_name == meter.event_name
@@ -219,6 +263,7 @@ def plan_day(
                 history,
                 now,
                 shared=customer in shared,
+                payers=payers,
                 retry_rejected=retry_rejected,
             )
             plan.add(cell, outcome, history)

@@ -47,7 +47,13 @@ class HoldReason(StrEnum):
     """Why usage cannot be stated yet."""
 
     NO_CUSTOMER = "no_customer"
+    CUSTOMER_UNDECIDED = "customer_undecided"
     CUSTOMER_SHARED = "customer_shared"
+    CUSTOMER_DELETED = "customer_deleted"
+    SUBSCRIPTION_INACTIVE = "subscription_inactive"
+    SUBSCRIPTION_ENDED = "subscription_ended"
+    SUBSCRIPTION_UNKNOWN = "subscription_unknown"
+    PERIOD_CLOSED = "period_closed"
     DAY_NOT_OVER = "day_not_over"
     TOO_OLD = "too_old"
     NO_ROOM_IN_DAY = "no_room_in_day"
@@ -55,6 +61,16 @@ class HoldReason(StrEnum):
 
 HOLD_EXPLANATIONS: dict[HoldReason, str] = {
     HoldReason.NO_CUSTOMER: "no Stripe customer is known for this organization",
+    HoldReason.CUSTOMER_UNDECIDED: (
+        "Stripe's events name several customers for this organization: import the right one"
+    ),
+    HoldReason.CUSTOMER_DELETED: "its Stripe customer was deleted",
+    HoldReason.SUBSCRIPTION_INACTIVE: (
+        "its subscription is incomplete or paused, or its status is set to be held"
+    ),
+    HoldReason.SUBSCRIPTION_ENDED: "its subscription had ended by then",
+    HoldReason.SUBSCRIPTION_UNKNOWN: "its subscription has a status that this version cannot read",
+    HoldReason.PERIOD_CLOSED: "period closed: the invoice of its billing period is final",
     HoldReason.CUSTOMER_SHARED: (
         "several organizations share this customer, and the meter keeps one value per customer"
     ),
@@ -84,6 +100,8 @@ class Meter:
     customer_key: str = "stripe_customer_id"
     value_key: str = "value"
     meter_id: str | None = None
+    changed_at: int | None = None
+    """When Stripe last changed it (unix seconds), such as by reactivation; None: not known."""
 
     @property
     def replaces(self) -> bool:
@@ -178,6 +196,8 @@ class Said:
     timestamp: int
     state: State
     error_code: str | None = None
+    last_attempt_at: int | None = None
+    """Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -22,8 +23,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from billing_pipeline.sandbox.billing import Billing, shown
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.stripe_state import Account, StripeRefusal, _integer
+from billing_pipeline.sandbox.webhooks import Endpoint, Post
 
 Handler = Callable[[Request, dict[str, Any]], Awaitable[Any]]
 
@@ -36,6 +39,17 @@ SUMMARY_PARAMS = {
     "customer", "start_time", "end_time", "value_grouping_window", "limit", "starting_after",
     "ending_before", "expand",
 }  # fmt: skip
+PRICE_PARAMS = {
+    "currency", "unit_amount", "recurring", "product", "product_data", "metadata", "expand",
+}  # fmt: skip
+SUBSCRIPTION_PARAMS = {
+    "customer", "items", "metadata", "backdate_start_date", "expand",
+}  # fmt: skip
+CHECKOUT_PARAMS = {
+    "mode", "client_reference_id", "metadata", "line_items", "customer", "success_url", "expand",
+}  # fmt: skip
+TICK_SECONDS = 0.2
+
 LIST_PARAMS = {"limit", "starting_after", "ending_before", "status", "email", "expand"}
 
 
@@ -68,6 +82,8 @@ class Sandbox:
     account: Account
     clock: Clock
     faults: Faults
+    billing: Billing
+    post: Post
     seed: int = 0
     stored: dict[str, tuple[str, int, dict[str, Any]]] = field(default_factory=dict)
     """Answers by Idempotency-Key: hash of the request, status, body."""
@@ -99,11 +115,11 @@ class Sandbox:
             )
         self.lanes[lane] += 1
         try:
-            return await self._count_event(given)
+            return await self._count_event(given, request.headers.get("idempotency-key"))
         finally:
             self.lanes[lane] -= 1
 
-    async def _count_event(self, given: dict[str, Any]) -> Any:
+    async def _count_event(self, given: dict[str, Any], key: str | None) -> Any:
         identifier = str(given.get("identifier"))
         self.attempts[identifier] += 1
         fault = self.faults.strike(self.seed, identifier, self.attempts[identifier])
@@ -125,8 +141,10 @@ class Sandbox:
         failure = StripeRefusal(500, "Something went wrong on Stripe's end.", kind="api_error")
         if fault == "error_before":
             raise failure
-        event = self.account.check_event(given)
-        event.counted = fault != "dropped"
+        event = self.account.check_event(given, late=bool(self.faults.late_checks))
+        event.key = key
+        if fault == "dropped":
+            event.counted, event.problem = False, "meter_event_invalid_value"
         self.account.take_event(event)
         if fault == "error_after":
             raise failure
@@ -233,6 +251,102 @@ class Sandbox:
         """GET /v1/customers/{id}."""
         return self.account.customer(request.path_params["id"])
 
+    async def delete_customer(self, request: Request, given: dict[str, Any]) -> Any:
+        """DELETE /v1/customers/{id}."""
+        return self.account.delete_customer(request.path_params["id"])
+
+    # Subscriptions, invoices, checkout -------------------------------------------------------
+
+    async def post_price(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/prices."""
+        return self.billing.make_price(given)
+
+    async def post_subscription(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/subscriptions."""
+        return self.billing.subscribe(given)
+
+    async def get_subscription(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/subscriptions/{id}."""
+        return self.billing.subscription(request.path_params["id"])
+
+    async def update_subscription(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/subscriptions/{id}."""
+        return self.billing.update_subscription(request.path_params["id"], given)
+
+    async def cancel_subscription(self, request: Request, given: dict[str, Any]) -> Any:
+        """DELETE /v1/subscriptions/{id}."""
+        return self.billing.cancel(request.path_params["id"], given)
+
+    async def get_invoice(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/invoices/{id}."""
+        return self.billing.invoice(request.path_params["id"])
+
+    async def get_invoices(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/invoices."""
+        rows = [
+            invoice
+            for invoice in reversed(self.billing.invoices.values())
+            if given.get("customer") in (None, invoice["customer"])
+        ]
+        return _page(rows, given, "/v1/invoices")
+
+    async def finalize_invoice(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/invoices/{id}/finalize."""
+        return self.billing.finalize(request.path_params["id"])
+
+    async def void_invoice(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/invoices/{id}/void."""
+        return self.billing.settle(request.path_params["id"], "void", "invoice.voided")
+
+    async def post_checkout(self, request: Request, given: dict[str, Any]) -> Any:
+        """POST /v1/checkout/sessions."""
+        return shown(self.billing.open_checkout(given))
+
+    # Events ----------------------------------------------------------------------------------
+
+    async def get_events(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/events: ordinary ones, the newest first."""
+        since = _integer(given.get("created", {}).get("gte", 0), "created[gte]")
+        types = set(given.get("types", {}).values())
+        rows = [
+            event
+            for event in reversed(self.account.news.events)
+            if event["object"] == "event"
+            and event["created"] >= since
+            and (not types or event["type"] in types)
+        ]
+        return _page(rows, given, "/v1/events")
+
+    async def get_thin_events(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v2/core/events: thin ones, the newest first, by pages with an address each."""
+        since = given.get("created", {}).get("gte", "")
+        types = set(given.get("types", {}).values())
+        rows = [
+            event
+            for event in reversed(self.account.news.events)
+            if event["object"] == "v2.core.event"
+            and event["created"] >= since
+            and (not types or event["type"] in types)
+        ]
+        first, limit = int(given.get("page", "0")), int(given.get("limit", "20"))
+        following = None
+        if first + limit < len(rows):
+            query = {**_flat(given), "page": str(first + limit)}
+            following = f"/v2/core/events?{urlencode(query)}"
+        return {
+            "data": rows[first : first + limit],
+            "next_page_url": following,
+            "previous_page_url": None,
+        }
+
+    async def get_thin_event(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v2/core/events/{id}."""
+        id = request.path_params["id"]
+        for event in self.account.news.events:
+            if event["id"] == id and event["object"] == "v2.core.event":
+                return event
+        raise StripeRefusal(404, f"No such event: '{id}'", code="not_found")
+
     # Behind the scenes -----------------------------------------------------------------------
 
     async def look(self, request: Request) -> Response:
@@ -242,17 +356,54 @@ class Sandbox:
                 "totals": list(self.account.totals()),
                 "seen": dict(self.seen),
                 "events": len(self.account.events),
+                "webhooks": {
+                    "taken": len(self.post.taken),
+                    "idle": self.post.idle,
+                    "answers": dict(self.post.answers),
+                },
+                "invoices": [
+                    {"customer": customer, "meter": meter, "period_start": start, "quantity": n}
+                    for (customer, meter, start), n in sorted(self.billing.quantities().items())
+                ],
                 "now": self.clock(),
             }
         )
 
     async def change(self, request: Request) -> Response:
-        """POST /_sandbox: `advance` seconds, or other `faults`."""
+        """POST /_sandbox: `advance` seconds, other `faults`, a `webhook` with its secrets, or what
+        people do on Stripe's pages: `complete_checkout`, or a subscription's `status`.
+        """
         given = await request.json()
         self.clock.offset += float(given.get("advance", 0))
+        self.tick()
         if "faults" in given:
             self.faults = Faults.parse(given["faults"])
-        return JSONResponse({"now": self.clock()})
+        if "webhook" in given:
+            self.post.endpoint = Endpoint(**given["webhook"])
+        done: dict[str, Any] = {"now": self.clock()}
+        if "complete_checkout" in given:
+            done["checkout"] = shown(self.billing.complete_checkout(given["complete_checkout"]))
+        if "status" in given:
+            done["subscription"] = self.billing.change_subscription(
+                given["subscription"], "customer.subscription.updated", status=given["status"]
+            )
+        return JSONResponse(done)
+
+    def tick(self) -> None:
+        """Let happen what time has brought."""
+        self.billing.tick()
+        self.account.report_errors(self.faults.report_after)
+
+    async def live(self) -> None:
+        """What goes on beside the requests: time, and the mail. Until cancelled."""
+        mail = asyncio.ensure_future(self.post.deliver_forever())
+        try:
+            while not mail.done():
+                self.tick()
+                await asyncio.sleep(TICK_SECONDS)
+            mail.result()
+        finally:
+            mail.cancel()
 
 
 def make_app(sandbox: Sandbox) -> Starlette:
@@ -271,8 +422,51 @@ def make_app(sandbox: Sandbox) -> Starlette:
     )
     any_list = LIST_PARAMS
     customer_params = {"name", "email", "description", "metadata", "expand"}
+    subscriptions, invoices = "/v1/subscriptions", "/v1/invoices"
+    billing_routes = [
+        stripe_route("/v1/prices", "POST", sandbox.post_price, PRICE_PARAMS),
+        stripe_route(subscriptions, "POST", sandbox.post_subscription, SUBSCRIPTION_PARAMS),
+        stripe_route(f"{subscriptions}/{{id}}", "GET", sandbox.get_subscription, {"expand"}),
+        stripe_route(
+            f"{subscriptions}/{{id}}",
+            "POST",
+            sandbox.update_subscription,
+            {"metadata", "cancel_at_period_end", "expand"},
+        ),
+        stripe_route(
+            f"{subscriptions}/{{id}}",
+            "DELETE",
+            sandbox.cancel_subscription,
+            {"invoice_now", "prorate", "expand"},
+        ),
+        stripe_route(invoices, "GET", sandbox.get_invoices, any_list | {"customer"}),
+        stripe_route(f"{invoices}/{{id}}", "GET", sandbox.get_invoice, {"expand"}),
+        stripe_route(f"{invoices}/{{id}}/finalize", "POST", sandbox.finalize_invoice, {"expand"}),
+        stripe_route(f"{invoices}/{{id}}/void", "POST", sandbox.void_invoice, {"expand"}),
+        stripe_route("/v1/checkout/sessions", "POST", sandbox.post_checkout, CHECKOUT_PARAMS),
+        stripe_route(
+            "/v1/events", "GET", sandbox.get_events, any_list | {"created", "type", "types"}
+        ),
+        stripe_route(
+            "/v2/core/events",
+            "GET",
+            sandbox.get_thin_events,
+            {"created", "types", "limit", "page", "object_id"},
+        ),
+        stripe_route("/v2/core/events/{id}", "GET", sandbox.get_thin_event, {"include"}),
+        stripe_route("/v1/customers/{id}", "DELETE", sandbox.delete_customer, set()),
+    ]
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        life = asyncio.ensure_future(sandbox.live())
+        yield
+        life.cancel()
+
     return Starlette(
+        lifespan=lifespan,
         routes=[
+            *billing_routes,
             stripe_route(events, "POST", sandbox.post_event, EVENT_PARAMS),
             stripe_route(
                 adjustments,
@@ -294,7 +488,7 @@ def make_app(sandbox: Sandbox) -> Starlette:
             Route("/_sandbox", sandbox.look, methods=["GET"]),
             Route("/_sandbox", sandbox.change, methods=["POST"]),
             Route("/{path:path}", _not_found, methods=["GET", "POST", "DELETE"]),
-        ]
+        ],
     )
 
 
@@ -309,7 +503,9 @@ async def _answer(
     executed = False
     try:
         _authenticate(request)
-        given = parse_form(request.url.query if request.method == "GET" else body.decode())
+        sandbox.tick()
+        in_body = request.method == "POST"
+        given = parse_form(body.decode() if in_body else request.url.query)
         unknown = given.keys() - params
         if unknown:
             name = sorted(unknown)[0]
@@ -389,6 +585,15 @@ def parse_form(text: str) -> dict[str, Any]:
             first = part
         where[first] = value
     return parsed
+
+
+def _flat(given: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """The reverse of `parse_form`."""
+    flat: dict[str, str] = {}
+    for name, value in given.items():
+        inside = f"{prefix}[{name}]" if prefix else name
+        flat |= _flat(value, inside) if isinstance(value, dict) else {inside: value}
+    return flat
 
 
 def _page(rows: list[dict[str, Any]], given: dict[str, Any], url: str) -> dict[str, Any]:

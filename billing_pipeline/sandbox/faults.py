@@ -31,6 +31,16 @@ class Faults:
     """Seconds until an event shows in summaries."""
     limit: float = 0.0
     """Meter events a second before 429; 0 is no limit."""
+    late_checks: float = 0.0
+    """1: an unknown customer or an inactive meter is found out later, and told by a report."""
+    report_after: float = 1.0
+    """Seconds until a report tells of usage that was taken and not counted."""
+    webhook_lost: float = 0.0
+    """An event is never delivered."""
+    webhook_duplicates: float = 0.0
+    """An event is delivered once more, up to five times in all."""
+    webhook_delay: float = 0.0
+    """Seconds that a delivery may be late; with it the order is any."""
 
     @classmethod
     def parse(cls, text: str) -> Faults:

@@ -14,8 +14,10 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
+from billing_pipeline.sandbox.billing import Billing
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.stripe_state import Account
+from billing_pipeline.sandbox.webhooks import Post
 
 HOST = "127.0.0.1"
 
@@ -35,7 +37,10 @@ def make_sandbox(
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)
     account = Account(clock, account_id, journal=state)
-    return Sandbox(account, clock, faults or Faults(), seed)
+    post = Post(account.news, time.time, seed)
+    sandbox = Sandbox(account, clock, faults or Faults(), Billing(account), post, seed)
+    post.faults = lambda: sandbox.faults
+    return sandbox
 
 
 def make_server(app: ASGIApp, port: int) -> uvicorn.Server:

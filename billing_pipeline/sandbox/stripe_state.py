@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from billing_pipeline.sandbox.news import News
+
 DAY = 86_400
 IDENTIFIER_SECONDS = DAY
 CANCEL_SECONDS = DAY
@@ -60,6 +62,10 @@ class ReceivedEvent:
     received: float
     counted: bool = True
     cancelled: bool = False
+    problem: str | None = None
+    """Why it is not counted: the code that an error report will name."""
+    key: str | None = None
+    """The Idempotency-Key that it came with."""
 
 
 @dataclass
@@ -73,12 +79,17 @@ class Account:
     meters: dict[str, dict[str, Any]] = field(default_factory=dict)
     customers: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: list[ReceivedEvent] = field(default_factory=list)
+    others: list[dict[str, Any]] = field(default_factory=list)
+    """What `billing` keeps in the journal."""
+    _reported: int = 0
+    _customers_made: int = 0
     _by_identifier: dict[str, ReceivedEvent] = field(default_factory=dict)
     _by_lane: dict[tuple[str, str], list[ReceivedEvent]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
     def __post_init__(self) -> None:
+        self.news = News(lambda event: self._keep("stripe_event", event))
         if self.journal is not None and self.journal.exists():
             for line in self.journal.read_text("utf-8").splitlines():
                 self._apply(json.loads(line))
@@ -145,6 +156,9 @@ class Account:
             gone = int(self.now()) if changes["status"] == "inactive" else None
             meter["status_transitions"] = {"deactivated_at": gone}
         self._keep("meter", meter)
+        if "status" in changes:
+            told = "deactivated" if changes["status"] == "inactive" else "reactivated"
+            self.news.tell(f"billing.meter.{told}", meter, self.now())
         return meter
 
     def _active(self, event_name: str) -> dict[str, Any] | None:
@@ -162,7 +176,7 @@ class Account:
     def make_customer(self, given: dict[str, Any]) -> dict[str, Any]:
         """POST /v1/customers."""
         customer = {
-            "id": f"cus_{_digest(self.account_id, 'customer', len(self.customers))[:14]}",
+            "id": f"cus_{_digest(self.account_id, 'customer', self._customers_made)[:14]}",
             "object": "customer",
             "created": int(self.now()),
             "livemode": False,
@@ -172,7 +186,15 @@ class Account:
             "metadata": given.get("metadata", {}),
         }
         self._keep("customer", customer)
+        self.news.tell("customer.created", customer, self.now())
         return customer
+
+    def delete_customer(self, customer_id: str) -> dict[str, Any]:
+        """DELETE /v1/customers/{id}: gone for good, its usage too."""
+        customer = self.customer(customer_id)
+        self._keep("customer_gone", {"id": customer_id})
+        self.news.tell("customer.deleted", customer, self.now())
+        return {"id": customer_id, "object": "customer", "deleted": True}
 
     def customer(self, customer_id: str) -> dict[str, Any]:
         """GET /v1/customers/{id}."""
@@ -187,8 +209,12 @@ class Account:
 
     # Meter events ----------------------------------------------------------------------------
 
-    def check_event(self, given: dict[str, Any]) -> ReceivedEvent:
-        """Everything Stripe checks before it takes a meter event."""
+    def check_event(self, given: dict[str, Any], *, late: bool = False) -> ReceivedEvent:
+        """Everything Stripe checks before it takes a meter event.
+
+        `late`: an unknown customer or an inactive meter is not refused now; the event is never
+        counted, and a report will tell.
+        """
         for needed in ("event_name", "payload"):
             if needed not in given:
                 raise StripeRefusal(400, f"Missing required param: {needed}.", param=needed)
@@ -213,7 +239,12 @@ class Account:
                 code="timestamp_in_future",
                 param="timestamp",
             )
+        problem = None
         meter = self._active(given["event_name"])
+        if meter is None and late:
+            named = [m for m in self.meters.values() if m["event_name"] == given["event_name"]]
+            meter = named[-1] if named else None
+            problem = "archived_meter"
         if meter is None:
             raise StripeRefusal(
                 400,
@@ -230,11 +261,13 @@ class Account:
                 code="meter_event_no_customer_defined",
             )
         if customer not in self.customers:
-            raise StripeRefusal(
-                400,
-                f"No such customer: '{customer}'",
-                code="meter_event_customer_not_found",
-            )
+            if not late:
+                raise StripeRefusal(
+                    400,
+                    f"No such customer: '{customer}'",
+                    code="meter_event_customer_not_found",
+                )
+            problem = problem or "meter_event_customer_not_found"
         value = payload.get(meter["value_settings"]["event_payload_key"], "")
         if not _VALUE.fullmatch(value):
             raise StripeRefusal(400, f"Invalid value: {value!r}", code="meter_event_invalid_value")
@@ -251,11 +284,42 @@ class Account:
                 f"An event already exists with identifier {identifier}.",
                 headers={"stripe-should-retry": "false"},
             )
-        return ReceivedEvent(identifier, given["event_name"], customer, int(value), timestamp, now)
+        event = ReceivedEvent(
+            identifier, given["event_name"], customer, int(value), timestamp, now, problem=problem
+        )
+        event.counted = problem is None
+        return event
 
     def take_event(self, event: ReceivedEvent) -> None:
         """Count an event, or keep it as never counted."""
         self._keep("event", dict(vars(event)))
+
+    def counted(self, customer: str, event_name: str) -> list[ReceivedEvent]:
+        """The events of a customer and meter that count."""
+        return [e for e in self._by_lane[customer, event_name] if e.counted and not e.cancelled]
+
+    def report_errors(self, after: float) -> None:
+        """Tell by thin events what was taken and not counted, once the first is `after` s old."""
+        unreported = (e for e in self.events[self._reported :] if e.problem is not None)
+        first = next(unreported, None)
+        if first is None or first.received + after > self.now():
+            return
+        problems: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+        for event in self.events[self._reported :]:
+            if event.problem is not None:
+                told = f"{event.problem}: the event {event.identifier} was not counted."
+                key = event.key or event.identifier
+                problems[event.event_name][event.problem].append((key, told))
+        for event_name, errors in sorted(problems.items()):
+            named = [m["id"] for m in self.meters.values() if m["event_name"] == event_name]
+            self.news.report(named[-1] if named else None, dict(errors), self.now())
+        self._keep("reported", {"events": len(self.events)})
+
+    def keep_other(self, what: dict[str, Any]) -> None:
+        """Write down an object that `billing` looks after."""
+        self._keep("other", what)
 
     def cancel(self, given: dict[str, Any]) -> dict[str, Any]:
         """POST /v1/billing/meter_event_adjustments."""
@@ -364,7 +428,16 @@ class Account:
             case "meter":
                 self.meters[what["id"]] = what
             case "customer":
+                self._customers_made += what["id"] not in self.customers
                 self.customers[what["id"]] = what
+            case "customer_gone":
+                del self.customers[what["id"]]
+            case "stripe_event":
+                self.news.events.append(what)
+            case "reported":
+                self._reported = what["events"]
+            case "other":
+                self.others.append(what)
             case "event":
                 event = ReceivedEvent(**what)
                 self.events.append(event)

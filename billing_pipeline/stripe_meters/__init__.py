@@ -4,6 +4,7 @@
 - `answers`       what each of Stripe's answers to a meter event means
 - `catalogue`     the meters in Stripe: looked up, checked, made
 - `delivery`      from the ledger's planned events to accepted ones
+- `objects`       reading objects and events that webhooks left open
 - `summaries`     reading Stripe's own figures
 - `settlement`    deciding old ambiguous events by those figures
 - `verification`  comparing those figures with the ledger

@@ -154,6 +154,7 @@ def _match(spec: MeterSpec, listed: Sequence[Any]) -> tuple[Meter | None, str | 
             meter.customer_mapping.event_payload_key,
             meter.value_settings.event_payload_key,
             meter.id,
+            meter.updated,
         ),
         None,
     )

@@ -11,7 +11,7 @@ stated here: give counts that do not come from the readings a ledger of their ow
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from billing_pipeline.ledger import Ledger
@@ -24,6 +24,7 @@ from billing_pipeline.metering import (
     Meter,
     MeterEvent,
     MeterSpec,
+    Payers,
     State,
     Waiting,
     plan_cell,
@@ -40,20 +41,20 @@ MOST_AHEAD = timedelta(minutes=5)
 
 
 class UsageReporter:
-    """States single counts. `customers` gives today's organization → customer mapping."""
+    """States single counts. `payers` gives who pays today."""
 
     def __init__(
         self,
         gateway: StripeGateway,
         ledger: Ledger,
         specs: Sequence[MeterSpec],
-        customers: Callable[[], Mapping[str, str]],
+        payers: Callable[[], Payers],
         clock: Clock,
     ) -> None:
         self._gateway = gateway
         self._ledger = ledger
         self._specs = specs
-        self._customers = customers
+        self._payers = payers
         self._clock = clock
 
     def report_active_sensors(self, organization: str, count: int, at: datetime) -> DeliveryResult:
@@ -110,13 +111,23 @@ class UsageReporter:
         """The event to deliver, or the result where there is none to deliver."""
         now = self._clock()
         day = cell.usage_day
-        mapping = self._customers()
-        customer = mapping.get(cell.organization_id)
+        payers = self._payers()
+        customer = payers.customers.get(cell.organization_id)
         with self._ledger.planning() as connection:
             every = self._ledger.said([day], connection)[day]
             said = every.get(cell, [])
-            shared = customer in shared_customers(meter, mapping, every)
-            outcome = plan_cell(meter, cell, count, customer, said, now, at=instant, shared=shared)
+            shared = customer in shared_customers(meter, payers.customers, every)
+            outcome = plan_cell(
+                meter,
+                cell,
+                count,
+                customer,
+                said,
+                now,
+                at=instant,
+                shared=shared,
+                payers=payers,
+            )
             plan = DayPlan(day)
             plan.add(cell, outcome, said)
             self._ledger.write_plan(connection, plan, cell.__eq__, None, now)

@@ -17,7 +17,7 @@ from billing_pipeline.database import open_database
 from billing_pipeline.ledger import Ledger
 from billing_pipeline.ledger.locks import DeliveryBusy, delivery_lock
 from billing_pipeline.ledger.tables import meter_events
-from billing_pipeline.metering import Formula, Measure, Meter, Usage, plan_day
+from billing_pipeline.metering import Formula, Measure, Meter, Payers, Usage, plan_day
 from tests.support import eventually
 
 DAY = date(2026, 3, 10)
@@ -38,7 +38,7 @@ def plan_again_and_again(url: str, run: str, start: Any) -> None:
     for _ in range(10):
         with ledger.planning() as connection:
             said = ledger.said([DAY], connection)[DAY]
-            plan = plan_day(DAY, METERS, usage, customers, said, NOW)
+            plan = plan_day(DAY, METERS, usage, Payers(customers), said, NOW)
             ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
 
 

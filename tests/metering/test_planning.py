@@ -16,6 +16,7 @@ from billing_pipeline.metering import (
     Measure,
     Meter,
     MeterEvent,
+    Payers,
     Said,
     State,
     Usage,
@@ -132,7 +133,9 @@ def test_a_planned_event_that_no_longer_holds_is_superseded(
     target: int, customer: str, stated: int | None
 ) -> None:
     history = {cell(SUM): said(7, state=State.PLANNED)}
-    planned = plan_day(DAY, [SUM], {"org": Usage(1, target)}, {"org": customer}, history, NOW)
+    planned = plan_day(
+        DAY, [SUM], {"org": Usage(1, target)}, Payers({"org": customer}), history, NOW
+    )
     assert planned.superseded == [(cell(SUM), 1)]
     assert [(e.value, e.customer, e.revision) for e in planned.events] == (
         [] if stated is None else [(stated, customer, 2)]
@@ -142,7 +145,9 @@ def test_a_planned_event_that_no_longer_holds_is_superseded(
 def test_a_customer_that_a_day_was_stated_for_is_shared_with_whoever_gets_it_later() -> None:
     stated = {Cell(DAY, "old", LAST.event_name): said(7)}  # for cus_1
     mapping = {"old": "cus_new", "other": "cus_1"}
-    planned = plan_day(DAY, [LAST], {"old": Usage(9), "other": Usage(2)}, mapping, stated, NOW)
+    planned = plan_day(
+        DAY, [LAST], {"old": Usage(9), "other": Usage(2)}, Payers(mapping), stated, NOW
+    )
     assert [(e.cell.organization_id, e.customer) for e in planned.events] == [("old", "cus_1")]
     assert [(h.cell.organization_id, h.reason) for h in planned.holds] == [
         ("other", HoldReason.CUSTOMER_SHARED)
@@ -217,7 +222,7 @@ def test_a_day_covers_the_snapshot_the_mapped_and_the_stated() -> None:
         DAY,
         [SUM, LAST],
         {"busy": Usage(2, 50), "unmapped": Usage(1, 5)},
-        {"busy": "cus_b", "idle": "cus_i", "gone": "cus_1"},
+        Payers({"busy": "cus_b", "idle": "cus_i", "gone": "cus_1"}),
         {gone: said(9)},
         NOW,
     )

@@ -249,8 +249,8 @@ def test_a_figure_that_lacks_what_was_accepted_proves_no_absence(world: World) -
     world.sandbox.faults = Faults.parse("lag=108000")  # thirty hours
     inner = world.sandbox.account.check_event
 
-    def fail_after_counting(given: dict[str, Any]) -> Any:
-        event = inner(given)
+    def fail_after_counting(given: dict[str, Any], *, late: bool = False) -> Any:
+        event = inner(given, late=late)
         if event.value == 5:
             world.sandbox.account.take_event(event)
             raise StripeRefusal(500, "counted, but who knows", kind="api_error")

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs migrations on the connection that `database.migrate` hands over."""
+"""Alembic's entry: runs migrations on the connection that `migrate` hands over."""
 
 from alembic import context
 
@@ -8,6 +8,7 @@ from billing_pipeline.database import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
+    version_table=context.config.attributes["version_table"],
     target_metadata=metadata,
     render_as_batch=True,
 )

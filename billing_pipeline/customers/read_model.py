@@ -1,0 +1,186 @@
+"""Folding Stripe's events into the read model, in whatever order they arrive.
+
+An object's row shows its newest event; an older one never overwrites it. Stripe's times have a
+resolution of one second: of two events of one second neither is known to be the newer one, so
+the object itself is asked for. What only grows (customers learnt, customers deleted, periods
+seen) needs no order at all. So the result does not depend on the order of arrival.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Table, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from billing_pipeline.customers.objects import (
+    ORGANIZATION_KEY,
+    CheckoutObject,
+    CustomerObject,
+    InvoiceObject,
+    SubscriptionObject,
+)
+from billing_pipeline.customers.tables import (
+    billing_periods,
+    deleted_customers,
+    invoices,
+    learnt_customers,
+    subscriptions,
+)
+from billing_pipeline.database import upsert
+
+DRAFT = "draft"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The event that says it: its id, and when Stripe made it."""
+
+    event_id: str
+    created: datetime
+
+
+class AskStripe(Exception):
+    """Two events of one second disagree about an object: only Stripe knows which is newer."""
+
+    def __init__(self, kind: str, object_id: str) -> None:
+        super().__init__(f"two events of one second disagree about {kind} {object_id}")
+        self.kind = kind
+        self.object_id = object_id
+
+
+def take_checkout(connection: Connection, session: CheckoutObject, source: Source) -> bool:
+    """Learn a customer from a checkout session; False where it names no organization or none."""
+    if session.organization_id is None or session.customer is None:
+        return False
+    _learn(connection, session.organization_id, session.customer, source)
+    return True
+
+
+def take_deleted_customer(connection: Connection, gone: CustomerObject, source: Source) -> None:
+    """Remember that a customer was deleted; a deleted customer never comes back."""
+    _add(
+        connection,
+        deleted_customers,
+        {"stripe_customer_id": gone.id, "event_id": source.event_id},
+    )
+
+
+def take_subscription(
+    connection: Connection,
+    seen: SubscriptionObject,
+    source: Source,
+    asked: SubscriptionObject | None = None,
+) -> None:
+    """Fold a subscription in; `asked` is what Stripe said when it was asked for it.
+
+    Raises AskStripe when only Stripe can tell.
+    """
+    for start, end in seen.periods | (asked.periods if asked else set()):
+        _see_period(connection, seen.id, start, end)
+    organization = seen.metadata.get(ORGANIZATION_KEY)
+    if organization:
+        _learn(connection, organization, seen.customer, source)
+    _take(
+        connection,
+        subscriptions,
+        {"subscription_id": seen.id},
+        _subscription_row(seen),
+        source,
+        None if asked is None else _subscription_row(asked),
+    )
+
+
+def take_invoice(
+    connection: Connection,
+    seen: InvoiceObject,
+    source: Source,
+    asked: InvoiceObject | None = None,
+) -> None:
+    """Fold an invoice in, and the period that it bills. Raises AskStripe."""
+    subscription = seen.subscription_id
+    if subscription is not None and seen.period_start < seen.period_end:
+        _see_period(connection, subscription, seen.period_start, seen.period_end)
+    _take(
+        connection,
+        invoices,
+        {"invoice_id": seen.id},
+        _invoice_row(seen),
+        source,
+        None if asked is None else _invoice_row(asked),
+    )
+
+
+def _take(
+    connection: Connection,
+    table: Table,
+    key: dict[str, Any],
+    row: dict[str, Any],
+    source: Source,
+    asked: dict[str, Any] | None,
+) -> None:
+    """Newest wins; of the same second, what Stripe says when asked."""
+    where = [table.c[name] == value for name, value in key.items()]
+    known = connection.execute(select(table).where(*where)).one_or_none()
+    if known is not None and known.as_of > source.created:
+        return
+    if known is not None and known.as_of == source.created:
+        before = {name: getattr(known, name) for name in row}
+        if before == row:
+            return
+        drafts = [each for each in (before, row) if each["status"] == DRAFT]
+        if table is invoices and len(drafts) == 1:
+            # An invoice that was finalized is never a draft again.
+            row = row if before["status"] == DRAFT else before
+        elif asked is None:
+            raise AskStripe(table.name, next(iter(key.values())))
+        else:
+            row = asked
+    upsert(connection, table, key, {**row, "as_of": source.created, "event_id": source.event_id})
+
+
+def _subscription_row(seen: SubscriptionObject) -> dict[str, Any]:
+    return {
+        "stripe_customer_id": seen.customer,
+        "status": seen.status,
+        "plan": seen.plan,
+        "meters": None if seen.meters is None else json.dumps(sorted(seen.meters)),
+        "start_at": seen.start_date,
+        "end_at": seen.end,
+    }
+
+
+def _invoice_row(seen: InvoiceObject) -> dict[str, Any]:
+    return {
+        "stripe_customer_id": seen.customer,
+        "subscription_id": seen.subscription_id,
+        "status": seen.status,
+        "billing_reason": seen.billing_reason,
+        "start_at": seen.period_start,
+        "end_at": seen.period_end,
+        "payment_attempts": seen.attempt_count,
+        "finalizes_at": seen.automatically_finalizes_at,
+    }
+
+
+def _see_period(connection: Connection, subscription: str, start: int, end: int) -> None:
+    row = {"subscription_id": subscription, "start_at": start, "end_at": end}
+    _add(connection, billing_periods, row)
+
+
+def _learn(connection: Connection, organization: str, customer: str, source: Source) -> None:
+    key = {"organization_id": organization, "stripe_customer_id": customer}
+    _add(
+        connection,
+        learnt_customers,
+        {**key, "learnt_at": source.created, "event_id": source.event_id},
+    )
+
+
+def _add(connection: Connection, table: Table, row: dict[str, Any]) -> None:
+    """Insert a row unless its key is there; safe beside other processes."""
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    connection.execute(insert(table).values(row).on_conflict_do_nothing())

@@ -1,0 +1,39 @@
+"""Telling people: a hook for what the state of things shows, and one for runs that failed."""
+
+import hashlib
+import json
+
+import dagster as dg
+
+from billing_pipeline.alerts import alerts, post
+from billing_pipeline.defs.resources import Billing
+from billing_pipeline.settings import load_settings
+
+
+@dg.sensor(minimum_interval_seconds=300)
+def alert_sensor(
+    context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
+) -> dg.SkipReason:
+    """Tell what needs a person, whenever that changes (BILLING_ALERT_URL)."""
+    with billing.open("alert_sensor") as rooms:
+        found = alerts(rooms)
+        url = rooms.settings.billing_alert_url
+    told = "; ".join(alert.text for alert in found) or "all is well again"
+    state = hashlib.sha256(json.dumps(sorted((a.kind, a.count) for a in found)).encode())
+    changed = state.hexdigest() != (context.cursor or hashlib.sha256(b"[]").hexdigest())
+    if url is not None and changed:
+        post(url.get_secret_value(), f"billing-pipeline: {told}", found)
+    context.update_cursor(state.hexdigest())
+    return dg.SkipReason(told)
+
+
+@dg.run_failure_sensor(monitor_all_code_locations=False)
+def failed_runs(context: dg.RunFailureSensorContext) -> None:
+    """Tell of every run that failed (BILLING_ALERT_URL)."""
+    url = load_settings().billing_alert_url
+    run = context.dagster_run
+    told = f"the run {run.run_id} of {run.job_name} failed: {context.failure_event.message}"
+    if url is not None:
+        post(url.get_secret_value(), f"billing-pipeline: {told}")
+    else:
+        context.log.error(told)

@@ -1,0 +1,82 @@
+"""Stripe's events in Dagster: applying what the webhook handler stored, and the backstop."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import dagster as dg
+
+from billing_pipeline.defs import metadata, specs
+from billing_pipeline.defs.resources import Billing
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.statement import apply_events
+from billing_pipeline.stripe_events import fetch_missed
+
+
+@dg.multi_asset(
+    name="apply_events",
+    specs=[specs.SUBSCRIPTIONS],
+    check_specs=[specs.EVENTS_APPLIED, specs.METER_ERRORS, specs.CONTRADICTIONS],
+)
+def subscriptions(
+    context: dg.AssetExecutionContext, billing: dg.ResourceParam[Billing]
+) -> Iterator[Any]:
+    """Apply every event of Stripe's that is due, each and its mark in one transaction."""
+    try:
+        with billing.open(context.run.run_id) as rooms:
+            applied = apply_events(rooms)
+            reports = rooms.inquiry.open_reports(rooms.clock())
+            known = rooms.customers.known(rooms.settings.billing_customers_file)
+    except ConfigurationError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    troubled = applied.failed | applied.postponed
+    yield dg.MaterializeResult(
+        asset_key=specs.SUBSCRIPTIONS.key,
+        metadata=metadata.of_applied(applied),
+        check_results=[
+            dg.AssetCheckResult(
+                passed=not troubled,
+                check_name=specs.EVENTS_APPLIED.name,
+                severity=dg.AssetCheckSeverity.ERROR
+                if applied.failed
+                else dg.AssetCheckSeverity.WARN,
+                metadata={"errors": metadata.table(
+                    [{"event": id, "error": error} for id, error in troubled.items()])},
+            ),
+            dg.AssetCheckResult(
+                passed=not reports,
+                check_name=specs.METER_ERRORS.name,
+                metadata={"reports": metadata.table(
+                    [{name: r[name] for name in ("code", "errors", "matched", "meter_id",
+                                                 "window_start", "window_end", "message")}
+                     for r in reports])},
+            ),
+            dg.AssetCheckResult(
+                passed=not known.contradictions(),
+                check_name=specs.CONTRADICTIONS.name,
+                severity=dg.AssetCheckSeverity.WARN,
+                metadata={"contradictions": metadata.table(
+                    [{"what": told} for told in known.contradictions()])},
+            ),
+        ],
+    )  # fmt: skip
+
+
+class BackstopConfig(dg.Config):
+    """How far back to ask."""
+
+    hours: float = 96.0
+    """Stripe tries a webhook for three days; a day more finds what it gave up."""
+
+
+@dg.op
+def find_missed_events(
+    context: dg.OpExecutionContext, config: BackstopConfig, billing: dg.ResourceParam[Billing]
+) -> None:
+    """Store the events that Stripe lists and no webhook delivered."""
+    with billing.open(context.run_id) as rooms:
+        now = rooms.clock()
+        since = now - timedelta(hours=config.hours)
+        listed, missing = fetch_missed(rooms.inbox, rooms.gateway, since, now)
+    context.log.info(f"{listed} events listed since {since:%Y-%m-%d %H:%M}, {len(missing)} missed")
+    context.add_output_metadata({"listed": listed, "missed": len(missing)})

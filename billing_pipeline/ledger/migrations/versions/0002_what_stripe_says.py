@@ -1,0 +1,85 @@
+"""What Stripe's events say: learnt customers, subscriptions, periods, invoices, meter errors."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+AT = sa.DateTime(timezone=True)
+ID = sa.String(255)
+
+
+def upgrade() -> None:
+    op.add_column("meters", sa.Column("changed_at", BIG))
+    op.create_table(
+        "learnt_customers",
+        sa.Column("organization_id", sa.Text(), primary_key=True),
+        sa.Column("stripe_customer_id", ID, primary_key=True),
+        sa.Column("learnt_at", AT, nullable=False),
+        sa.Column("event_id", ID, nullable=False),
+    )
+    op.create_table(
+        "deleted_customers",
+        sa.Column("stripe_customer_id", ID, primary_key=True),
+        sa.Column("event_id", ID, nullable=False),
+    )
+    op.create_table(
+        "subscriptions",
+        sa.Column("subscription_id", ID, primary_key=True),
+        sa.Column("stripe_customer_id", ID, nullable=False),
+        sa.Column("status", ID, nullable=False),
+        sa.Column("plan", sa.Text(), nullable=False),
+        sa.Column("meters", sa.Text()),
+        sa.Column("start_at", BIG, nullable=False),
+        sa.Column("end_at", BIG),
+        sa.Column("as_of", AT, nullable=False),
+        sa.Column("event_id", ID, nullable=False),
+    )
+    op.create_index("ix_subscriptions_stripe_customer_id", "subscriptions", ["stripe_customer_id"])
+    op.create_table(
+        "billing_periods",
+        sa.Column("subscription_id", ID, primary_key=True),
+        sa.Column("start_at", BIG, primary_key=True),
+        sa.Column("end_at", BIG, primary_key=True),
+    )
+    op.create_table(
+        "invoices",
+        sa.Column("invoice_id", ID, primary_key=True),
+        sa.Column("stripe_customer_id", ID, nullable=False),
+        sa.Column("subscription_id", ID),
+        sa.Column("status", ID, nullable=False),
+        sa.Column("billing_reason", ID),
+        sa.Column("start_at", BIG, nullable=False),
+        sa.Column("end_at", BIG, nullable=False),
+        sa.Column("payment_attempts", sa.Integer(), nullable=False),
+        sa.Column("finalizes_at", BIG),
+        sa.Column("as_of", AT, nullable=False),
+        sa.Column("event_id", ID, nullable=False),
+    )
+    op.create_index("ix_invoices_subscription_id", "invoices", ["subscription_id"])
+    op.create_table(
+        "meter_errors",
+        sa.Column("event_id", ID, primary_key=True),
+        sa.Column("code", ID, primary_key=True),
+        sa.Column("meter_id", ID),
+        sa.Column("errors", sa.Integer(), nullable=False),
+        sa.Column("matched", sa.Integer(), nullable=False),
+        sa.Column("window_start", AT, nullable=False),
+        sa.Column("window_end", AT, nullable=False),
+        sa.Column("message", sa.Text(), nullable=False),
+    )
+
+
+def downgrade() -> None:
+    for name in (
+        "meter_errors",
+        "invoices",
+        "billing_periods",
+        "subscriptions",
+        "deleted_customers",
+        "learnt_customers",
+    ):
+        op.drop_table(name)
+    op.drop_column("meters", "changed_at")

@@ -1,0 +1,15 @@
+"""WHAT STRIPE SAYS: from the events that the webhook handler stored to what follows from them.
+
+    stripe_events (received) → handler of its type → read model, ledger → processed
+
+- `inbox`     the event records: which are due, and what became of each
+- `handlers`  one small function per type of event, in one registry
+- `applying`  each event applied and marked in one transaction; a poisonous one fails alone
+- `backstop`  what no webhook delivered, found in Stripe's own lists
+"""
+
+from billing_pipeline.stripe_events.applying import Applied, apply_due
+from billing_pipeline.stripe_events.backstop import fetch_missed
+from billing_pipeline.stripe_events.inbox import Inbox, StoredEvent
+
+__all__ = ["Applied", "Inbox", "StoredEvent", "apply_due", "fetch_missed"]

@@ -1,0 +1,41 @@
+"""The backstop: Stripe lists its events of the last days, and what no webhook delivered is stored.
+
+A missed webhook heals itself: what is stored here is applied like anything else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import datetime
+
+from billing_pipeline.stripe_events.handlers import ORDINARY_TYPES, THIN_TYPES
+from billing_pipeline.stripe_events.inbox import Inbox
+from billing_pipeline.stripe_meters import StripeGateway
+from billing_pipeline.stripe_meters.objects import list_events
+from webhook_handler.envelope import read
+from webhook_handler.store import EventStore
+
+
+def fetch_missed(
+    inbox: Inbox, gateway: StripeGateway, since: datetime, now: datetime
+) -> tuple[int, list[str]]:
+    """Store what Stripe lists since then and nobody delivered.
+
+    Returns how many events Stripe listed, and the ids of those that were missing.
+    Raises StripeUnreachable, ConfigurationError.
+    """
+    return asyncio.run(_fetch_missed(EventStore(inbox.engine), gateway, since, now))
+
+
+async def _fetch_missed(
+    store: EventStore, gateway: StripeGateway, since: datetime, now: datetime
+) -> tuple[int, list[str]]:
+    listed, missing = 0, []
+    async for event in list_events(gateway, since, ORDINARY_TYPES, THIN_TYPES):
+        listed += 1
+        text = json.dumps(event)
+        envelope = read(text)
+        if store.keep(envelope, text, now, "backstop"):
+            missing.append(envelope.id)
+    return listed, missing

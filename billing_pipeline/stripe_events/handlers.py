@@ -1,0 +1,195 @@
+"""What follows from each type of event: one small function per type, in one registry.
+
+A handler changes the read model or the ledger within the transaction that also marks its event.
+It asks nobody itself: what it needs from Stripe it names by raising AskStripe, and is called
+again with the answer. What it raises otherwise stands on the event's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from pydantic import AwareDatetime, BaseModel, Field
+from sqlalchemy import Connection
+
+from billing_pipeline.customers.objects import (
+    CheckoutObject,
+    CustomerObject,
+    InvoiceObject,
+    SubscriptionObject,
+)
+from billing_pipeline.customers.read_model import (
+    AskStripe,
+    Source,
+    take_checkout,
+    take_deleted_customer,
+    take_invoice,
+    take_subscription,
+)
+from billing_pipeline.ledger import ErrorReport, Ledger, ReportedError
+from billing_pipeline.stripe_events.inbox import StoredEvent
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a handler works with: its transaction, the ledger, and what Stripe was asked for."""
+
+    connection: Connection
+    ledger: Ledger
+    now: datetime
+    asked: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    """Stripe's objects by kind and id."""
+
+    def answer(self, kind: str, object_id: str) -> dict[str, Any] | None:
+        """What Stripe said of an object, None where it was not asked yet."""
+        return self.asked.get((kind, object_id))
+
+
+Handler = Callable[[Desk, StoredEvent], str | None]
+"""Applies an event; returns why there was nothing to apply, None when it was applied."""
+
+HANDLERS: dict[str, Handler] = {}
+
+
+def handles(*types: str) -> Callable[[Handler], Handler]:
+    """Register a handler for these types of events."""
+
+    def register(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(types, handler))
+        return handler
+
+    return register
+
+
+@handles("checkout.session.completed")
+def checkout_completed(desk: Desk, event: StoredEvent) -> str | None:
+    """An organization became a customer."""
+    session = CheckoutObject.model_validate(event.object)
+    learnt = take_checkout(desk.connection, session, _source(event))
+    return None if learnt else "it names no organization, or has no customer"
+
+
+@handles("customer.deleted")
+def customer_deleted(desk: Desk, event: StoredEvent) -> str | None:
+    """A customer is gone for good."""
+    take_deleted_customer(
+        desk.connection, CustomerObject.model_validate(event.object), _source(event)
+    )
+    return None
+
+
+@handles(
+    "customer.subscription.created",
+    "customer.subscription.updated",
+    "customer.subscription.deleted",
+    "customer.subscription.paused",
+    "customer.subscription.resumed",
+)
+def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
+    """A subscription is as the event shows it."""
+    seen = SubscriptionObject.model_validate(event.object)
+    answer = desk.answer("subscriptions", seen.id)
+    asked = None if answer is None else SubscriptionObject.model_validate(answer)
+    take_subscription(desk.connection, seen, _source(event), asked)
+    return None
+
+
+@handles(
+    "invoice.created",
+    "invoice.updated",
+    "invoice.finalized",
+    "invoice.voided",
+    "invoice.marked_uncollectible",
+    "invoice.payment_failed",
+    "invoice.paid",
+)
+def invoice_changed(desk: Desk, event: StoredEvent) -> str | None:
+    """An invoice is as the event shows it; once it is no draft, its period is closed."""
+    seen = InvoiceObject.model_validate(event.object)
+    answer = desk.answer("invoices", seen.id)
+    asked = None if answer is None else InvoiceObject.model_validate(answer)
+    take_invoice(desk.connection, seen, _source(event), asked)
+    return None
+
+
+@handles("billing.meter.reactivated", "billing.meter.updated")
+def meter_changed(desk: Desk, event: StoredEvent) -> str | None:
+    """A meter is back, or renamed: what it refused while it was away may be sent again."""
+    ours = desk.ledger.meter_changed(desk.connection, str(event.object["id"]), event.created)
+    return None if ours else "it is not one of our meters"
+
+
+class _SampleRequest(BaseModel):
+    identifier: str
+
+
+class _Sample(BaseModel):
+    error_message: str = ""
+    request: _SampleRequest
+
+
+class _ErrorType(BaseModel):
+    code: str
+    error_count: int
+    sample_errors: list[_Sample] = Field(default_factory=list)
+
+
+class _Reason(BaseModel):
+    error_types: list[_ErrorType]
+
+
+class _ReportData(BaseModel):
+    reason: _Reason
+    validation_start: AwareDatetime
+    validation_end: AwareDatetime
+
+
+class _Related(BaseModel):
+    id: str
+
+
+class _Report(BaseModel):
+    data: _ReportData
+    related_object: _Related | None = None
+
+
+@handles("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
+def meter_errors_reported(desk: Desk, event: StoredEvent) -> str | None:
+    """Stripe did not count some of what it had accepted; the thin event says where to read it."""
+    answer = desk.answer("thin events", event.id)
+    if answer is None:
+        raise AskStripe("thin events", event.id)
+    report = _Report.model_validate(answer)
+    errors = tuple(
+        ReportedError(
+            kind.code,
+            kind.error_count,
+            next((sample.error_message for sample in kind.sample_errors), ""),
+            tuple(sample.request.identifier for sample in kind.sample_errors),
+        )
+        for kind in report.data.reason.error_types
+    )
+    desk.ledger.take_report(
+        desk.connection,
+        ErrorReport(
+            event.id,
+            report.related_object.id if report.related_object else None,
+            report.data.validation_start,
+            report.data.validation_end,
+            errors,
+        ),
+        desk.now,
+    )
+    return None
+
+
+def _source(event: StoredEvent) -> Source:
+    return Source(event.id, event.created)
+
+
+THIN_TYPES = tuple(sorted(name for name in HANDLERS if name.startswith("v1.")))
+ORDINARY_TYPES = tuple(sorted(name for name in HANDLERS if not name.startswith("v1.")))
+"""The types that something here acts on, by flavour."""

@@ -1,0 +1,82 @@
+"""Keeping events: once each, whoever delivers them and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import Engine, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from webhook_handler.database import is_current, writing
+from webhook_handler.envelope import Envelope
+from webhook_handler.tables import stripe_events
+
+Source = Literal["webhook", "backstop"]
+
+
+@dataclass(frozen=True)
+class Backlog:
+    """Events by state, and when the oldest one that waits to be applied was received."""
+
+    by_state: dict[str, int]
+    oldest_received: datetime | None
+
+
+class EventStore:
+    """The event records in one database. Each method is one transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def keep(self, envelope: Envelope, payload: str, now: datetime, source: Source) -> bool:
+        """Store an event, committed when this returns; False if it was stored before.
+
+        The insert is the look-up: between a check and a write another worker could write.
+        """
+        insert = sqlite.insert if self.engine.dialect.name == "sqlite" else postgresql.insert
+        row = {
+            "id": envelope.id,
+            "type": envelope.type,
+            "flavour": envelope.flavour,
+            "api_version": envelope.api_version,
+            "livemode": envelope.livemode,
+            "account": envelope.account,
+            "created": envelope.created_utc,
+            "received": now,
+            "source": source,
+            "payload": payload,
+        }
+        with writing(self.engine) as connection:
+            result = connection.execute(insert(stripe_events).values(row).on_conflict_do_nothing())
+            if result.rowcount == 1:
+                return True
+            if source == "webhook":
+                connection.execute(
+                    update(stripe_events)
+                    .where(stripe_events.c.id == envelope.id)
+                    .values(redeliveries=stripe_events.c.redeliveries + 1)
+                )
+        return False
+
+    def backlog(self) -> Backlog:
+        """How many events are in each state, and how long the oldest has waited."""
+        with self.engine.begin() as connection:
+            counts = connection.execute(
+                select(stripe_events.c.state, func.count().label("number")).group_by(
+                    stripe_events.c.state
+                )
+            ).all()
+            oldest = connection.scalar(
+                select(stripe_events.c.received)
+                .where(stripe_events.c.state == "received")
+                .order_by(stripe_events.c.received)
+                .limit(1)
+            )
+        return Backlog({row.state: row.number for row in counts}, oldest)
+
+    def is_ready(self) -> bool:
+        """Whether the schema is current. Raises SQLAlchemyError without a database."""
+        with self.engine.begin() as connection:
+            return is_current(connection)
