@@ -15,10 +15,21 @@ from sqlalchemy import create_engine, text
 
 from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.sandbox.app import Sandbox
+from billing_pipeline.sandbox.news import notification
 from billing_pipeline.settings import load_settings
-from billing_pipeline.statement import Rooms, Statement, state_days, utc_now, verify_days
+from billing_pipeline.statement import (
+    Rooms,
+    Statement,
+    apply_events,
+    state_days,
+    utc_now,
+    verify_days,
+)
+from billing_pipeline.stripe_events import Applied
 from billing_pipeline.stripe_meters import VerificationReport, ensure_meters
 from billing_pipeline.usage import take_snapshot
+from webhook_handler.envelope import read
+from webhook_handler.store import EventStore
 
 KEY = "sk_test_world_0123456789"
 EPOCH = date(1970, 1, 1)
@@ -134,6 +145,43 @@ class World:
 
     def verify(self, days: Iterable[date]) -> VerificationReport:
         return verify_days(self.rooms(), list(days), everything=True)
+
+    # What Stripe says ------------------------------------------------------------------------
+
+    def tell(self, kind: str, about: dict[str, Any]) -> dict[str, Any]:
+        """Let Stripe tell something of its own; the answer is the event."""
+        return self.sandbox.account.news.tell(kind, about, self.sandbox.clock())
+
+    def receive(self) -> list[str]:
+        """Store all that the sandbox has told so far, as the webhook handler does."""
+        self.sandbox.tick()
+        rooms = self.rooms()
+        store = EventStore(rooms.inbox.engine)
+        stored = []
+        for event in self.sandbox.account.news.events:
+            body = json.dumps(notification(event))
+            if store.keep(read(body), body, self.clock(), "webhook"):
+                stored.append(str(event["id"]))
+        return stored
+
+    def apply(self) -> Applied:
+        """Receive and apply all that the sandbox has told so far."""
+        self.receive()
+        return apply_events(self.rooms())
+
+    def make_subscription(self, customer: str, **given: Any) -> dict[str, Any]:
+        """A subscription to both meters; its period is a month from its start on."""
+        items = []
+        for meter in self.sandbox.account.meters.values():
+            recurring = {"interval": "month", "meter": meter["id"]}
+            price = {"currency": "usd", "unit_amount": "1", "recurring": recurring}
+            items.append({"price": self.sandbox.billing.make_price(price)["id"]})
+        return self.sandbox.billing.subscribe({"customer": customer, "items": items, **given})
+
+    def status(self, subscription: str, status: str) -> None:
+        self.sandbox.billing.change_subscription(
+            subscription, "customer.subscription.updated", status=status
+        )
 
     # Looking ---------------------------------------------------------------------------------
 

@@ -89,7 +89,9 @@ class WebhookApp:
             metrics.REFUSED.labels(refused.reason).inc()
             log.warning("refused", extra={"reason": refused.reason, "status": refused.status})
             answer = {"error": refused.reason, "message": str(refused)}
-            return JSONResponse(answer, refused.status)
+            # What is still to come of a body that was not read to its end goes nowhere.
+            headers = {"connection": "close"} if refused.status in (408, 413) else {}
+            return JSONResponse(answer, refused.status, headers)
         known = {"stripe_event": envelope.id, "type": envelope.type, "flavour": envelope.flavour}
         log.info("stored" if new else "known", extra=known)
         return JSONResponse({"status": "stored" if new else "known"})

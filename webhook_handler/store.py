@@ -49,8 +49,13 @@ class EventStore:
             "payload": payload,
         }
         with writing(self.engine) as connection:
-            result = connection.execute(insert(stripe_events).values(row).on_conflict_do_nothing())
-            if result.rowcount == 1:
+            stored = connection.scalar(
+                insert(stripe_events)
+                .values(row)
+                .on_conflict_do_nothing()
+                .returning(stripe_events.c.id)
+            )
+            if stored is not None:
                 return True
             if source == "webhook":
                 connection.execute(

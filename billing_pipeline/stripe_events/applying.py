@@ -13,6 +13,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from billing_pipeline.customers.read_model import AskStripe
 from billing_pipeline.database import writing
 from billing_pipeline.ledger import Ledger, StillSending
+from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_events.handlers import HANDLERS, Desk
 from billing_pipeline.stripe_events.inbox import EventState, Inbox, StoredEvent
 from billing_pipeline.stripe_meters import StripeGateway, StripeUnreachable
@@ -44,8 +45,9 @@ def apply_due(
     clock: Callable[[], datetime],
     progress: Callable[[int, int], None] | None = None,
 ) -> Applied:
-    """Apply every event that is due. Raises what the database raises, and nothing of an event's.
+    """Apply every event that is due; what an event does wrong stands on its row.
 
+    Raises ConfigurationError for a missing or refused key, and what the database raises.
     An event of another mode or account than the ledger's is ignored.
     """
     applied = Applied()
@@ -76,8 +78,8 @@ def _apply_one(
             else:
                 return
         raise RuntimeError("Stripe's answers did not settle it")
-    except (InterfaceError, OperationalError):
-        raise  # the database's fault, not the event's
+    except (InterfaceError, OperationalError, ConfigurationError):
+        raise  # no fault of the event's
     except (StripeUnreachable, StillSending) as error:
         inbox.postpone(event, str(error), clock(), counts=False)
         applied.postponed[event.id] = str(error)

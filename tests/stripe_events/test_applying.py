@@ -1,0 +1,470 @@
+"""What follows from Stripe's events, over a sandbox that tells them."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from billing_pipeline.metering import State
+from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.statement import apply_events, closing_days, unfinished_days
+from billing_pipeline.stripe_events import Inbox, fetch_missed
+from billing_pipeline.stripe_events.inbox import MOST_ATTEMPTS, EventState
+from tests.support import World, yesterday
+from webhook_handler.envelope import read
+from webhook_handler.store import EventStore
+
+SUM, LAST = "temperature_readings", "active_sensors"
+
+
+@pytest.fixture
+def started(world: World) -> World:
+    world.make_meters()
+    return world
+
+
+def days_back(count: int) -> list[date]:
+    return [yesterday() - timedelta(days=n) for n in reversed(range(count))]
+
+
+def reasons(world: World, day: date) -> set[str]:
+    return {held.reason for held in world.rooms().inquiry.held([day])}
+
+
+def state_of(world: World, event_id: str) -> tuple[str, int, str | None]:
+    record = world.rooms().inbox.records(ids=[event_id])[0]
+    return record["state"], record["attempts"], record["last_error"]
+
+
+def checked_out(world: World, customer: str, **named: Any) -> dict[str, Any]:
+    """A completed checkout of this customer, as Stripe tells it."""
+    return world.tell("checkout.session.completed", {"id": "cs", "customer": customer, **named})
+
+
+# Customers ---------------------------------------------------------------------------------------
+
+
+def test_a_checkout_maps_an_organization_and_its_held_usage_is_sent(started: World) -> None:
+    day = yesterday()
+    started.write_readings(day, {"acme": {"s": 5}})
+    started.bill([day])
+    assert reasons(started, day) == {"no_customer"}
+    session = started.sandbox.billing.open_checkout(
+        {"mode": "payment", "client_reference_id": "acme"}
+    )
+    started.sandbox.billing.complete_checkout(session["id"])
+    started.receive()
+    started.bill([day])  # a run applies what waits before it plans
+    [customer] = started.sandbox.account.customers
+    assert started.billed() == {(customer, SUM, day): 5, (customer, LAST, day): 1}
+    assert reasons(started, day) == set()
+
+
+def test_a_learnt_customer_makes_its_held_days_unfinished(started: World) -> None:
+    day = yesterday()
+    started.write_readings(day, {"acme": {"s": 5}})
+    started.bill([day])
+    assert unfinished_days(started.rooms()) == []
+    customer = started.sandbox.account.make_customer({})["id"]
+    checked_out(started, customer, metadata={"organization_id": "acme"})
+    assert started.apply().processed
+    assert unfinished_days(started.rooms()) == [day]
+
+
+def test_an_organization_with_two_customers_is_held_until_one_is_imported(started: World) -> None:
+    day = yesterday()
+    started.write_readings(day, {"acme": {"s": 5}})
+    found = [started.sandbox.account.make_customer({})["id"] for _ in range(2)]
+    for customer in found:
+        checked_out(started, customer, client_reference_id="acme")
+    started.receive()
+    started.bill([day])
+    assert started.billed() == {}
+    assert reasons(started, day) == {"customer_undecided"}
+    started.write_customers({"acme": found[1]})
+    assert unfinished_days(started.rooms()) == [day]
+    started.bill([day])
+    assert started.billed()[found[1], SUM, day] == 5
+
+
+# Subscriptions -----------------------------------------------------------------------------------
+
+
+def test_a_paused_subscription_holds_and_a_resumed_one_releases(started: World) -> None:
+    day = yesterday()
+    started.make_customers(["acme"])
+    started.write_readings(day, {"acme": {"s": 5}})
+    subscription = started.make_subscription(started.customers["acme"])["id"]
+    started.advance(seconds=2)
+    started.status(subscription, "paused")
+    started.receive()
+    started.bill([day])
+    assert reasons(started, day) == {"subscription_inactive"}
+    assert started.billed() == {}
+    started.advance(seconds=2)
+    started.status(subscription, "active")
+    started.apply()
+    assert unfinished_days(started.rooms()) == [day]
+    started.bill([day])
+    assert started.billed()[started.customers["acme"], SUM, day] == 5
+
+
+def test_an_unknown_status_is_kept_as_it_is_and_never_read_as_active(started: World) -> None:
+    started.make_customers(["acme"])
+    day = yesterday()
+    started.write_readings(day, {"acme": {"s": 5}})
+    subscription = started.make_subscription(started.customers["acme"])["id"]
+    started.advance(seconds=2)
+    started.status(subscription, "hibernating")
+    started.receive()
+    started.bill([day])
+    assert reasons(started, day) == {"subscription_unknown"}
+    listed = started.rooms().customers.subscriptions_of({started.customers["acme"]})
+    assert listed[started.customers["acme"]][0]["status"] == "hibernating"
+
+
+def test_the_policy_of_a_status_can_be_configured(
+    started: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BILLING_SUBSCRIPTION_POLICY", '{"past_due": "hold", "paused": "state"}')
+    day = yesterday()
+    started.make_customers(["late", "resting"])
+    started.write_readings(day, {"late": {"s": 5}, "resting": {"s": 3}})
+    for organization, status in (("late", "past_due"), ("resting", "paused")):
+        subscription = started.make_subscription(started.customers[organization])["id"]
+        started.advance(seconds=2)
+        started.status(subscription, status)
+    started.receive()
+    started.bill([day])
+    assert {customer for customer, *_ in started.billed()} == {started.customers["resting"]}
+    assert reasons(started, day) == {"subscription_inactive"}
+
+
+def test_usage_before_a_cancellation_counts_and_after_it_does_not(started: World) -> None:
+    days = days_back(4)
+    started.make_customers(["acme"])
+    for day in days:
+        started.write_readings(day, {"acme": {"s": 5}})
+    subscription = started.make_subscription(
+        started.customers["acme"], backdate_start_date=str(day_start(days[0]))
+    )["id"]
+    started.advance(seconds=2)
+    ended = day_start(days[2])
+    started.sandbox.billing.change_subscription(
+        subscription, "customer.subscription.deleted", status="canceled", ended_at=ended
+    )
+    started.receive()
+    started.bill(days)
+    customer = started.customers["acme"]
+    assert started.billed() == {
+        (customer, meter, day): value for day in days[:2] for meter, value in ((SUM, 5), (LAST, 1))
+    }
+    assert [reasons(started, day) for day in days[2:]] == [{"subscription_ended"}] * 2
+
+
+def test_a_tie_of_one_second_is_settled_by_asking_stripe(started: World) -> None:
+    started.make_customers(["acme"])
+    customer = started.customers["acme"]
+    subscription = started.make_subscription(customer)
+    started.status(subscription["id"], "past_due")
+    started.status(subscription["id"], "paused")  # all within one second, told in any order
+    events = [e for e in started.sandbox.account.news.events if "subscription" in e["type"]]
+    same_second = events[0]["created"]
+    for event in events:
+        event["created"] = same_second
+    store = EventStore(started.rooms().inbox.engine)
+    for event in reversed(events):
+        body = json.dumps(event)
+        store.keep(read(body), body, started.clock(), "webhook")
+    applied = apply_events(started.rooms())
+    assert len(applied.processed) == 3
+    known = started.rooms().customers.subscriptions_of({customer})[customer]
+    assert known[0]["status"] == "paused"
+    assert started.sandbox.billing.subscription(subscription["id"])["status"] == "paused"
+
+
+# Invoices ----------------------------------------------------------------------------------------
+
+
+def close_a_period(world: World, days: list[date], *, final: bool) -> str:
+    """An organization whose period of a month ended just now; its invoice is a draft or final."""
+    world.make_customers(["acme"])
+    customer = world.customers["acme"]
+    start = day_start(days[0])
+    subscription = world.make_subscription(customer, backdate_start_date=str(start))
+    item = subscription["items"]["data"][0]
+    world.advance(seconds=item["current_period_end"] + 60 - world.sandbox.clock())
+    world.sandbox.tick()
+    if final:
+        world.advance(hours=2)
+        world.sandbox.tick()
+    return customer
+
+
+def test_a_draft_invoice_asks_at_once_for_what_its_period_lacks(started: World) -> None:
+    first = (yesterday() - timedelta(days=3)).replace(day=1)
+    days = [first + timedelta(days=n) for n in range(3)]
+    for day in days:
+        started.write_readings(day, {"acme": {"s": 5}})
+    close_a_period(started, days, final=False)
+    assert closing_days(started.rooms()) == {}
+    started.apply()
+    missing = closing_days(started.rooms())
+    assert days[-1] in missing
+    within_reach = [day for day in missing if day >= started.clock().date() - timedelta(days=33)]
+    started.bill(within_reach)
+    assert closing_days(started.rooms()).keys() <= set(missing) - set(within_reach)
+    billed = {day for (_, meter, day) in started.billed() if meter == SUM}
+    assert days[-1] in billed
+
+
+def test_a_final_invoice_closes_its_period_and_late_usage_is_held(started: World) -> None:
+    first = (yesterday() - timedelta(days=3)).replace(day=1)
+    days = [first + timedelta(days=n) for n in range(28)]
+    late = days[-1]
+    customer = close_a_period(started, days, final=False)
+    started.write_readings(late, {"acme": {"s": 5}})
+    started.receive()
+    started.bill([late])
+    assert started.billed()[customer, SUM, late] == 5
+    started.advance(hours=2)
+    started.apply()
+    [invoice] = started.sandbox.billing.invoices.values()
+    assert invoice["status"] == "paid"
+    assert started.sandbox.billing.quantities()[customer, SUM, invoice["period_start"]] == 5
+    started.write_readings(late, {"acme": {"s": 9}})
+    seen = started.sandbox.seen["meter_events"]
+    started.bill([late])
+    assert started.sandbox.seen["meter_events"] == seen
+    [held] = [h for h in started.rooms().inquiry.held([late]) if h.cell.event_name == SUM]
+    assert (held.reason, held.value, held.target) == ("period_closed", 4, 9)
+    assert unfinished_days(started.rooms()) == []
+    periods = started.rooms().customers.subscriptions_of({customer})[customer][0]["periods"]
+    assert [p["final"] for p in periods] == [True, False]
+    assert periods[0]["invoice"] == invoice["id"]
+
+
+# Meter errors ------------------------------------------------------------------------------------
+
+
+def states(world: World, day: date) -> dict[str, int]:
+    return {name: n for name, n in world.rooms().inquiry.counts([day]).items() if n}
+
+
+def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
+    started: World,
+) -> None:
+    day = yesterday()
+    started.sandbox.faults = Faults.parse("late_checks=1,report_after=0")
+    started.write_readings(day, {"acme": {"s": 5}, "bolt": {"s": 3}})
+    started.make_customers(["acme"])
+    started.write_customers({**started.customers, "bolt": "cus_misspelt"})
+    started.bill([day])
+    assert states(started, day)["accepted"] == 2  # bolt's two: a 200, and never counted
+    assert len(started.apply().processed) >= 1
+    found = started.rooms().inquiry
+    assert {r["error_code"] for r in found.rejected([day])} == {"meter_event_customer_not_found"}
+    [report] = found.open_reports(started.clock())[:1]
+    assert report["code"] == "meter_event_customer_not_found"
+    assert report["errors"] == report["matched"] == 1
+    requests = started.sandbox.seen["meter_events"]
+    started.bill([day])
+    assert started.sandbox.seen["meter_events"] == requests  # nothing has changed: nothing is sent
+    started.make_customers(["bolt"])
+    assert unfinished_days(started.rooms()) == [day]
+    started.bill([day])
+    assert started.billed()[started.customers["bolt"], SUM, day] == 3
+    assert started.rooms().inquiry.open_reports(started.clock()) == []
+
+
+def test_what_an_archived_meter_swallowed_is_sent_again_after_it_is_back(started: World) -> None:
+    day = yesterday()
+    started.make_customers(["acme"])
+    started.write_readings(day, {"acme": {"s": 5}})
+    started.sandbox.faults = Faults.parse("late_checks=1,report_after=0")
+    meters = {m["event_name"]: id for id, m in started.sandbox.account.meters.items()}
+    inner = started.sandbox.account.check_event
+
+    def archived_meanwhile(given: dict[str, Any], *, late: bool = False) -> Any:
+        if started.sandbox.account.meters[meters[SUM]]["status"] == "active":
+            started.sandbox.account.change_meter(meters[SUM], status="inactive")
+        return inner(given, late=late)
+
+    started.sandbox.account.check_event = archived_meanwhile  # type: ignore[method-assign]
+    with pytest.raises(ConfigurationError, match="inactive"):  # when it comes to verifying
+        started.bill([day])
+    started.sandbox.account.check_event = inner  # type: ignore[method-assign]
+    started.apply()
+    [refused] = started.rooms().inquiry.rejected([day])
+    assert (refused["meter"], refused["error_code"]) == (SUM, "archived_meter")
+    started.advance(minutes=10)
+    started.sandbox.account.change_meter(meters[SUM], status="active")
+    started.apply()
+    assert unfinished_days(started.rooms()) == [day]
+    started.bill([day])
+    assert started.billed()[started.customers["acme"], SUM, day] == 5
+
+
+def test_a_report_names_events_by_identifier_or_by_idempotency_key(started: World) -> None:
+    day = yesterday()
+    started.make_customers(["acme"])
+    started.write_readings(day, {"acme": {"s": 5}})
+    started.bill([day])
+    by_meter = {e.event_name: e for e in started.sandbox.account.events}
+    meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
+    samples = [(str(by_meter[SUM].key), "by key"), (by_meter[LAST].identifier, "by identifier"),
+               ("somebody-else's-0123456789abcdef", "not ours")]  # fmt: skip
+    started.sandbox.account.news.report(
+        meter["id"], {"meter_event_invalid_value": samples}, started.sandbox.clock()
+    )
+    started.apply()
+    assert len(started.rooms().inquiry.rejected([day])) == 2
+    [report] = started.rooms().inquiry.open_reports(started.clock())
+    assert (report["errors"], report["matched"]) == (3, 2)
+
+
+def test_what_a_report_does_not_name_is_verified_again(started: World) -> None:
+    day = yesterday()
+    started.make_customers(["acme", "bolt"])
+    started.write_readings(day, {"acme": {"s": 5}, "bolt": {"s": 2}})
+    started.bill([day])
+    assert states(started, day) == {"verified": 4}
+    lost = next(e for e in started.sandbox.account.events if e.value == 5)
+    lost.counted = False
+    meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
+    started.sandbox.account.news.report(
+        meter["id"], {"meter_event_invalid_value": [("unknown", "")]}, started.sandbox.clock()
+    )
+    started.apply()
+    assert states(started, day) == {"verified": 2, "accepted": 2}
+    assert unfinished_days(started.rooms()) == [day]
+    started.advance(hours=2)
+    report = started.verify([day])
+    assert [check.reported for check in report.mismatched] == ["0"]
+    assert states(started, day) == {"verified": 3, "accepted": 1}
+
+
+def test_a_report_about_a_closed_period_does_not_loop(started: World) -> None:
+    first = (yesterday() - timedelta(days=3)).replace(day=1)
+    days = [first + timedelta(days=n) for n in range(28)]
+    late = days[-1]
+    close_a_period(started, days, final=False)
+    started.write_readings(late, {"acme": {"s": 5}})
+    started.sandbox.faults = Faults.parse("dropped=1,report_after=999999")
+    started.receive()
+    started.bill([late])
+    started.advance(hours=2)
+    started.sandbox.faults = Faults.parse("report_after=0")
+    started.apply()
+    seen = started.sandbox.seen["meter_events"]
+    for _ in range(3):
+        started.bill([late])
+        started.apply()
+    assert started.sandbox.seen["meter_events"] == seen
+    assert reasons(started, late) == {"period_closed"}
+    assert unfinished_days(started.rooms()) == []
+
+
+# Failures ----------------------------------------------------------------------------------------
+
+
+def test_a_poisonous_event_fails_alone_is_tried_again_and_then_shown(started: World) -> None:
+    poison = started.tell("customer.subscription.updated", {"id": "sub", "no": "customer"})["id"]
+    customer = started.sandbox.account.make_customer({})["id"]
+    checked_out(started, customer, client_reference_id="acme")
+    applied = started.apply()
+    assert list(applied.postponed) == [poison]
+    assert started.rooms().customers.mapping() == {"acme": customer}
+    assert started.apply().count == 0  # not before its back-off is over
+    for _ in range(MOST_ATTEMPTS):
+        started.advance(hours=1)
+        started.apply()
+    state, attempts, error = state_of(started, poison)
+    assert (state, attempts) == ("failed", MOST_ATTEMPTS)
+    assert "customer" in str(error)
+    rooms = started.rooms()
+    assert rooms.inbox.replay(state=EventState.FAILED) == [poison]
+    assert list(apply_events(rooms).postponed) == [poison]
+
+
+def test_an_unknown_type_is_ignored_and_can_be_replayed(started: World) -> None:
+    event = started.tell("charge.refunded", {"id": "ch"})["id"]
+    assert event in started.apply().ignored
+    assert state_of(started, event)[0] == "ignored"
+    rooms = started.rooms()
+    assert rooms.inbox.replay(type="charge.refunded") == [event]
+    assert apply_events(rooms).ignored == [event]
+
+
+def test_events_of_the_other_mode_or_of_connected_accounts_are_ignored(started: World) -> None:
+    for change in ({"livemode": True}, {"account": "acct_other"}):
+        event = checked_out(started, "cus_x", client_reference_id="acme")
+        started.sandbox.account.news.events[-1].update(change)
+        assert event["id"] in started.apply().ignored
+    assert started.rooms().customers.mapping() == {}
+
+
+def test_an_event_is_applied_and_marked_together_or_not_at_all(
+    started: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = checked_out(started, "cus_x", client_reference_id="acme")["id"]
+    started.receive()
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise OperationalError("UPDATE", {}, RuntimeError("the machine went away"))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Inbox, "mark", crash)
+        with pytest.raises(OperationalError):
+            apply_events(started.rooms())
+    assert started.rooms().customers.mapping() == {}
+    assert state_of(started, event)[:2] == ("received", 0)
+    apply_events(started.rooms())
+    assert started.rooms().customers.mapping() == {"acme": "cus_x"}
+
+
+def test_stripe_being_away_costs_an_event_no_attempt(
+    started: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = started.sandbox.account.news.report(None, {"no_meter": [("x", "")]}, 0)
+    started.receive()
+    with monkeypatch.context() as away:
+        away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+        applied = apply_events(started.rooms())
+    assert list(applied.postponed) == [report["id"]]
+    assert state_of(started, report["id"])[:2] == ("received", 0)
+    started.advance(minutes=2)
+    assert apply_events(started.rooms()).processed == [report["id"]]
+
+
+# The backstop ------------------------------------------------------------------------------------
+
+
+def test_the_backstop_stores_what_no_webhook_delivered(started: World) -> None:
+    rooms = started.rooms()
+    begun = started.clock() - timedelta(minutes=1)
+    for n in range(130):  # more than a page
+        started.tell("customer.subscription.updated", {"id": f"sub_{n}"})
+    thin = [
+        started.sandbox.account.news.report(
+            None, {"no_meter": [("x", "")]}, started.sandbox.clock()
+        )
+        for _ in range(120)
+    ]
+    started.tell("charge.refunded", {"id": "ch"})  # nothing acts on it: not listed
+    store = EventStore(rooms.inbox.engine)
+    delivered = json.dumps(started.sandbox.account.news.events[-2])
+    store.keep(read(delivered), delivered, started.clock(), "webhook")
+    listed, missing = fetch_missed(rooms.inbox, rooms.gateway, begun, started.clock())
+    assert (listed, len(missing)) == (250, 249)
+    assert fetch_missed(rooms.inbox, rooms.gateway, begun, started.clock()) == (250, [])
+    record = rooms.inbox.records(ids=[thin[0]["id"]])[0]
+    assert (record["source"], record["redeliveries"], record["flavour"]) == ("backstop", 0, "thin")
+    assert states(started, yesterday()) == {}
+    assert State.PLANNED not in states(started, yesterday())
