@@ -498,12 +498,19 @@ def sandbox_serve(
     now: Annotated[str | None, typer.Option(help="Start the clock here, ISO 8601.")] = None,
     state: Annotated[Path | None, typer.Option(help="Keep the state in this file.")] = None,
     account: Annotated[str, typer.Option(help="The account's id.")] = "acct_sandbox",
+    webhook: Annotated[
+        str | None, typer.Option(help="Deliver events to this URL, signed with --webhook-secret.")
+    ] = None,
+    webhook_secret: Annotated[
+        str, typer.Option(help="Signs the deliveries; give it to the webhook handler too.")
+    ] = "whsec_sandbox",
     as_json: Json = False,
 ) -> None:
     """Serve a local Stripe until interrupted. Its API key is any sk_test_… key."""
     from billing_pipeline.sandbox.app import make_app
     from billing_pipeline.sandbox.faults import Faults
     from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, make_server
+    from billing_pipeline.sandbox.webhooks import Endpoint
 
     try:
         parsed = Faults.parse(faults)
@@ -513,6 +520,8 @@ def sandbox_serve(
     if start is not None and start.tzinfo is None:
         raise typer.BadParameter("--now needs a time zone, such as 2026-01-01T00:00:00Z")
     sandbox = make_sandbox(faults=parsed, seed=seed, now=start, state=state, account_id=account)
+    if webhook is not None:
+        sandbox.post.endpoint = Endpoint(webhook, webhook_secret, webhook_secret)
     try:
         listener = listen(port)
     except OSError as error:

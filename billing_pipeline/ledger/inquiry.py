@@ -115,14 +115,28 @@ class Inquiry:
             return [_event_json(row) for row in rows]
 
     def checks(self, days: Sequence[date], outcome: str) -> list[dict[str, Any]]:
-        """The last looks at Stripe's summaries of these days that had this outcome."""
+        """The last looks at Stripe's summaries of these days that had this outcome.
+
+        Looks at what has been rejected since, so that nothing more is expected, are left out.
+        """
         found = []
+        still_expected = (
+            select(meter_events.c.id)
+            .where(
+                meter_events.c.usage_day == verifications.c.usage_day,
+                meter_events.c.customer == verifications.c.customer,
+                meter_events.c.event_name == verifications.c.event_name,
+                meter_events.c.state.in_(SENT),
+            )
+            .exists()
+        )
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(verifications)
                 .where(
                     verifications.c.usage_day.in_(days),
                     verifications.c.outcome == outcome,
+                    still_expected,
                 )
                 .order_by(*verifications.primary_key.columns)
             )

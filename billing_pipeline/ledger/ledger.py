@@ -137,6 +137,8 @@ class Checked:
     settled: Settled
     reported: str
     outcome: str  # agrees, lagging or mismatch
+    absent: bool = False
+    """Whether Stripe certainly shows nothing of what was accepted and not verified."""
 
 
 class Ledger:
@@ -642,8 +644,41 @@ class Ledger:
         ]
         return [s for s in found if s.pending_ids or not unverified_only]
 
+    def _take_back(self, connection: Connection, settled: Settled, now: datetime) -> None:
+        """Reject what Stripe does not show, if a report tells of errors it did not name then."""
+        if not settled.pending_ids:
+            return
+        report = connection.execute(
+            select(meter_errors)
+            .join(meters, meters.c.meter_id == meter_errors.c.meter_id)
+            .where(
+                meters.c.event_name == settled.event_name,
+                meter_errors.c.errors - meter_errors.c.matched >= len(settled.pending_ids),
+                meter_errors.c.window_start <= min(settled.pending_since) + WINDOW_MARGIN,
+                meter_errors.c.window_end >= max(settled.pending_since) - WINDOW_MARGIN,
+            )
+            .order_by(meter_errors.c.window_end.desc(), meter_errors.c.errors.desc())
+            .limit(1)
+        ).one_or_none()
+        if report is None:
+            return
+        told = f"reported by {report.event_id}: not named, and not in Stripe's summary"
+        outcomes = [
+            Outcome(id, State.REJECTED, error_code=report.code, error_message=told)
+            for id in settled.pending_ids
+        ]
+        taken = self._move(connection, now, {State.ACCEPTED}, outcomes)
+        connection.execute(
+            update(meter_errors)
+            .where(meter_errors.c.event_id == report.event_id, meter_errors.c.code == report.code)
+            .values(matched=meter_errors.c.matched + len(taken))
+        )
+
     def record_checks(self, checks: Sequence[Checked], now: datetime) -> None:
-        """Keep the looks at Stripe's summaries; where they agree, mark the events verified."""
+        """Keep the looks at Stripe's summaries; where they agree, mark the events verified.
+
+        What Stripe does not show, and has reported as an error without naming it, is rejected.
+        """
         with writing(self.engine) as connection:
             for check in sorted(checks, key=lambda c: astuple(c.settled)[:3]):
                 settled = check.settled
@@ -660,6 +695,9 @@ class Ledger:
                     "run": self.run,
                 }
                 upsert(connection, verifications, key, row)
+            for check in checks:
+                if check.outcome == "mismatch" and check.absent:
+                    self._take_back(connection, check.settled, now)
             agreed = [c.settled for c in checks if c.outcome == "agrees"]
             self._move(
                 connection,

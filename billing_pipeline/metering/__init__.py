@@ -11,7 +11,12 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `agreement`   whether Stripe's summary agrees with what was accepted
 """
 
-from billing_pipeline.metering.agreement import Agreement, judge, possible_figures
+from billing_pipeline.metering.agreement import (
+    Agreement,
+    judge,
+    possible_figures,
+    shows_none,
+)
 from billing_pipeline.metering.planning import (
     HARMLESS,
     NOT_COUNTED,
@@ -81,6 +86,7 @@ __all__ = [
     "plan_day",
     "possible_figures",
     "shared_customers",
+    "shows_none",
     "standing",
     "too_old",
 ]

@@ -42,6 +42,17 @@ def judge(
     return "lagging" if on_the_way and pending else "mismatch"
 
 
+def shows_none(
+    certain: int | None, reported: float, last_accepted_at: datetime, now: datetime
+) -> bool:
+    """Whether a summary shows just what was verified before, and lag explains it no longer.
+
+    If Stripe then also reports errors, what was accepted since was not counted: to take it back
+    leaves the ledger with exactly the figure that Stripe shows.
+    """
+    return reported == (certain or 0) and now - last_accepted_at > LAG_ALLOWANCE
+
+
 MOST_PENDING = 10
 """Beyond so many unverified events of one cell a summary is not used as proof."""
 

@@ -1,4 +1,9 @@
-"""`billing demo`: real readings become verified meter totals, on a local Stripe.
+"""`billing demo`: real readings become verified meter totals and an invoice, on a local Stripe.
+
+The webhook handler runs beside it as a real process. The story: each organization checks out
+(that is how we learn its customer), but for one a person imported a customer that does not exist;
+Stripe takes its usage and reports later that it was not counted; once the mapping is mended it is
+sent again; then one organization's period ends, and its invoice becomes final.
 
 Everything lies under var/demo, but for Dagster's own records: those are the real instance's, so
 that the UI shows the demo's days.
@@ -9,9 +14,12 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +28,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from billing_pipeline.metering import SENT
 from billing_pipeline.report import attention, exit_code, run_document
+from billing_pipeline.sandbox.app import Sandbox
+from billing_pipeline.sandbox.billing import GRACE_SECONDS
+from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.sample import load_sample, read_sample
-from billing_pipeline.sandbox.server import make_sandbox, running
+from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, running
+from billing_pipeline.sandbox.webhooks import Endpoint
 from billing_pipeline.settings import load_settings
-from billing_pipeline.statement import Progress, Rooms
+from billing_pipeline.statement import Progress, Rooms, apply_events, verify_days
 from billing_pipeline.stripe_meters import ensure_meters
 from billing_pipeline.usage import load_snapshot
 
 HOME = Path("var/demo")
 KEY = "sk_test_demo"
 DAYS = 30
+
+MISSPELT, INVOICED = "nia", "broad-street"
+"""The organizations that the error report and the invoice are about."""
+
+SECRETS = ("whsec_demo", "whsec_demo_thin")
+MAIL_SECONDS = 60
+"""How long the demo waits for its webhooks."""
 
 
 def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[str, Any], int]:
@@ -43,17 +63,32 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
         shutil.rmtree(HOME, ignore_errors=True)
     last_day = _sample(now)
     sandbox = make_sandbox(state=HOME / "stripe.jsonl", account_id="acct_demo")
-    with running(sandbox) as base, _environment(os.environ, base):
-        _make_customers(base)
+    # Every webhook comes more than once and in disorder; usage is checked after it was taken.
+    sandbox.faults = Faults(
+        webhook_duplicates=0.5, webhook_delay=1.0, late_checks=1, report_after=0
+    )
+    with running(sandbox) as base, _environment(os.environ, base), _handler() as url:
         settings = load_settings()
+        sandbox.post.endpoint = Endpoint(url, *SECRETS)
         with Rooms.open(settings, "demo") as rooms:
             asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters, rooms.ledger))
             first = last_day - timedelta(days=DAYS - 1)
-            outcome, run_id, error = run_days(first, last_day, progress=progress)
             days = [first + timedelta(days=n) for n in range(DAYS)]
+            known = _check_out(sandbox, base, now)
+            _write_customers({} if known else {MISSPELT: "cus_misspelt"})
+            _await_mail(sandbox)
+            outcome, run_id, error = run_days(first, last_day, progress=progress)
+            story = {"webhooks": dict(sandbox.post.answers)}
+            if not known:
+                story |= _mend(sandbox, rooms, days)
+                again, run_id, error = run_days(first, last_day, progress=progress)
+                again.statement.sent += outcome.statement.sent
+                outcome = again
+            story["invoice"] = _invoice(sandbox, rooms)
             document = run_document(rooms, days, outcome, run_id, error)
             document["organizations"] = _organizations(rooms, days)
-        document["home"] = str(HOME)
+            document["stripe_events"] = rooms.inbox.counts()
+        document |= {"home": str(HOME), "story": story}
     return document, exit_code(document, outcome)
 
 
@@ -108,19 +143,133 @@ def _sample(now: datetime) -> date:
     return last_day
 
 
-def _make_customers(base: str) -> None:
-    """One Stripe customer per organization of the sample, and the file that maps them."""
+@contextmanager
+def _handler() -> Iterator[str]:
+    """The webhook handler as a process of its own; yields where it takes events."""
+    with listen(0) as free:
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ,
+        "STRIPE_WEBHOOK_SECRET": ",".join(SECRETS),
+        "WEBHOOK_PORT": str(port),
+    }
+    command = [sys.executable, "-c", "from webhook_handler.server import main; main()"]
+    with (HOME / "webhook-handler.log").open("ab") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    try:
+        yield f"http://{HOST}:{port}/stripe/webhook"
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _check_out(sandbox: Sandbox, base: str, now: datetime) -> bool:
+    """Each organization checks out and subscribes; False if they did so before this demo.
+
+    The period of the invoiced one ends a minute from now, those of the others much later.
+    """
+    if sandbox.billing.checkouts:
+        return True
     client = stripe.StripeClient(KEY, base_addresses={"api": base})
-    known = {c.name: c.id for c in client.v1.customers.list({"limit": 100}).data}
-    organizations = sorted(read_sample()["organization_id"].unique())
+    prices = []
+    for meter in client.v1.billing.meters.list().data:
+        recurring = {"interval": "month", "usage_type": "metered", "meter": meter.id}
+        given: Any = {"currency": "usd", "unit_amount": 1, "recurring": recurring}
+        prices.append({"price": client.v1.prices.create(given).id})
+    for organization in sorted(read_sample()["organization_id"].unique()):
+        session = client.v1.checkout.sessions.create(
+            {"mode": "setup", "client_reference_id": organization}
+        )
+        customer = sandbox.billing.complete_checkout(session.id)["customer"]
+        start = now - timedelta(days=DAYS - 5)
+        if organization == INVOICED:
+            start = _a_month_before(now) + timedelta(minutes=1)
+        wanted: Any = {
+            "customer": customer, "items": prices, "backdate_start_date": int(start.timestamp()),
+        }  # fmt: skip
+        client.v1.subscriptions.create(wanted)
+    return False
+
+
+def _a_month_before(instant: datetime) -> datetime:
+    """The start of a monthly period that ends at `instant`."""
+    last_of_month_before = instant.replace(day=1) - timedelta(days=1)
+    day = min(instant.day, last_of_month_before.day)
+    return last_of_month_before.replace(day=day)
+
+
+def _write_customers(mapping: dict[str, str]) -> None:
     with (HOME / "customers.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["organization_id", "stripe_customer_id"])
-        for organization in organizations:
-            customer = known.get(organization)
-            if customer is None:
-                customer = client.v1.customers.create({"name": organization}).id
-            writer.writerow([organization, customer])
+        writer.writerows(mapping.items())
+
+
+def _await_mail(sandbox: Sandbox) -> None:
+    """Until all that Stripe has told is delivered. Raises TimeoutError."""
+    give_up = time.monotonic() + MAIL_SECONDS
+    while not sandbox.post.idle:
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"webhooks were not delivered: see {HOME}/webhook-handler.log")
+        time.sleep(0.05)
+
+
+def _mend(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str, Any]:
+    """Stripe reports what it did not count; the customer that checked out takes its place."""
+    sandbox.tick()
+    _await_mail(sandbox)
+    apply_events(rooms)
+    verify_days(rooms, days)
+    known = rooms.customers.known(rooms.settings.billing_customers_file)
+    story = {
+        "error_reports": rooms.inquiry.open_reports(rooms.clock()),
+        "rejected": len(rooms.inquiry.rejected(days)),
+        "contradictions": known.contradictions(),
+    }
+    [customer] = known.learnt[MISSPELT]
+    _write_customers({MISSPELT: customer})
+    return story
+
+
+def _invoice(sandbox: Sandbox, rooms: Rooms) -> dict[str, Any]:
+    """Let the invoiced organization's period end, and its draft become final; then compare."""
+    customer = rooms.customers.mapping()[INVOICED]
+    end = min(s["items"]["data"][0]["current_period_end"]
+              for s in sandbox.billing.subscriptions.values())  # fmt: skip
+    if not sandbox.billing.invoices:
+        sandbox.clock.offset += max(0.0, end - sandbox.clock()) + 2 * GRACE_SECONDS
+        sandbox.tick()
+    _await_mail(sandbox)
+    apply_events(rooms)
+    found = [i for i in sandbox.billing.invoices.values() if i["customer"] == customer]
+    invoice = min(found, key=lambda i: int(i["period_start"]))
+    start, end = invoice["period_start"], invoice["period_end"]
+    first, last = (datetime.fromtimestamp(at, UTC).date() for at in (start, end))
+    span = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    said = rooms.ledger.said(span)
+    rows = []
+    for meter in rooms.ledger.known_meters(rooms.settings.billing_meters):
+        events = sorted(
+            (s.timestamp, s.revision, s.value)
+            for day in span
+            for cell, found in said[day].items()
+            for s in found
+            if cell.organization_id == INVOICED
+            and cell.event_name == meter.event_name
+            and s.state in SENT
+            and start <= s.timestamp < end
+        )
+        ours = events[-1][2] if meter.replaces else sum(value for *_, value in events)
+        billed = sandbox.billing.quantities()[customer, meter.event_name, start]
+        rows.append({"meter": meter.event_name, "ledger": ours, "invoice": billed})
+    return {
+        "organization_id": INVOICED,
+        "id": invoice["id"],
+        "status": invoice["status"],
+        "from": first.isoformat(),
+        "to": last.isoformat(),
+        "lines": rows,
+    }
 
 
 def _organizations(rooms: Rooms, days: list[date]) -> list[dict[str, Any]]:
@@ -169,6 +318,7 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
         f"{total} readings counted, {removed} duplicates removed, {document['sent']} events sent "
         f"in this run, {document['verified']} verified in all."
     )
+    _show_story(console, document["story"], document["stripe_events"])
     for panel in attention(document):
         console.print(panel)
     organization = document["organizations"][0]["organization_id"]
@@ -183,4 +333,29 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
         f"BILLING_SNAPSHOTS_URI={home}/snapshots \\\n"
         f"      .venv/bin/billing explain --organization {organization} --day {last}",
         soft_wrap=True,
+    )
+
+
+def _show_story(console: Console, story: dict[str, Any], events: dict[str, int]) -> None:
+    """What Stripe said meanwhile, and what followed."""
+    answers = sum(story["webhooks"].values())
+    console.print(
+        f"\nStripe's events came as webhooks, {answers} deliveries, some twice and in disorder: "
+        f"{events['processed']} applied once each, {events['ignored']} of no concern here."
+    )
+    if "rejected" in story:
+        codes = sorted({report["code"] for report in story["error_reports"]})
+        console.print(
+            f"Every customer was learnt from a checkout. For {MISSPELT} somebody had imported "
+            f"another one:\n  {'; '.join(story['contradictions'])}\n"
+            f"Stripe took its usage and reported later that it was not counted ({', '.join(codes)}"
+            f"): {story['rejected']} events rejected, and sent again to the right customer."
+        )
+    invoice = story["invoice"]
+    lines = ", ".join(
+        f"{line['meter']} {line['invoice']} (ledger {line['ledger']})" for line in invoice["lines"]
+    )
+    console.print(
+        f"The period of {invoice['organization_id']} ended: its invoice {invoice['id']} is "
+        f"{invoice['status']} and bills {lines}. What comes later for it is held: period closed."
     )

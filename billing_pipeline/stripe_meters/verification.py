@@ -12,7 +12,7 @@ import stripe
 from aiolimiter import AsyncLimiter
 
 from billing_pipeline.ledger import Checked, Ledger, Settled
-from billing_pipeline.metering import Meter, judge
+from billing_pipeline.metering import Meter, judge, shows_none
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Clock, Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
@@ -118,7 +118,8 @@ async def _look(
             except stripe.InvalidRequestError as error:
                 # A customer Stripe does not know has no usage there: nothing it could agree to.
                 report.unread.append(f"summaries of {customer}: {error.user_message}")
-                return [Checked(each, str(error.code or "refused"), "mismatch") for each in span]
+                code, gone = str(error.code or "refused"), error.code == "resource_missing"
+                return [Checked(each, code, "mismatch", absent=gone) for each in span]
         return [_check(each, meter, figures, clock) for each in span]
 
     looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]
@@ -136,4 +137,5 @@ def _check(each: Settled, meter: Meter, figures: dict[date, float], clock: Clock
         each.last_accepted_at,
         clock(),
     )
-    return Checked(each, f"{reported:.15g}", outcome)
+    absent = shows_none(each.certain, reported, each.last_accepted_at, clock())
+    return Checked(each, f"{reported:.15g}", outcome, absent)

@@ -347,7 +347,61 @@ def test_what_a_report_does_not_name_is_verified_again(started: World) -> None:
     started.advance(hours=2)
     report = started.verify([day])
     assert [check.reported for check in report.mismatched] == ["0"]
-    assert states(started, day) == {"verified": 3, "accepted": 1}
+    assert states(started, day) == {"verified": 3, "rejected": 1}  # the report explains it
+
+
+def test_what_a_report_counts_and_does_not_name_is_found_by_stripes_own_summary(
+    started: World,
+) -> None:
+    day = yesterday()
+    names = [f"org-{n:02}" for n in range(12)]  # a report names five of each kind
+    started.sandbox.faults = Faults.parse("late_checks=1,report_after=9999")
+    for name in names:
+        started.customers[name] = f"cus_misspelt_{name}"
+    started.write_customers(started.customers)
+    started.write_readings(day, {name: {"s": n + 1} for n, name in enumerate(names)})
+    started.bill([day])
+    started.sandbox.faults = Faults.parse("late_checks=1,report_after=0")
+    started.apply()
+    assert states(started, day) == {"accepted": 14, "rejected": 10}
+    started.verify([day])
+    assert states(started, day) == {"rejected": 24}
+    started.customers.clear()
+    started.make_customers(names)
+    assert unfinished_days(started.rooms()) == [day]
+    started.bill([day])
+    usage = {day: {name: {"s": n + 1} for n, name in enumerate(names)}}
+    assert started.billed() == started.due(usage)
+    assert started.rooms().inquiry.open_reports(started.clock()) == []
+
+
+def test_an_unnamed_loss_of_a_known_customer_is_believed_only_when_lag_explains_it_no_longer(
+    started: World,
+) -> None:
+    day = yesterday()
+    names = [f"org-{n}" for n in range(8)]
+    started.make_customers(names)
+    started.write_readings(day, {name: {"s": 3} for name in names})
+    started.sandbox.faults = Faults.parse("dropped=1,report_after=9999")
+    started.bill([day])
+    started.sandbox.faults = Faults.parse("report_after=0")
+    started.apply()
+    started.verify([day])
+    assert states(started, day) == {"accepted": 6, "rejected": 10}
+    started.advance(hours=2)
+    started.verify([day])
+    assert states(started, day) == {"rejected": 16}
+
+
+def test_without_a_report_what_stripe_does_not_show_stays_a_mismatch(started: World) -> None:
+    day = yesterday()
+    started.make_customers(["acme"])
+    started.write_readings(day, {"acme": {"s": 3}})
+    started.sandbox.faults = Faults.parse("dropped=1,report_after=99999999")
+    started.bill([day])
+    started.advance(hours=2)
+    assert len(started.verify([day]).mismatched) == 2
+    assert states(started, day) == {"accepted": 2}
 
 
 def test_a_report_about_a_closed_period_does_not_loop(started: World) -> None:
