@@ -36,7 +36,8 @@ def explain_document(
             {
                 "meter": story.cell.event_name,
                 "events": story.events,
-                "held": story.held.as_json() if story.held else None,
+                "held": story.held[0].as_json() if story.held else None,
+                "held_parts": [held.as_json() for held in story.held],
                 "verifications": story.verifications,
                 "history": story.history,
             }
@@ -85,8 +86,9 @@ def show_explanation(console: Console, document: dict[str, Any]) -> None:
             leaf.add(f"snapshot {event['snapshot_id']}, planned {event['planned_at']}")
             if event["error_message"]:
                 leaf.add(f"{event['error_code'] or ''} {event['error_message']}")
-        if meter["held"]:
-            branch.add(f"held: {meter['held']['value']}, {meter['held']['explanation']}")
+        for held in meter["held_parts"]:
+            part = f" (from {held['part_from']})" if held["part_from"] else ""
+            branch.add(f"held{part}: {held['value']}, {held['explanation']}")
         if not meter["events"] and not meter["held"]:
             branch.add("nothing was stated")
     snapshot = document["snapshot"]

@@ -8,18 +8,30 @@ The Dagster assets, `billing run` and `billing plan` all come through here.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import Inquiry, Ledger
-from billing_pipeline.metering import DayPlan, Meter, Payers, Said, Usage, plan_day, standing
-from billing_pipeline.metering.timestamps import OLDEST, day_start, is_over
+from billing_pipeline.metering import (
+    DayPlan,
+    Meter,
+    Payers,
+    Said,
+    Segment,
+    Usage,
+    bounds,
+    plan_day,
+    standing,
+)
+from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start, is_over
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_events import Applied, Inbox, apply_due
 from billing_pipeline.stripe_meters import (
@@ -40,6 +52,7 @@ from billing_pipeline.usage import (
     is_current,
     load_snapshot,
     snapshot_id_of,
+    usage_in_segments,
 )
 
 Clock = Callable[[], datetime]
@@ -47,6 +60,11 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
 
+MOST_SEGMENTS = 6
+"""Rounds of planning and delivery in one run: a cell has one unsettled event at a time, so the
+segments of a split day are stated one after the other."""
+
+READINGS_CHANGED = "its readings have changed since its snapshot was taken: count it again"
 NO_SNAPSHOT = "no usage snapshot was taken after the day's end: materialize usage_snapshot first"
 
 VERIFIABLE = timedelta(days=41)
@@ -205,22 +223,21 @@ def state_days(
         _deliver(rooms, reached.meters, days, statement, progress, leftovers=True)
         # What an interrupted run left unverified would blur what later summaries can prove.
         verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
-    for number, day in enumerate(days, start=1):
-        try:
-            snapshot_id = _plan(rooms, reached.meters, day, retry_rejected)
-        except DAY_ERRORS as error:
-            statement.not_planned[day] = f"its snapshot cannot be read: {error}"
-        else:
-            if snapshot_id is None:
-                statement.not_planned[day] = NO_SNAPSHOT
-            else:
-                statement.planned_from[day] = snapshot_id
-        if progress is not None:
-            progress("planning", number, len(days))
-    if reached.unreachable is not None:
-        statement.stopped = f"Stripe cannot be reached: {reached.unreachable}"
-    elif statement.stopped is None:
-        _deliver(rooms, reached.meters, days, statement, progress)
+    to_plan = list(days)
+    for _ in range(MOST_SEGMENTS):
+        unfinished = []
+        for number, day in enumerate(to_plan, start=1):
+            if _plan(rooms, reached.meters, day, retry_rejected, statement):
+                unfinished.append(day)
+            if progress is not None:
+                progress("planning", number, len(to_plan))
+        if reached.unreachable is not None:
+            statement.stopped = f"Stripe cannot be reached: {reached.unreachable}"
+        elif statement.stopped is None:
+            _deliver(rooms, reached.meters, to_plan, statement, progress)
+        if statement.stopped is not None or not unfinished:
+            break
+        to_plan = unfinished  # the next segments of split days, now that these are settled
     return statement
 
 
@@ -256,31 +273,128 @@ def _deliver(
     return report
 
 
-def _plan(rooms: Rooms, meters: Sequence[Meter], day: date, retry_rejected: bool) -> str | None:
-    """Plan one day and write the plan down; the snapshot's id, None where there is none."""
-    names = {meter.event_name for meter in meters}
-    with rooms.ledger.planning() as connection:
-        # Read inside: whoever planned before us may have planned from an older snapshot.
-        snapshot = _whole_snapshot(rooms, day)
-        if snapshot is None:
-            return None
-        plan = plan_day(
-            day,
-            meters,
-            _usage(snapshot),
-            rooms.payers(),
-            rooms.ledger.said([day], connection)[day],
-            rooms.clock(),
-            retry_rejected=retry_rejected,
-        )
-        rooms.ledger.write_plan(
-            connection,
-            plan,
-            lambda cell: cell.event_name in names,
-            snapshot.snapshot_id,
-            rooms.clock(),
-        )
-    return snapshot.snapshot_id
+def _plan(
+    rooms: Rooms,
+    meters: Sequence[Meter],
+    day: date,
+    retry_rejected: bool,
+    statement: Statement,
+) -> bool:
+    """Plan one day and write the plan down; True if another round has more of it to state."""
+    try:
+        payers = rooms.payers()
+        splits = _split(rooms, meters, payers, day)
+        with rooms.ledger.planning() as connection:
+            # Read inside: whoever planned before us may have planned from an older snapshot.
+            snapshot = _whole_snapshot(rooms, day)
+            partly = snapshot is None and bool(splits) and not is_over(day, rooms.clock())
+            why_not = None if partly else _unplannable(snapshot, splits)
+            if why_not is not None:
+                statement.not_planned[day] = why_not
+                return False
+            plan = plan_day(
+                day,
+                meters,
+                {} if snapshot is None else _usage(snapshot),
+                payers,
+                rooms.ledger.said([day], connection)[day],
+                rooms.clock(),
+                splits=splits,
+                only_splits=partly,
+                retry_rejected=retry_rejected,
+            )
+            names = {meter.event_name for meter in meters}
+            rooms.ledger.write_plan(
+                connection,
+                plan,
+                lambda cell: (
+                    cell.event_name in names and (not partly or cell.organization_id in splits)
+                ),
+                None if snapshot is None else snapshot.snapshot_id,
+                rooms.clock(),
+                basis=None if snapshot is None else _basis(snapshot.snapshot_id, splits),
+            )
+    except DAY_ERRORS as error:
+        statement.not_planned[day] = f"its snapshot cannot be read: {error}"
+        return False
+    statement.planned_from[day] = "" if snapshot is None else snapshot.snapshot_id
+    return bool(plan.unfinished)
+
+
+def _unplannable(snapshot: Snapshot | None, splits: Mapping[str, Sequence[Segment]]) -> str | None:
+    """Why a day cannot be planned from its snapshot, None where it can."""
+    if snapshot is None:
+        return NO_SNAPSHOT
+    usage = _usage(snapshot)
+    for organization, segments in splits.items():
+        parts = sum(segment.usage.reading_volume for segment in segments)
+        if parts != usage.get(organization, Usage()).reading_volume:
+            return READINGS_CHANGED
+    return None
+
+
+def _split(
+    rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date
+) -> dict[str, list[Segment]]:
+    """The segments of the organizations whose billing periods end inside this day.
+
+    Of a day that is not over, only the segments that have ended. Raises DAY_ERRORS.
+    """
+    parts: dict[str, list[tuple[int, int]]] = {}
+    now, midnight = rooms.clock().timestamp(), day_start(day)
+    for organization, cuts in _cuts(rooms, meters, payers, day).items():
+        ended = [(start, end) for start, end in bounds(day, cuts) if end <= now]
+        if ended:
+            parts[organization] = [(start - midnight, end - midnight) for start, end in ended]
+    if not parts:
+        return {}
+    counted = usage_in_segments(
+        rooms.engine,
+        rooms.readings,
+        rooms.snapshots,
+        day,
+        parts,
+        window_days=rooms.settings.billing_active_window_days,
+    )
+    return {
+        organization: [
+            Segment(midnight + start, midnight + end, Usage(active, volume))
+            for (start, end), (active, volume) in zip(spans, counted[organization], strict=True)
+        ]
+        for organization, spans in parts.items()
+    }
+
+
+def _cuts(rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date) -> dict[str, set[int]]:
+    """The instants inside the day at which an organization's periods end (unix seconds)."""
+    span = day_start(day), day_end(day)
+    by_customer = {
+        customer: instants
+        for customer, terms in payers.terms.items()
+        if (instants := {i for m in meters for i in terms.boundaries(m.meter_id, *span)})
+    }
+    if not by_customer:
+        return {}
+    pays = [(organization, customer) for organization, customer in payers.customers.items()]
+    pays += [
+        (cell.organization_id, said.customer)
+        for cell, history in rooms.ledger.said([day])[day].items()
+        for said in history
+    ]
+    cuts: dict[str, set[int]] = defaultdict(set)
+    for organization, customer in pays:
+        if customer in by_customer:
+            cuts[organization] |= by_customer[customer]
+    return dict(cuts)
+
+
+def _basis(snapshot_id: str, splits: Mapping[str, Sequence[Segment]]) -> str:
+    """What a day is planned from, as one id: its snapshot, and the parts it is split into."""
+    if not splits:
+        return snapshot_id
+    parts = {o: [astuple(segment) for segment in segments] for o, segments in splits.items()}
+    content = json.dumps([snapshot_id, parts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _whole_snapshot(rooms: Rooms, day: date) -> Snapshot | None:
@@ -303,38 +417,50 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     """
     today = rooms.clock().date()
     meters = {m.event_name: m for m in rooms.ledger.known_meters(rooms.settings.billing_meters)}
-    found = rooms.inquiry.unfinished_days(rooms.payers(), meters, today - VERIFIABLE)
+    payers = rooms.payers()
+    found = rooms.inquiry.unfinished_days(payers, meters, today - VERIFIABLE)
     planned_from = rooms.inquiry.planned_from()
     first = max(today - OLDEST, rooms.settings.billing_start_day)
     for n in range((today - first).days):
         day = first + timedelta(days=n)
         with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
             snapshot_id = snapshot_id_of(rooms.engine, rooms.snapshots, day)
-            if snapshot_id is not None and snapshot_id != planned_from.get(day):
-                found.add(day)
+            if snapshot_id is not None:
+                splits = _split(rooms, list(meters.values()), payers, day)
+                if _basis(snapshot_id, splits) != planned_from.get(day):
+                    found.add(day)
     return sorted(found)
 
 
 def closing_days(rooms: Rooms) -> dict[date, list[str]]:
-    """The finished days of periods whose invoice is a draft, with the invoices they are for.
+    """The days of periods whose invoice is a draft, with the invoices they are for.
 
     Only those with something missing: a snapshot of what lies there now, a statement from it,
-    an outcome, a verification. Days that Stripe takes nothing for any more are left out.
+    an outcome, a verification. The day on which the period ended is always asked for while it
+    lasts, as its readings may still come. Days that Stripe takes nothing for any more are left out.
     """
     now = rooms.clock()
     first = max((now - OLDEST).date(), rooms.settings.billing_start_day)
     wanted: dict[date, list[str]] = defaultdict(list)
     for period in rooms.customers.closing_periods():
         day = max(datetime.fromtimestamp(period.start, UTC).date(), first)
-        while day_start(day) < period.end and is_over(day, now):
+        while day_start(day) < period.end <= now.timestamp():
             wanted[day].append(period.invoice_id)
             day += timedelta(days=1)
     unfinished = set(unfinished_days(rooms)) if wanted else set()
     return {
         day: invoices
         for day, invoices in sorted(wanted.items())
-        if day in unfinished or not _is_counted(rooms, day)
+        if day in unfinished or not is_over(day, now) or not _is_counted(rooms, day)
     }
+
+
+def ends_inside(rooms: Rooms, day: date) -> bool:
+    """Whether a billing period has ended inside this day, so that a part of it can be stated."""
+    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
+    now = rooms.clock().timestamp()
+    cuts = _cuts(rooms, meters, rooms.payers(), day)
+    return any(cut <= now for instants in cuts.values() for cut in instants)
 
 
 def _is_counted(rooms: Rooms, day: date) -> bool:
@@ -371,6 +497,7 @@ def preview_days(
         if snapshot is None:
             missing.append(day)
             continue
+        splits = _split(rooms, meters, payers, day)
         plan = plan_day(
             day,
             meters,
@@ -378,6 +505,7 @@ def preview_days(
             payers,
             said[day],
             rooms.clock(),
+            splits=splits,
             retry_rejected=retry_rejected,
         )
         lines += _lines(plan, meters, said[day])

@@ -20,7 +20,7 @@ from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.metering.timestamps import is_over
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import Rooms, state_days, verify_days
+from billing_pipeline.statement import Rooms, ends_inside, state_days, verify_days
 from billing_pipeline.usage import DAY_ERRORS, UnusableInput, count_day, take_snapshot
 from billing_pipeline.usage.inputs import folder_name
 
@@ -84,7 +84,7 @@ def _count(
         outcome = billing.outcome.days[day] = DayOutcome()
         try:
             yield from _count_one(rooms, day, selected, outcome)
-            if is_over(day, rooms.clock()):
+            if is_over(day, rooms.clock()) or ends_inside(rooms, day):
                 ready.append(day)
             elif selected & {"meter_events", "verification"}:
                 outcome.error = "the day is not over yet: counted, but not stated"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Engine, Select, and_, func, or_, select
@@ -30,7 +30,7 @@ from billing_pipeline.metering import (
     State,
     meter_is_back,
 )
-from billing_pipeline.metering.timestamps import stamp
+from billing_pipeline.metering.timestamps import ROOM, day_end
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
 
 
@@ -43,6 +43,8 @@ class HeldUsage:
     target: int
     reason: str
     since: datetime
+    start: int = 0
+    """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
 
     def as_json(self) -> dict[str, Any]:
         """As `billing … --json` prints it."""
@@ -54,6 +56,9 @@ class HeldUsage:
             "reason": self.reason,
             "explanation": HOLD_EXPLANATIONS[HoldReason(self.reason)],
             "since": self.since.isoformat(),
+            "part_from": (
+                datetime.fromtimestamp(self.start, UTC).isoformat() if self.start else None
+            ),
         }
 
 
@@ -63,7 +68,7 @@ class CellStory:
 
     cell: Cell
     events: list[dict[str, Any]]
-    held: HeldUsage | None
+    held: list[HeldUsage]
     history: list[dict[str, Any]]
     verifications: list[dict[str, Any]]
 
@@ -159,7 +164,7 @@ class Inquiry:
             return [(name, events, verified) for name, events, verified in rows]
 
     def planned_from(self) -> dict[date, str]:
-        """The snapshot each day was last planned from."""
+        """What each day was last planned from: the id of its snapshot, or of how it was split."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
             return {row.usage_day: row.snapshot_id for row in rows}
@@ -201,9 +206,8 @@ class Inquiry:
             elif row.reason == HoldReason.CUSTOMER_SHARED:
                 lifted = customer in unshared
             elif row.reason in BY_TERMS and meter is not None:
-                stamped = stamp(row.usage_day, None)
-                assert stamped is not None  # a day's first stamp
-                lifted = payers.terms_of(customer).why_barred(meter.meter_id, stamped) is None
+                instant = row.start_at or day_end(row.usage_day) - ROOM
+                lifted = payers.terms_of(customer).why_barred(meter.meter_id, instant) is None
             else:
                 lifted = False
             if lifted:
@@ -230,7 +234,9 @@ class Inquiry:
             events = connection.execute(
                 select(meter_events).where(*of(meter_events)).order_by(meter_events.c.revision)
             ).all()
-            held = connection.execute(select(held_usage).where(*of(held_usage))).one_or_none()
+            held = connection.execute(
+                select(held_usage).where(*of(held_usage)).order_by(held_usage.c.start_at)
+            ).all()
             changes = connection.execute(
                 select(history).where(*of(history)).order_by(history.c.id)
             ).all()
@@ -244,7 +250,7 @@ class Inquiry:
         return CellStory(
             cell,
             [_event_json(row) for row in events],
-            _held(held) if held else None,
+            [_held(row) for row in held],
             [_json(dict(row._mapping)) for row in changes],
             [_json(dict(row._mapping)) for row in looks],
         )
@@ -303,7 +309,7 @@ def _refused() -> Select[Any]:
 
 def _held(row: Any) -> HeldUsage:
     cell = Cell(row.usage_day, row.organization_id, row.event_name)
-    return HeldUsage(cell, row.value, row.target, row.reason, row.since)
+    return HeldUsage(cell, row.value, row.target, row.reason, row.since, row.start_at)
 
 
 def _event_json(row: Any) -> dict[str, Any]:

@@ -289,16 +289,19 @@ class Ledger:
         covers: Callable[[Cell], bool],
         snapshot_id: str | None,
         now: datetime,
+        *,
+        basis: str | None = None,
     ) -> None:
         """Write a day's plan down: events as `planned`, holds, and holds that are gone.
 
         `covers` tells which cells were planned; what is held of other cells is left alone.
-        With a `snapshot_id` the whole day was planned from that snapshot, and this is kept.
+        With a `basis` the whole day was planned from that (a snapshot, and how it was split),
+        and this is kept.
         """
         kept = self._supersede(connection, plan, now)
         self._replace_holds(connection, plan, lambda cell: covers(cell) and cell not in kept, now)
-        if snapshot_id is not None:
-            row = {"snapshot_id": snapshot_id, "planned_at": now, "run": self.run}
+        if basis is not None and not plan.unfinished:
+            row = {"snapshot_id": basis, "planned_at": now, "run": self.run}
             upsert(connection, planned_days, {"usage_day": plan.usage_day}, row)
         events = [event for event in plan.events if event.cell not in kept]
         if not events:
@@ -371,17 +374,21 @@ class Ledger:
         rows = connection.execute(
             select(held_usage).where(held_usage.c.usage_day == plan.usage_day)
         )
-        before = {_cell(row): row for row in rows if covers(_cell(row))}
+        before = {(_cell(row), row.start_at): row for row in rows if covers(_cell(row))}
         waiting = {w.cell for w in plan.waiting}
-        holds = {hold.cell: hold for hold in plan.holds if covers(hold.cell)}
+        holds = {(hold.cell, hold.start): hold for hold in plan.holds if covers(hold.cell)}
         stated = {event.cell for event in plan.events}
         changes = []
-        for cell in before.keys() - holds.keys() - waiting:
-            connection.execute(delete(held_usage).where(*_is(held_usage, cell)))
+        for cell, start in before.keys() - holds.keys():
+            if cell in waiting:
+                continue
+            connection.execute(
+                delete(held_usage).where(*_is(held_usage, cell), held_usage.c.start_at == start)
+            )
             detail = "released" if cell in stated else "withdrawn: nothing to state any more"
             changes.append(_change(cell, None, State.HELD, "released", detail))
-        for cell, hold in holds.items():
-            earlier = before.get(cell)
+        for (cell, start), hold in holds.items():
+            earlier = before.get((cell, start))
             row = {"value": hold.value, "target": hold.target, "reason": hold.reason}
             if earlier is None:
                 connection.execute(
@@ -389,12 +396,17 @@ class Ledger:
                         usage_day=cell.usage_day,
                         organization_id=cell.organization_id,
                         event_name=cell.event_name,
+                        start_at=start,
                         since=now,
                         **row,
                     )
                 )
             elif (earlier.value, earlier.target, earlier.reason) != tuple(row.values()):
-                connection.execute(update(held_usage).where(*_is(held_usage, cell)).values(row))
+                connection.execute(
+                    update(held_usage)
+                    .where(*_is(held_usage, cell), held_usage.c.start_at == start)
+                    .values(row)
+                )
             else:
                 continue
             detail = f"{hold.reason}: value {hold.value}"

@@ -90,6 +90,8 @@ held_usage = Table(
     Column("usage_day", Date, primary_key=True),
     Column("organization_id", Text, primary_key=True),
     Column("event_name", String(100), primary_key=True),
+    # Where the held part of a split day begins, in unix seconds; 0: it is the whole day.
+    Column("start_at", BigInt, primary_key=True, autoincrement=False, server_default="0"),
     Column("value", BigInt, nullable=False),  # what would be sent
     Column("target", BigInt, nullable=False),
     Column("reason", String(50), nullable=False),
@@ -99,7 +101,8 @@ held_usage = Table(
 planned_days = Table(
     "planned_days",
     metadata,
-    # The snapshot each day was last planned from: a newer one still has to be.
+    # What each day was last planned from: its snapshot, and how it was split. What is newer still
+    # has to be.
     Column("usage_day", Date, primary_key=True),
     Column("snapshot_id", String(64), nullable=False),
     Column("planned_at", UtcDateTime, nullable=False),

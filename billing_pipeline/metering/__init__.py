@@ -6,6 +6,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `values`      which numbers may be stated at all
 - `timestamps`  where inside its usage day an event is stamped
 - `terms`       under which subscriptions a customer may be stated, and what is closed
+- `segments`    parts of a day that a billing period ends in
 - `standing`    what Stripe holds for a cell, as far as the ledger knows
 - `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
 - `agreement`   whether Stripe's summary agrees with what was accepted
@@ -25,8 +26,10 @@ from billing_pipeline.metering.planning import (
     meter_is_back,
     plan_cell,
     plan_day,
+    plan_segments,
     shared_customers,
 )
+from billing_pipeline.metering.segments import Segment, bounds, whole_day
 from billing_pipeline.metering.standing import standing
 from billing_pipeline.metering.terms import (
     DEFAULT_POLICY,
@@ -75,18 +78,22 @@ __all__ = [
     "Period",
     "Policy",
     "Said",
+    "Segment",
     "State",
     "Subscription",
     "Terms",
     "Usage",
     "Waiting",
+    "bounds",
     "judge",
     "meter_is_back",
     "plan_cell",
     "plan_day",
+    "plan_segments",
     "possible_figures",
     "shared_customers",
     "shows_none",
     "standing",
     "too_old",
+    "whole_day",
 ]

@@ -11,13 +11,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
+from billing_pipeline.metering.segments import Segment, whole_day
 from billing_pipeline.metering.standing import standing, stated_customer
 from billing_pipeline.metering.terms import Payers, Terms
-from billing_pipeline.metering.timestamps import day_end, is_over, stamp, too_old
+from billing_pipeline.metering.timestamps import stamp, too_old
 from billing_pipeline.metering.values import check_target
 from billing_pipeline.metering.vocabulary import (
     UNSETTLED,
@@ -31,6 +32,7 @@ from billing_pipeline.metering.vocabulary import (
     State,
     Usage,
     Waiting,
+    usage_of,
 )
 
 NOT_COUNTED = "not_counted"
@@ -49,12 +51,15 @@ METER_AWAY = frozenset({"archived_meter", "no_meter"})
 
 NOBODY = Payers()
 
+Outcome = MeterEvent | Hold | Waiting
+
 
 @dataclass(frozen=True)
 class DayPlan:
     """What one usage day asks for: events to state, usage to hold, cells that wait.
 
-    `superseded` are (cell, revision) of planned events that no longer say what is to be said.
+    `superseded` are (cell, revision) of planned events that no longer say what is to be said,
+    `unfinished` cells that ask for another event once this plan's is settled.
     """
 
     usage_day: date
@@ -62,19 +67,20 @@ class DayPlan:
     holds: list[Hold] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
     superseded: list[tuple[Cell, int]] = field(default_factory=list)
+    unfinished: list[Cell] = field(default_factory=list)
 
-    def add(
-        self, cell: Cell, outcome: MeterEvent | Hold | Waiting | None, said: Sequence[Said] = ()
-    ) -> None:
-        """Put what `plan_cell` said of a cell, given what was `said`, where it belongs."""
-        if not isinstance(outcome, Waiting):
+    def add(self, cell: Cell, outcomes: Iterable[Outcome], said: Sequence[Said] = ()) -> None:
+        """Put what was planned for a cell, given what was `said`, where it belongs."""
+        found = list(outcomes)
+        self.holds.extend(o for o in found if isinstance(o, Hold))
+        self.waiting.extend(o for o in found if isinstance(o, Waiting))
+        events = [o for o in found if isinstance(o, MeterEvent)]
+        # A cell has at most one unsettled event: the others follow when it is settled.
+        self.events.extend(events[:1])
+        if len(events) > 1:
+            self.unfinished.append(cell)
+        if not any(isinstance(o, Waiting) for o in found):
             self.superseded.extend((cell, s.revision) for s in said if s.state is State.PLANNED)
-        if isinstance(outcome, MeterEvent):
-            self.events.append(outcome)
-        elif isinstance(outcome, Hold):
-            self.holds.append(outcome)
-        elif isinstance(outcome, Waiting):
-            self.waiting.append(outcome)
 
 
 def plan_cell(
@@ -89,54 +95,120 @@ def plan_cell(
     shared: bool = False,
     payers: Payers = NOBODY,
     retry_rejected: bool = False,
-) -> MeterEvent | Hold | Waiting | None:
-    """The next statement about a cell, or why there is none.
+) -> Outcome | None:
+    """The next statement about a cell of a day that is not split, or why there is none.
 
-    `customer` is the organization's customer today, `said` everything said about the cell so
-    far, `at` an explicit instant in unix seconds (a statement made during the day), `shared`
-    whether other organizations have the same customer, `payers` where the customers' terms
-    stand. None: Stripe holds the target already, or refused exactly this statement and nothing
-    has changed since.
-    Raises UsageDefect for a target that no correct counting can produce.
+    `target` is what the cell should be, `at` an explicit instant in unix seconds (a statement
+    made during the day); for the rest see `plan_segments`. None: Stripe holds the target
+    already, or refused exactly this statement and nothing has changed since.
     """
     check_target(target)
-    if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
-        return Waiting(cell, target)
-    outcome = _next(
+    day = whole_day(cell.usage_day, usage_of(meter.measure, target))
+    outcomes = plan_segments(
         meter,
         cell,
-        target,
+        [day],
         customer,
-        [s for s in said if s.state is not State.PLANNED],
+        said,
         now,
-        # Said or planned: revisions and timestamps only rise.
-        revision=max((s.revision for s in said), default=0) + 1,
-        after=max((s.timestamp for s in said), default=None),
         at=at,
         shared=shared,
         payers=payers,
         retry_rejected=retry_rejected,
     )
+    return outcomes[0] if outcomes else None
+
+
+def plan_segments(
+    meter: Meter,
+    cell: Cell,
+    segments: Sequence[Segment],
+    customer: str | None,
+    said: Sequence[Said],
+    now: datetime,
+    *,
+    at: int | None = None,
+    shared: bool = False,
+    payers: Payers = NOBODY,
+    retry_rejected: bool = False,
+) -> list[Outcome]:
+    """What is to be stated about a cell, segment by segment; empty where nothing is.
+
+    `customer` is the organization's customer today, `said` everything said about the cell so
+    far, `shared` whether other organizations have the same customer, `payers` where the
+    customers' terms stand. Of several events only the first may be sent before it is settled.
+    Raises UsageDefect for a target that no correct counting can produce.
+    """
+    if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
+        return [Waiting(cell, sum(s.usage.of(meter.measure) for s in segments))]
+    firm = [s for s in said if s.state is not State.PLANNED]
+    only = _only_segment(meter, segments, payers.terms_of(stated_customer(firm) or customer))
+    outcomes: list[Outcome] = []
+    for segment in segments:
+        if only is not None and segment is not only:
+            left_out = check_target(segment.usage.of(meter.measure))
+            if left_out:
+                reason = HoldReason.DAILY_WINDOW
+                outcomes.append(Hold(cell, left_out, left_out, reason, segment.start))
+            continue
+        # On a meter with a daily window every event of the day is about the one value it keeps.
+        about = said if only is not None else [s for s in said if segment.holds(s.timestamp)]
+        outcome = _next(
+            meter,
+            cell,
+            segment,
+            customer,
+            [s for s in about if s.state is not State.PLANNED],
+            now,
+            stated_for=stated_customer(firm),
+            # Said or planned: revisions and timestamps only rise.
+            revision=max((s.revision for s in said), default=0) + 1,
+            after=max((s.timestamp for s in about), default=None),
+            at=at,
+            shared=shared,
+            payers=payers,
+            retry_rejected=retry_rejected,
+        )
+        if outcome is None:
+            continue
+        if isinstance(outcome, Hold) and len(segments) > 1:
+            outcome = replace(outcome, start=segment.start)
+        outcomes.append(outcome)
     # What is planned is certainly not counted. It stands if it is what would be planned now.
+    first = next((o for o in outcomes if isinstance(o, MeterEvent)), None)
     for planned in said:
         if (
             planned.state is State.PLANNED
-            and isinstance(outcome, MeterEvent)
-            and (planned.customer, planned.value) == (outcome.customer, outcome.value)
+            and first is not None
+            and (planned.customer, planned.value) == (first.customer, first.value)
             and not too_old(planned.timestamp, now)
+            and any(s.holds(planned.timestamp) and s.holds(first.timestamp) for s in segments)
         ):
-            return Waiting(cell, target)
-    return outcome
+            holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
+            return [*holds, Waiting(cell, first.target)]
+    return outcomes
+
+
+def _only_segment(meter: Meter, segments: Sequence[Segment], terms: Terms) -> Segment | None:
+    """On a meter that keeps one value a day: the segment that value is for, else None.
+
+    The last one that may be stated.
+    """
+    if meter.event_time_window != "day" or len(segments) == 1:
+        return None
+    free = [s for s in segments if terms.why_barred(meter.meter_id, s.end - 1) is None]
+    return (free or segments)[-1]
 
 
 def _next(
     meter: Meter,
     cell: Cell,
-    target: int,
+    segment: Segment,
     customer: str | None,
     said: Sequence[Said],
     now: datetime,
     *,
+    stated_for: str | None,
     revision: int,
     after: int | None,
     at: int | None,
@@ -144,6 +216,7 @@ def _next(
     payers: Payers,
     retry_rejected: bool,
 ) -> MeterEvent | Hold | None:
+    target = check_target(segment.usage.of(meter.measure))
     held_by_stripe = standing(meter, said)
     value = target if meter.replaces else target - (held_by_stripe or 0)
     if held_by_stripe == target:
@@ -151,13 +224,12 @@ def _next(
     if held_by_stripe is None and target == 0 and meter.formula is Formula.SUM:
         return None
 
-    stated_for = stated_customer(said)
     pays = stated_for or customer
     last = max(said, key=lambda s: s.revision, default=None)
-    timestamp = stamp(cell.usage_day, after, at)
+    timestamp = stamp(segment.start, segment.end, after, at)
     reason = _why_hold(
         meter,
-        cell,
+        segment,
         pays,
         payers.terms_of(pays),
         timestamp,
@@ -198,7 +270,7 @@ def meter_is_back(meter: Meter, error_code: str | None, last_attempt_at: int | N
 
 def _why_hold(
     meter: Meter,
-    cell: Cell,
+    segment: Segment,
     customer: str | None,
     terms: Terms,
     timestamp: int | None,
@@ -210,14 +282,12 @@ def _why_hold(
 ) -> HoldReason | None:
     if customer is None:
         return HoldReason.CUSTOMER_UNDECIDED if undecided else HoldReason.NO_CUSTOMER
-    barred = terms.why_barred(
-        meter.meter_id, day_end(cell.usage_day) - 1 if timestamp is None else timestamp
-    )
+    barred = terms.why_barred(meter.meter_id, timestamp or segment.end - 1)
     if barred is not None:
         return barred
     if shared and meter.replaces:
         return HoldReason.CUSTOMER_SHARED
-    if at is None and not is_over(cell.usage_day, now):
+    if at is None and now.timestamp() < segment.end:
         return HoldReason.DAY_NOT_OVER
     if timestamp is None:
         return HoldReason.NO_ROOM_IN_DAY
@@ -234,6 +304,8 @@ def plan_day(
     said: Mapping[Cell, Sequence[Said]],
     now: datetime,
     *,
+    splits: Mapping[str, Sequence[Segment]] | None = None,
+    only_splits: bool = False,
     retry_rejected: bool = False,
 ) -> DayPlan:
     """Plan every cell of a usage day.
@@ -241,8 +313,11 @@ def plan_day(
     `usage` is the day's snapshot by organization, `payers` who pays today, `said` what was
     said by cell. An organization missing from the snapshot has a target of zero: if it was
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
+    `splits` gives the segments of organizations whose periods end inside the day; with
+    `only_splits` nothing else is planned, because the day itself is not over.
     """
     plan = DayPlan(usage_day)
+    splits = splits or {}
     customers = payers.customers
     for meter in meters:
         organizations = set(usage) | {
@@ -250,15 +325,18 @@ def plan_day(
         }
         if meter.formula is Formula.LAST:
             organizations |= set(customers)
+        if only_splits:
+            organizations = set(splits)
         shared = shared_customers(meter, customers, said)
         for organization_id in sorted(organizations):
             cell = Cell(usage_day, organization_id, meter.event_name)
             customer = customers.get(organization_id)
             history = said.get(cell, ())
-            outcome = plan_cell(
+            day = whole_day(usage_day, usage.get(organization_id, Usage()))
+            outcomes = plan_segments(
                 meter,
                 cell,
-                usage.get(organization_id, Usage()).of(meter.measure),
+                splits.get(organization_id, [day]),
                 customer,
                 history,
                 now,
@@ -266,7 +344,7 @@ def plan_day(
                 payers=payers,
                 retry_rejected=retry_rejected,
             )
-            plan.add(cell, outcome, history)
+            plan.add(cell, outcomes, history)
     return plan
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
 
-FIRST_STAMP = timedelta(hours=23)
-"""A day's first statement is stamped at 23:00:00: late, so that a `last` meter reads it as the
-day's final word, with 3,599 later seconds of the same day left for corrections."""
+ROOM = 3600
+"""A first statement is stamped an hour before the end, for a day at 23:00:00: late, so that a
+`last` meter reads it as the final word, with 3,599 later seconds left for corrections."""
 
 OLDEST = timedelta(days=34)
 """Stripe refuses events older than 35 calendar days; one day earlier we stop, so that clocks
@@ -23,15 +23,15 @@ def day_end(day: date) -> int:
     return day_start(day) + 86_400
 
 
-def stamp(day: date, after: int | None, at: int | None = None) -> int | None:
-    """The timestamp of the next event about `day`, or None when no second is left.
+def stamp(start: int, end: int, after: int | None, at: int | None = None) -> int | None:
+    """The timestamp of the next event about [start, end), or None when no second is left.
 
-    `after` is the highest timestamp said about the cell so far; `at` an instant asked for.
+    `after` is the highest timestamp said about it so far; `at` an instant asked for.
     """
-    chosen = day_start(day) + int(FIRST_STAMP.total_seconds()) if at is None else at
+    chosen = max(end - ROOM, (start + end) // 2) if at is None else at
     if after is not None:
         chosen = max(chosen, after + 1)
-    return chosen if day_start(day) <= chosen < day_end(day) else None
+    return chosen if start <= chosen < end else None
 
 
 def too_old(timestamp: int, now: datetime) -> bool:

@@ -54,6 +54,7 @@ class HoldReason(StrEnum):
     SUBSCRIPTION_ENDED = "subscription_ended"
     SUBSCRIPTION_UNKNOWN = "subscription_unknown"
     PERIOD_CLOSED = "period_closed"
+    DAILY_WINDOW = "daily_window"
     DAY_NOT_OVER = "day_not_over"
     TOO_OLD = "too_old"
     NO_ROOM_IN_DAY = "no_room_in_day"
@@ -71,6 +72,10 @@ HOLD_EXPLANATIONS: dict[HoldReason, str] = {
     HoldReason.SUBSCRIPTION_ENDED: "its subscription had ended by then",
     HoldReason.SUBSCRIPTION_UNKNOWN: "its subscription has a status that this version cannot read",
     HoldReason.PERIOD_CLOSED: "period closed: the invoice of its billing period is final",
+    HoldReason.DAILY_WINDOW: (
+        "its billing period ends inside the day, and the meter keeps one value a day (its "
+        "event_time_window): the rest of the day's usage cannot be stated beside it"
+    ),
     HoldReason.CUSTOMER_SHARED: (
         "several organizations share this customer, and the meter keeps one value per customer"
     ),
@@ -130,6 +135,13 @@ class Usage:
         if measure is Measure.ACTIVE_SENSORS:
             return self.active_sensors
         return self.reading_volume
+
+
+def usage_of(measure: Measure, count: int) -> Usage:
+    """A usage of which only one count is known and asked for."""
+    if measure is Measure.ACTIVE_SENSORS:
+        return Usage(active_sensors=count)
+    return Usage(reading_volume=count)
 
 
 @dataclass(frozen=True)
@@ -208,6 +220,8 @@ class Hold:
     value: int
     target: int
     reason: HoldReason
+    start: int = 0
+    """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
 
     @property
     def explanation(self) -> str:

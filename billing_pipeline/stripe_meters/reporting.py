@@ -129,7 +129,7 @@ class UsageReporter:
                 payers=payers,
             )
             plan = DayPlan(day)
-            plan.add(cell, outcome, said)
+            plan.add(cell, [] if outcome is None else [outcome], said)
             self._ledger.write_plan(connection, plan, cell.__eq__, None, now)
         last = said[-1] if said else None
         if isinstance(outcome, MeterEvent):

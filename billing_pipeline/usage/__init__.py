@@ -6,6 +6,7 @@ Knows nothing of Stripe, Dagster or the ledger. DuckDB does the counting.
 - `inputs`     the files of a usage day, with sizes and hashes
 - `readings`   the readings contract: those files as one relation, typed, defects named
 - `activity`   exact counting: one row per sensor and usage day, duplicates removed
+- `segments`   the same for parts of a day, where a billing period ends inside it
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
 """
 
@@ -13,6 +14,7 @@ from billing_pipeline.usage.activity import DAY_ERRORS, CountedDay, activity_for
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.inputs import DayInputs, UnusableInput, list_day
+from billing_pipeline.usage.segments import usage_in_segments
 from billing_pipeline.usage.snapshot import (
     Snapshot,
     is_current,
@@ -36,4 +38,5 @@ __all__ = [
     "load_snapshot",
     "snapshot_id_of",
     "take_snapshot",
+    "usage_in_segments",
 ]

