@@ -67,7 +67,8 @@ def measure_delivery(home: Path, events: int, rate: int) -> dict[str, Any]:
             plan = _plan(ledger, catalogue.meters, customers, day)
 
             cpu, begun = time.process_time(), time.perf_counter()
-            report = deliver(gateway, ledger, catalogue.meters, [day], utc_now)
+            payers = Payers(customers)
+            report = deliver(gateway, ledger, catalogue.meters, [day], utc_now, payers=payers)
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
 
             with urlopen(f"{base}/_sandbox") as answer:

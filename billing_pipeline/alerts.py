@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from urllib.request import Request, urlopen
 
-from billing_pipeline.statement import VERIFIABLE, Rooms
+from billing_pipeline.statement import Rooms, unbilled
 from billing_pipeline.stripe_events.inbox import EventState
 
 OLDEST_EVENT = timedelta(minutes=15)
@@ -32,14 +32,17 @@ class Alert:
 def alerts(rooms: Rooms) -> list[Alert]:
     """All that needs a person now."""
     now = rooms.clock()
-    days = [now.date() - timedelta(days=n) for n in range(VERIFIABLE.days)]
     found = [
-        ("rejected_events", len(rooms.inquiry.rejected(days)),
+        ("rejected_events", len(rooms.inquiry.rejected()),
          "meter events that Stripe refused: `billing explain` shows each, with its reason"),
-        ("mismatches", len(rooms.inquiry.checks(days, "mismatch")),
+        ("mismatches", len(rooms.inquiry.checks(None, "mismatch")),
          "figures where Stripe's summary differs from the ledger: `billing verify`"),
         ("meter_errors", len(rooms.inquiry.open_reports(now)),
          "error reports of Stripe's that are open: the check `meter_errors` shows them"),
+        ("unbilled_events", len(unbilled(rooms)),
+         "meter events that Stripe took after the invoice of their period was final"),
+        ("closed_usage", rooms.inquiry.held_for_good(),
+         "amounts are held for periods that are closed: `billing run` lists them"),
         ("failed_events", rooms.inbox.counts()[EventState.FAILED],
          "events of Stripe's that could not be applied: `billing events list --state failed`"),
         ("contradictions", len(rooms.customers.known(
@@ -48,9 +51,8 @@ def alerts(rooms: Rooms) -> list[Alert]:
     ]  # fmt: skip
     oldest = rooms.inbox.oldest_waiting()
     if oldest is not None and now - oldest > OLDEST_EVENT:
-        minutes = int((now - oldest).total_seconds() // 60)
-        text = f"minutes is how long the oldest event of Stripe's waits: is {SENSOR} on?"
-        found.append(("oldest_unprocessed_event", minutes, text))
+        text = f"or more events of Stripe's wait since {oldest:%Y-%m-%d %H:%M} UTC: is {SENSOR} on?"
+        found.append(("oldest_unprocessed_event", 1, text))
     return [Alert(kind, count, f"{count} {text}") for kind, count, text in found if count]
 
 

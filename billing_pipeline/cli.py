@@ -429,6 +429,7 @@ def events_list(
 
     def show() -> None:
         table = Table("created", "event", "type", "state", "tries", "why")
+        table.columns[1].no_wrap = table.columns[2].no_wrap = True  # to be copied
         for row in document["events"]:
             table.add_row(row["created"][:19], row["id"], row["type"], row["state"],
                           str(row["attempts"]), row["last_error"] or "")  # fmt: skip

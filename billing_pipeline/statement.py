@@ -13,23 +13,27 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import astuple, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import Inquiry, Ledger
+from billing_pipeline.ledger import Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
     DayPlan,
     Meter,
+    MeterEvent,
     Payers,
     Said,
     Segment,
     Usage,
     bounds,
     plan_day,
+    plan_segments,
+    shared_customers,
     standing,
+    usage_of,
 )
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start, is_over
 from billing_pipeline.settings import Settings
@@ -50,6 +54,7 @@ from billing_pipeline.usage import (
     Folder,
     Snapshot,
     is_current,
+    load_counted,
     load_snapshot,
     snapshot_id_of,
     usage_in_segments,
@@ -265,7 +270,14 @@ def _deliver(
             progress("delivering", done, total)
 
     report = deliver(
-        rooms.gateway, rooms.ledger, meters, days, rooms.clock, watch, leftovers=leftovers
+        rooms.gateway,
+        rooms.ledger,
+        meters,
+        days,
+        rooms.clock,
+        watch,
+        payers=rooms.payers(),
+        leftovers=leftovers,
     )
     statement.sent += report.sent
     statement.stopped = statement.stopped or report.stopped
@@ -283,7 +295,8 @@ def _plan(
     """Plan one day and write the plan down; True if another round has more of it to state."""
     try:
         payers = rooms.payers()
-        splits = _split(rooms, meters, payers, day)
+        cuts = _cuts(rooms, meters, payers, day)
+        splits = _split(rooms, day, cuts)
         with rooms.ledger.planning() as connection:
             # Read inside: whoever planned before us may have planned from an older snapshot.
             snapshot = _whole_snapshot(rooms, day)
@@ -312,7 +325,9 @@ def _plan(
                 ),
                 None if snapshot is None else snapshot.snapshot_id,
                 rooms.clock(),
-                basis=None if snapshot is None else _basis(snapshot.snapshot_id, splits),
+                basis=(
+                    None if snapshot is None else _basis(rooms, day, snapshot.snapshot_id, cuts)
+                ),
             )
     except DAY_ERRORS as error:
         statement.not_planned[day] = f"its snapshot cannot be read: {error}"
@@ -333,16 +348,14 @@ def _unplannable(snapshot: Snapshot | None, splits: Mapping[str, Sequence[Segmen
     return None
 
 
-def _split(
-    rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date
-) -> dict[str, list[Segment]]:
+def _split(rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]) -> dict[str, list[Segment]]:
     """The segments of the organizations whose billing periods end inside this day.
 
     Of a day that is not over, only the segments that have ended. Raises DAY_ERRORS.
     """
     parts: dict[str, list[tuple[int, int]]] = {}
     now, midnight = rooms.clock().timestamp(), day_start(day)
-    for organization, cuts in _cuts(rooms, meters, payers, day).items():
+    for organization, cuts in all_cuts.items():
         ended = [(start, end) for start, end in bounds(day, cuts) if end <= now]
         if ended:
             parts[organization] = [(start - midnight, end - midnight) for start, end in ended]
@@ -388,12 +401,17 @@ def _cuts(rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date) -> d
     return dict(cuts)
 
 
-def _basis(snapshot_id: str, splits: Mapping[str, Sequence[Segment]]) -> str:
-    """What a day is planned from, as one id: its snapshot, and the parts it is split into."""
-    if not splits:
+def _basis(rooms: Rooms, day: date, snapshot_id: str, cuts: Mapping[str, set[int]]) -> str:
+    """What a day is planned from, as one id: its snapshot, and how it is split.
+
+    The active sensors of a part also depend on the day before the snapshot's window.
+    """
+    if not cuts:
         return snapshot_id
-    parts = {o: [astuple(segment) for segment in segments] for o, segments in splits.items()}
-    content = json.dumps([snapshot_id, parts], sort_keys=True)
+    before = day - timedelta(days=rooms.settings.billing_active_window_days)
+    counted = load_counted(rooms.engine, rooms.snapshots, before)
+    parts = {organization: sorted(instants) for organization, instants in cuts.items()}
+    content = json.dumps([snapshot_id, counted and counted.activity_id, parts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -412,13 +430,13 @@ def _usage(snapshot: Snapshot) -> dict[str, Usage]:
 def unfinished_days(rooms: Rooms) -> list[date]:
     """Days that a new run from their present snapshots would bring further.
 
-    A snapshot not planned from yet, an event whose outcome is open, usage whose hold or refusal
-    a changed mapping has lifted.
+    A snapshot not planned from yet, an event whose outcome is open, usage that was held or
+    refused and would be stated now.
     """
     today = rooms.clock().date()
-    meters = {m.event_name: m for m in rooms.ledger.known_meters(rooms.settings.billing_meters)}
+    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
     payers = rooms.payers()
-    found = rooms.inquiry.unfinished_days(payers, meters, today - VERIFIABLE)
+    found = rooms.inquiry.open_days(today - VERIFIABLE) | _released(rooms, meters, payers)
     planned_from = rooms.inquiry.planned_from()
     first = max(today - OLDEST, rooms.settings.billing_start_day)
     for n in range((today - first).days):
@@ -426,10 +444,62 @@ def unfinished_days(rooms: Rooms) -> list[date]:
         with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
             snapshot_id = snapshot_id_of(rooms.engine, rooms.snapshots, day)
             if snapshot_id is not None:
-                splits = _split(rooms, list(meters.values()), payers, day)
-                if _basis(snapshot_id, splits) != planned_from.get(day):
+                cuts = _cuts(rooms, meters, payers, day)
+                if _basis(rooms, day, snapshot_id, cuts) != planned_from.get(day):
                     found.add(day)
     return sorted(found)
+
+
+def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date]:
+    """Days with usage that was held or refused, and that the rules would state now."""
+    by_name = {meter.event_name: meter for meter in meters}
+    left_out: dict[date, list[LeftOut]] = defaultdict(list)
+    for each in rooms.inquiry.left_out():
+        left_out[each.cell.usage_day].append(each)
+    said = rooms.ledger.said(list(left_out))
+    found = set()
+    for day, items in left_out.items():
+        cuts = _cuts(rooms, meters, payers, day)
+        shared = {m.event_name: shared_customers(m, payers.customers, said[day]) for m in meters}
+        for item in items:
+            meter = by_name.get(item.cell.event_name)
+            if meter is None or day in found:
+                continue
+            customer = payers.customers.get(item.cell.organization_id)
+            parts = bounds(day, cuts.get(item.cell.organization_id, ()))
+            usage = usage_of(meter.measure, item.target)
+            segments = [
+                Segment(start, end, usage)
+                for start, end in parts
+                if item.instant is None or start <= item.instant < end
+            ]
+            outcomes = plan_segments(
+                meter,
+                item.cell,
+                segments[-1:],
+                customer,
+                said[day].get(item.cell, ()),
+                rooms.clock(),
+                shared=customer in shared[meter.event_name],
+                payers=payers,
+            )
+            if any(isinstance(outcome, MeterEvent) for outcome in outcomes):
+                found.add(day)
+    return found
+
+
+def unbilled(rooms: Rooms) -> list[dict[str, Any]]:
+    """Events that Stripe took for a period whose invoice was final by then: no invoice has them.
+
+    This can happen while the news of a final invoice is on its way.
+    """
+    return [
+        {**event, "invoice": period.invoice_id, "finalized_at": period.finalized_at.isoformat()}
+        for period in rooms.customers.final_periods()
+        for event in rooms.inquiry.accepted_after(
+            period.customer, period.start, period.end, period.finalized_at
+        )
+    ]
 
 
 def closing_days(rooms: Rooms) -> dict[date, list[str]]:
@@ -497,7 +567,7 @@ def preview_days(
         if snapshot is None:
             missing.append(day)
             continue
-        splits = _split(rooms, meters, payers, day)
+        splits = _split(rooms, day, _cuts(rooms, meters, payers, day))
         plan = plan_day(
             day,
             meters,

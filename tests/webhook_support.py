@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def request(
 ) -> tuple[int, bytes]:
     connection = http.client.HTTPConnection(str(urlsplit(base).netloc), timeout=30)
     try:
-        connection.request(method, path, body, headers or {})
+        with suppress(BrokenPipeError, ConnectionResetError):
+            # A refused body is not read to its end; the answer is there all the same.
+            connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:

@@ -67,7 +67,7 @@ class WebhookApp:
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
-        return Starlette(
+        app = Starlette(
             routes=[
                 Route("/stripe/webhook", self.webhook, methods=["POST"]),
                 Route("/healthz", self.healthz),
@@ -76,6 +76,8 @@ class WebhookApp:
                 Route("/openapi.json", self.openapi),
             ]
         )
+        app.router.redirect_slashes = False  # Stripe follows no redirects
+        return app
 
     async def webhook(self, request: Request) -> Response:
         """POST /stripe/webhook."""

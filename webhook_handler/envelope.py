@@ -7,11 +7,17 @@ as the meters' error reports) only say where it can be fetched.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, StringConstraints, ValidationError
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
 
-from webhook_handler.signature import Refused
+from webhook_handler.signature import LATEST, Refused
 
 Name = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
 """An id or a type: printable ASCII without blanks, as all of Stripe's are."""
@@ -29,6 +35,13 @@ class Envelope(BaseModel):
     livemode: bool
     api_version: Name | None = None
     account: Name | None = None
+
+    @field_validator("created", mode="before")
+    @classmethod
+    def _in_seconds(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not 0 <= value <= LATEST:
+            raise ValueError("is not in unix seconds")
+        return value
 
     @property
     def flavour(self) -> Flavour:

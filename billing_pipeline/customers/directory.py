@@ -19,7 +19,7 @@ from typing import Any
 
 from sqlalchemy import Engine, and_, select
 
-from billing_pipeline.customers.read_model import DRAFT
+from billing_pipeline.customers.read_model import DELETED, DRAFT
 from billing_pipeline.customers.tables import (
     billing_periods,
     customers,
@@ -112,6 +112,17 @@ class ClosingPeriod:
     finalizes_at: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class FinalPeriod:
+    """A billing period whose invoice is final; what Stripe took later is on no invoice."""
+
+    invoice_id: str
+    customer: str
+    start: int
+    end: int
+    finalized_at: datetime
+
+
 class CustomerDirectory:
     """Organizations, their customers and the customers' terms, in the database."""
 
@@ -151,10 +162,8 @@ class CustomerDirectory:
         with self._engine.begin() as connection:
             found = connection.execute(select(subscriptions)).all()
             seen = connection.execute(select(billing_periods)).all()
-            final = connection.execute(
-                select(invoices).where(
-                    invoices.c.subscription_id.is_not(None), invoices.c.status != DRAFT
-                )
+            billed = connection.execute(
+                select(invoices).where(invoices.c.subscription_id.is_not(None))
             ).all()
         for row in found:
             by_customer[row.stripe_customer_id].append(
@@ -169,8 +178,15 @@ class CustomerDirectory:
         for row in seen:
             period = Period(row.subscription_id, row.start_at, row.end_at)
             periods[row.subscription_id].add(period)
-        for row in final:
-            if row.billing_reason in CLOSING_REASONS:
+        shown = {row.subscription_id for row in found}
+        for row in billed:
+            if row.subscription_id not in shown:
+                # Only its invoices tell of it: nothing forbids its usage, but its periods close.
+                shown.add(row.subscription_id)
+                by_customer[row.stripe_customer_id].append(
+                    Subscription(row.subscription_id, Policy.STATE, row.start_at)
+                )
+            if row.status not in (DRAFT, DELETED) and row.billing_reason in CLOSING_REASONS:
                 period = Period(row.subscription_id, row.start_at, row.end_at, final=True)
                 periods[row.subscription_id].add(period)
         return {
@@ -196,6 +212,28 @@ class CustomerDirectory:
         return [
             ClosingPeriod(
                 row.invoice_id, row.stripe_customer_id, row.start_at, row.end_at, row.finalizes_at
+            )
+            for row in rows
+            if row.billing_reason in CLOSING_REASONS
+        ]
+
+    def final_periods(self) -> list[FinalPeriod]:
+        """The periods whose invoice is final and says since when."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(invoices).where(
+                    invoices.c.status.not_in([DRAFT, DELETED]),
+                    invoices.c.subscription_id.is_not(None),
+                    invoices.c.finalized_at.is_not(None),
+                )
+            ).all()
+        return [
+            FinalPeriod(
+                row.invoice_id,
+                row.stripe_customer_id,
+                row.start_at,
+                row.end_at,
+                datetime.fromtimestamp(row.finalized_at, UTC),
             )
             for row in rows
             if row.billing_reason in CLOSING_REASONS
@@ -228,7 +266,7 @@ class CustomerDirectory:
                     "end": _instant(row.end_at),
                     "invoice": row.invoice_id,
                     "invoice_status": row.status,
-                    "final": row.status not in (None, DRAFT),
+                    "final": row.status not in (None, DRAFT, DELETED),
                 }
             )
         by_customer: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -6,12 +6,21 @@ Since API 2025-03-31 a subscription's period is on its items, and an invoice's s
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, field_validator
 
 ORGANIZATION_KEY = "organization_id"
 """The metadata key that names an organization, on checkout sessions and subscriptions."""
+
+
+Instant = Annotated[int, Field(ge=0, lt=253_402_300_800)]
+"""Unix seconds, before the year 10000."""
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+"""As long as ids of organizations and of Stripe may be here."""
+
+Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _id_of(value: Any) -> Any:
@@ -19,17 +28,26 @@ def _id_of(value: Any) -> Any:
     return value.get("id") if isinstance(value, dict) else value
 
 
+_organization = TypeAdapter(Id)
+
+
+def _organization_in(metadata: dict[str, Any] | None) -> str | None:
+    """The organization that metadata name. Raises ValidationError for what is no id."""
+    named = (metadata or {}).get(ORGANIZATION_KEY)
+    return _organization.validate_python(named) if named else None
+
+
 class Recurring(BaseModel):
     """How a price recurs; `meter` is the id of the meter that it bills."""
 
     usage_type: str | None = None
-    meter: str | None = None
+    meter: Id | None = None
 
 
 class Price(BaseModel):
     """A price of a subscription item."""
 
-    id: str
+    id: Id
     recurring: Recurring | None = None
 
 
@@ -37,32 +55,38 @@ class SubscriptionItem(BaseModel):
     """An item with its price and, since 2025-03-31, its billing period (unix seconds)."""
 
     price: Price | None = None
-    current_period_start: int | None = None
-    current_period_end: int | None = None
+    current_period_start: Instant | None = None
+    current_period_end: Instant | None = None
 
 
 class SubscriptionItems(BaseModel):
-    """The list of a subscription's items."""
+    """The list of a subscription's items; `has_more` where an event shows only some."""
 
     data: list[SubscriptionItem] = Field(default_factory=list)
+    has_more: bool = False
 
 
 class SubscriptionObject(BaseModel):
     """A subscription."""
 
-    id: str
-    customer: str
-    status: str
-    start_date: int
-    ended_at: int | None = None
-    canceled_at: int | None = None
-    cancel_at: int | None = None
-    current_period_start: int | None = None
-    current_period_end: int | None = None
+    id: Id
+    customer: Id
+    status: Id
+    start_date: Instant
+    ended_at: Instant | None = None
+    canceled_at: Instant | None = None
+    cancel_at: Instant | None = None
+    current_period_start: Instant | None = None
+    current_period_end: Instant | None = None
     items: SubscriptionItems = Field(default_factory=SubscriptionItems)
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: dict[str, Any] | None = None
 
     _customer = field_validator("customer", mode="before")(_id_of)
+
+    @property
+    def organization_id(self) -> str | None:
+        """Whom it is for, where its metadata says so."""
+        return _organization_in(self.metadata)
 
     @property
     def end(self) -> int | None:
@@ -86,6 +110,8 @@ class SubscriptionObject(BaseModel):
     @property
     def meters(self) -> frozenset[str] | None:
         """The meters that its prices bill; None where its items do not tell."""
+        if self.items.has_more:
+            return None
         recurring = [i.price.recurring for i in self.items.data if i.price and i.price.recurring]
         if len(recurring) < len(self.items.data) or not recurring:
             return None
@@ -94,18 +120,25 @@ class SubscriptionObject(BaseModel):
         return frozenset(r.meter for r in recurring if r.meter is not None)
 
 
+class StatusTransitions(BaseModel):
+    """When an invoice changed its status."""
+
+    finalized_at: Instant | None = None
+
+
 class InvoiceObject(BaseModel):
     """An invoice. `period_start` and `period_end` bound the usage that it bills."""
 
-    id: str
-    customer: str
-    status: str
-    billing_reason: str | None = None
-    period_start: int
-    period_end: int
-    attempt_count: int = 0
-    automatically_finalizes_at: int | None = None
-    subscription: str | None = None
+    id: Id
+    customer: Id
+    status: Id
+    billing_reason: Id | None = None
+    period_start: Instant
+    period_end: Instant
+    attempt_count: Count = 0
+    automatically_finalizes_at: Instant | None = None
+    status_transitions: StatusTransitions | None = None
+    subscription: Id | None = None
     parent: dict[str, Any] | None = None
 
     _ids = field_validator("customer", "subscription", mode="before")(_id_of)
@@ -121,17 +154,22 @@ class InvoiceObject(BaseModel):
 class CheckoutObject(BaseModel):
     """A completed checkout session, where an organization becomes a customer."""
 
-    id: str
-    customer: str | None = None
-    client_reference_id: str | None = None
-    metadata: dict[str, str] | None = None
+    id: Id
+    customer: Id | None = None
+    client_reference_id: Id | None = None
+    metadata: dict[str, Any] | None = None
 
     _customer = field_validator("customer", mode="before")(_id_of)
+
+    @field_validator("client_reference_id", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return value or None
 
     @property
     def organization_id(self) -> str | None:
         """Whom it is for. Raises ValueError when its two places name different ones."""
-        named = {self.client_reference_id, (self.metadata or {}).get(ORGANIZATION_KEY)} - {None, ""}
+        named = {self.client_reference_id, _organization_in(self.metadata)} - {None}
         if len(named) > 1:
             raise ValueError("client_reference_id and metadata name two organizations")
         return next(iter(named), None)
@@ -140,4 +178,4 @@ class CheckoutObject(BaseModel):
 class CustomerObject(BaseModel):
     """A customer, as far as its deletion is concerned."""
 
-    id: str
+    id: Id

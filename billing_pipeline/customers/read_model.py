@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from billing_pipeline.customers.objects import (
-    ORGANIZATION_KEY,
     CheckoutObject,
     CustomerObject,
     InvoiceObject,
@@ -32,7 +31,9 @@ from billing_pipeline.customers.tables import (
 )
 from billing_pipeline.database import upsert
 
-DRAFT = "draft"
+DRAFT, DELETED = "draft", "deleted"
+"""The statuses of an invoice that bills nothing (yet); the second one is ours: Stripe tells by
+an event that a draft was deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,8 @@ def take_subscription(
     """
     for start, end in seen.periods | (asked.periods if asked else set()):
         _see_period(connection, seen.id, start, end)
-    organization = seen.metadata.get(ORGANIZATION_KEY)
-    if organization:
-        _learn(connection, organization, seen.customer, source)
+    if seen.organization_id is not None:
+        _learn(connection, seen.organization_id, seen.customer, source)
     _take(
         connection,
         subscriptions,
@@ -112,6 +112,14 @@ def take_invoice(
         source,
         None if asked is None else _invoice_row(asked),
     )
+
+
+def knows_subscription(connection: Connection, subscription_id: str) -> bool:
+    """Whether any event has shown this subscription."""
+    query = select(subscriptions.c.subscription_id).where(
+        subscriptions.c.subscription_id == subscription_id
+    )
+    return connection.execute(query).first() is not None
 
 
 def _take(
@@ -163,6 +171,7 @@ def _invoice_row(seen: InvoiceObject) -> dict[str, Any]:
         "end_at": seen.period_end,
         "payment_attempts": seen.attempt_count,
         "finalizes_at": seen.automatically_finalizes_at,
+        "finalized_at": seen.status_transitions.finalized_at if seen.status_transitions else None,
     }
 
 

@@ -68,12 +68,13 @@ invoices = Table(
     Column("invoice_id", ID, primary_key=True),
     Column("stripe_customer_id", ID, nullable=False),
     Column("subscription_id", ID, index=True),
-    Column("status", ID, nullable=False),  # any but draft is final
+    Column("status", ID, nullable=False),  # any but draft and deleted is final
     Column("billing_reason", ID),
     Column("start_at", BigInt, nullable=False),  # of the usage it bills
     Column("end_at", BigInt, nullable=False),
     Column("payment_attempts", Integer, nullable=False),
     Column("finalizes_at", BigInt),  # when a draft is to become final, where Stripe says so
+    Column("finalized_at", BigInt),
     Column("as_of", UtcDateTime, nullable=False),
     Column("event_id", ID, nullable=False),
 )

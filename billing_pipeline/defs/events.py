@@ -9,14 +9,19 @@ import dagster as dg
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import apply_events
+from billing_pipeline.statement import apply_events, unbilled
 from billing_pipeline.stripe_events import fetch_missed
 
 
 @dg.multi_asset(
     name="apply_events",
     specs=[specs.SUBSCRIPTIONS],
-    check_specs=[specs.EVENTS_APPLIED, specs.METER_ERRORS, specs.CONTRADICTIONS],
+    check_specs=[
+        specs.EVENTS_APPLIED,
+        specs.METER_ERRORS,
+        specs.UNBILLED,
+        specs.CONTRADICTIONS,
+    ],
 )
 def subscriptions(
     context: dg.AssetExecutionContext, billing: dg.ResourceParam[Billing]
@@ -26,6 +31,7 @@ def subscriptions(
         with billing.open(context.run.run_id) as rooms:
             applied = apply_events(rooms)
             reports = rooms.inquiry.open_reports(rooms.clock())
+            late = unbilled(rooms)
             known = rooms.customers.known(rooms.settings.billing_customers_file)
     except ConfigurationError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
@@ -50,6 +56,14 @@ def subscriptions(
                     [{name: r[name] for name in ("code", "errors", "matched", "meter_id",
                                                  "window_start", "window_end", "message")}
                      for r in reports])},
+            ),
+            dg.AssetCheckResult(
+                passed=not late,
+                check_name=specs.UNBILLED.name,
+                metadata={"events": metadata.table(
+                    [{name: e[name] for name in ("day", "organization_id", "meter", "value",
+                                                 "accepted_at", "invoice", "finalized_at")}
+                     for e in late])},
             ),
             dg.AssetCheckResult(
                 passed=not known.contradictions(),

@@ -175,6 +175,11 @@ METER_ERRORS = dg.AssetCheckSpec(
     asset=SUBSCRIPTIONS.key,
     description="No open report of Stripe's about usage that it took and did not count.",
 )
+UNBILLED = dg.AssetCheckSpec(
+    "unbilled",
+    asset=SUBSCRIPTIONS.key,
+    description="Nothing was taken for a billing period after its invoice had become final.",
+)
 CONTRADICTIONS = dg.AssetCheckSpec(
     "contradictions",
     asset=SUBSCRIPTIONS.key,

@@ -6,7 +6,7 @@
 - `inquiry`  read-only questions, for people and reports
 """
 
-from billing_pipeline.ledger.inquiry import CellStory, HeldUsage, Inquiry
+from billing_pipeline.ledger.inquiry import CellStory, HeldUsage, Inquiry, LeftOut
 from billing_pipeline.ledger.ledger import (
     Checked,
     ErrorReport,
@@ -25,6 +25,7 @@ __all__ = [
     "HeldUsage",
     "Inquiry",
     "Ledger",
+    "LeftOut",
     "Outcome",
     "Outgoing",
     "ReportedError",

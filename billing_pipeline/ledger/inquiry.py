@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Select, and_, func, or_, select
+from sqlalchemy import Engine, Select, and_, func, or_, select, true
 
 from billing_pipeline.ledger.tables import (
     account,
@@ -16,6 +15,7 @@ from billing_pipeline.ledger.tables import (
     history,
     meter_errors,
     meter_events,
+    meters,
     planned_days,
     verifications,
 )
@@ -24,13 +24,10 @@ from billing_pipeline.metering import (
     SENT,
     UNSETTLED,
     Cell,
+    Formula,
     HoldReason,
-    Meter,
-    Payers,
     State,
-    meter_is_back,
 )
-from billing_pipeline.metering.timestamps import ROOM, day_end
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
 
 
@@ -60,6 +57,16 @@ class HeldUsage:
                 datetime.fromtimestamp(self.start, UTC).isoformat() if self.start else None
             ),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A cell, or the part of it around `instant` (unix seconds; None: all of it), that is not as
+    it should be: `target` is what it should be."""
+
+    cell: Cell
+    instant: int | None
+    target: int
 
 
 @dataclass(frozen=True)
@@ -111,16 +118,16 @@ class Inquiry:
             found += [_held(row) for row in rows]
         return found
 
-    def rejected(self, days: Sequence[date]) -> list[dict[str, Any]]:
-        """The events of these days that Stripe refused and nothing later has replaced."""
+    def rejected(self, days: Sequence[date] | None = None) -> list[dict[str, Any]]:
+        """The events of these days (None: all) that Stripe refused and nothing has made good."""
+        query = _refused().order_by(meter_events.c.id)
+        if days is not None:
+            query = query.where(meter_events.c.usage_day.in_(days))
         with self._engine.begin() as connection:
-            rows = connection.execute(
-                _refused().where(meter_events.c.usage_day.in_(days)).order_by(meter_events.c.id)
-            )
-            return [_event_json(row) for row in rows]
+            return [_event_json(row) for row in connection.execute(query)]
 
-    def checks(self, days: Sequence[date], outcome: str) -> list[dict[str, Any]]:
-        """The last looks at Stripe's summaries of these days that had this outcome.
+    def checks(self, days: Sequence[date] | None, outcome: str) -> list[dict[str, Any]]:
+        """The last looks at Stripe's summaries of these days (None: all) with this outcome.
 
         Looks at what has been rejected since, so that nothing more is expected, are left out.
         """
@@ -139,7 +146,7 @@ class Inquiry:
             rows = connection.execute(
                 select(verifications)
                 .where(
-                    verifications.c.usage_day.in_(days),
+                    true() if days is None else verifications.c.usage_day.in_(days),
                     verifications.c.outcome == outcome,
                     still_expected,
                 )
@@ -169,19 +176,11 @@ class Inquiry:
             rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
             return {row.usage_day: row.snapshot_id for row in rows}
 
-    def unfinished_days(
-        self, payers: Payers, meters: Mapping[str, Meter], verifiable_since: date
-    ) -> set[date]:
-        """Days with something that a new run could finish.
-
-        That is: events whose outcome is open, however old; events accepted and not verified
-        since `verifiable_since`; usage whose hold does not hold any more, now that `payers` pay;
-        and what was refused for another customer, or by a meter that was changed since.
-        """
-        mapping = payers.customers
-        unshared = {c for c, n in Counter(mapping.values()).items() if n == 1}
+    def open_days(self, verifiable_since: date) -> set[date]:
+        """Days with events whose outcome is open, however old, and days since then with events
+        that were accepted and not verified."""
         with self._engine.begin() as connection:
-            found = set(
+            return set(
                 connection.scalars(
                     select(meter_events.c.usage_day)
                     .where(
@@ -196,29 +195,52 @@ class Inquiry:
                     .distinct()
                 )
             )
-            held = connection.execute(select(held_usage)).all()
-            refused = connection.execute(_refused()).all()
-        for row in held:
-            customer = mapping.get(row.organization_id)
-            meter = meters.get(row.event_name)
-            if row.reason in (HoldReason.NO_CUSTOMER, HoldReason.CUSTOMER_UNDECIDED):
-                lifted = customer is not None
-            elif row.reason == HoldReason.CUSTOMER_SHARED:
-                lifted = customer in unshared
-            elif row.reason in BY_TERMS and meter is not None:
-                instant = row.start_at or day_end(row.usage_day) - ROOM
-                lifted = payers.terms_of(customer).why_barred(meter.meter_id, instant) is None
-            else:
-                lifted = False
-            if lifted:
-                found.add(row.usage_day)
-        for row in refused:
-            meter = meters.get(row.event_name)
-            tried = row.last_attempt_at and int(row.last_attempt_at.timestamp())
-            mapped_anew = mapping.get(row.organization_id, row.customer) != row.customer
-            if mapped_anew or (meter and meter_is_back(meter, row.error_code, tried)):
-                found.add(row.usage_day)
+
+    def left_out(self) -> list[LeftOut]:
+        """Usage that is held or was refused, and could be stated once its cause is gone."""
+        newest = meter_events.alias()
+        targets = (
+            select(newest.c.target)
+            .where(
+                newest.c.usage_day == meter_events.c.usage_day,
+                newest.c.organization_id == meter_events.c.organization_id,
+                newest.c.event_name == meter_events.c.event_name,
+            )
+            .order_by(newest.c.revision.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
+        with self._engine.begin() as connection:
+            held = connection.execute(
+                select(held_usage).where(held_usage.c.reason.in_(list(LIFTABLE)))
+            ).all()
+            refused = connection.execute(_refused().add_columns(targets.label("newest"))).all()
+        found = [LeftOut(_held(row).cell, row.start_at or None, row.target) for row in held]
+        found += [
+            LeftOut(
+                Cell(row.usage_day, row.organization_id, row.event_name), row.timestamp, row.newest
+            )
+            for row in refused
+        ]
         return found
+
+    def accepted_after(
+        self, customer: str, start: int, end: int, since: datetime
+    ) -> list[dict[str, Any]]:
+        """What Stripe took for a customer, stamped in [start, end), only after `since`."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_events)
+                .where(
+                    meter_events.c.customer == customer,
+                    meter_events.c.timestamp >= start,
+                    meter_events.c.timestamp < end,
+                    meter_events.c.accepted_at >= since,
+                    meter_events.c.state.in_(SENT),
+                )
+                .order_by(meter_events.c.id)
+            )
+            return [_event_json(row) for row in rows]
 
     def story(self, cell: Cell) -> CellStory:
         """All there is about one cell."""
@@ -273,6 +295,13 @@ class Inquiry:
             or (row.errors > row.matched and row.window_end > now - timedelta(days=1))
         ]
 
+    def held_for_good(self) -> int:
+        """How much usage is held that by itself will never be stated: parts of days, counted."""
+        lost = (HoldReason.PERIOD_CLOSED, HoldReason.DAILY_WINDOW, HoldReason.NO_ROOM_IN_DAY)
+        with self._engine.begin() as connection:
+            query = select(func.count()).select_from(held_usage)
+            return connection.scalar(query.where(held_usage.c.reason.in_(lost))) or 0
+
     def account(self) -> dict[str, Any] | None:
         """The account and mode this ledger speaks for, None before its first contact."""
         with self._engine.begin() as connection:
@@ -280,19 +309,29 @@ class Inquiry:
         return _json(dict(row._mapping)) if row else None
 
 
-BY_TERMS = (
+LIFTABLE = (
+    HoldReason.NO_CUSTOMER,
+    HoldReason.CUSTOMER_UNDECIDED,
+    HoldReason.CUSTOMER_SHARED,
     HoldReason.CUSTOMER_DELETED,
     HoldReason.SUBSCRIPTION_INACTIVE,
     HoldReason.SUBSCRIPTION_ENDED,
     HoldReason.SUBSCRIPTION_UNKNOWN,
     HoldReason.PERIOD_CLOSED,
 )
-"""Holds that a customer's terms made, and may lift."""
+"""Holds that something said later may lift."""
 
 
 def _refused() -> Select[Any]:
-    """Events that Stripe refused and nothing later has replaced."""
+    """Events that Stripe refused and nothing later has made good.
+
+    Where newer values replace older ones any later statement does; where Stripe adds them up,
+    only one that was planned when the refusal was known.
+    """
     later = meter_events.alias()
+    replacing = select(meters.c.event_name).where(
+        or_(meters.c.formula == Formula.LAST, meters.c.event_time_window == "day")
+    )
     return select(meter_events).where(
         meter_events.c.state == State.REJECTED,
         meter_events.c.error_code.not_in(list(HARMLESS)),
@@ -302,6 +341,11 @@ def _refused() -> Select[Any]:
             later.c.organization_id == meter_events.c.organization_id,
             later.c.event_name == meter_events.c.event_name,
             later.c.revision > meter_events.c.revision,
+            or_(later.c.state != State.REJECTED, later.c.error_code.not_in(list(HARMLESS))),
+            or_(
+                later.c.event_name.in_(replacing),
+                later.c.planned_at >= meter_events.c.rejected_at,
+            ),
         )
         .exists(),
     )

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Row,
     bindparam,
     delete,
+    func,
     insert,
     select,
     text,
@@ -51,8 +52,10 @@ from billing_pipeline.metering import (
     Said,
     State,
 )
+from billing_pipeline.metering.agreement import TAKE_BACK_AFTER
 from billing_pipeline.settings import ConfigurationError
 
+CUSTOMER_UNKNOWN = "meter_event_customer_not_found"
 PLANNING_KEY = 7205133
 MODES = {True: "live", False: "test"}
 WINDOW_MARGIN = timedelta(minutes=5)
@@ -137,8 +140,10 @@ class Checked:
     settled: Settled
     reported: str
     outcome: str  # agrees, lagging or mismatch
-    absent: bool = False
-    """Whether Stripe certainly shows nothing of what was accepted and not verified."""
+    missing: tuple[int, ...] = ()
+    """Ids of pending events that Stripe does not show, if it has lost any."""
+    customer_gone: bool = False
+    """Whether Stripe does not know the customer at all."""
 
 
 class Ledger:
@@ -507,6 +512,7 @@ class Ledger:
                     first_attempt_at=bindparam("_first_attempt_at"),
                     last_attempt_at=bindparam("_last_attempt_at"),
                     accepted_at=bindparam("_accepted_at"),
+                    rejected_at=bindparam("_rejected_at"),
                     request_id=bindparam("_request_id"),
                     error_code=bindparam("_error_code"),
                     error_message=bindparam("_error_message"),
@@ -540,13 +546,15 @@ class Ledger:
             )
 
     def meter_changed(self, connection: Connection, meter_id: str, at: datetime) -> bool:
-        """Remember that Stripe changed a meter; False if it is none of ours."""
-        changed = connection.execute(
+        """Remember when Stripe last changed a meter; False if it is none of ours."""
+        instant = int(at.timestamp())
+        connection.execute(
             update(meters)
-            .where(meters.c.meter_id == meter_id)
-            .values(changed_at=int(at.timestamp()))
+            .where(meters.c.meter_id == meter_id, func.coalesce(meters.c.changed_at, 0) < instant)
+            .values(changed_at=instant)
         )
-        return changed.rowcount > 0
+        ours = select(meters.c.event_name).where(meters.c.meter_id == meter_id)
+        return connection.execute(ours).first() is not None
 
     # Error reports ---------------------------------------------------------------------------
 
@@ -559,39 +567,25 @@ class Ledger:
         """
         rows = connection.execute(select(meters)).all()
         known = {row.event_name: row for row in rows}
-        named = {row.event_name for row in rows if row.meter_id == report.meter_id}
+        ours = {row.event_name for row in rows if row.meter_id == report.meter_id}
+        samples = [sample for error in report.errors for sample in error.samples]
+        named = self._named(connection, known, samples)
+        if any(row.state == State.SENDING for row in named.values()):
+            raise StillSending(f"{report.event_id} names an event that is being sent")
         outcomes: dict[int, Outcome] = {}
         for error in report.errors:
-            found = [self._named(connection, known, sample) for sample in error.samples]
-            matched = {row.id: row for row in found if row is not None}
-            if any(row.state == State.SENDING for row in matched.values()):
-                raise StillSending(f"{report.event_id} names an event that is being sent")
+            matched = {named[sample].id for sample in error.samples if sample in named}
             for id in matched:
+                told = f"reported by {report.event_id}: {error.message}"
                 outcomes[id] = Outcome(
-                    id,
-                    State.REJECTED,
-                    error_code=error.code,
-                    error_message=f"reported by {report.event_id}: {error.message}",
+                    id, State.REJECTED, error_code=error.code, error_message=told
                 )
-            upsert(
-                connection,
-                meter_errors,
-                {"event_id": report.event_id, "code": error.code},
-                {
-                    "meter_id": report.meter_id,
-                    "errors": error.count,
-                    "matched": len(matched),
-                    "window_start": report.window_start,
-                    "window_end": report.window_end,
-                    "message": error.message,
-                },
-            )
-        reported = {State.AMBIGUOUS, *SENT}
-        self._move(connection, now, reported, list(outcomes.values()))
+            self._keep_error(connection, report, error, len(matched))
+        self._move(connection, now, {State.AMBIGUOUS, *SENT}, list(outcomes.values()))
         doubtful = connection.scalars(
             select(meter_events.c.id).where(
                 meter_events.c.state == State.VERIFIED,
-                meter_events.c.event_name.in_(named),
+                meter_events.c.event_name.in_(ours),
                 meter_events.c.accepted_at >= report.window_start - WINDOW_MARGIN,
                 meter_events.c.accepted_at <= report.window_end + WINDOW_MARGIN,
             )
@@ -604,23 +598,48 @@ class Ledger:
             [Outcome(id, State.ACCEPTED, error_message=again) for id in doubtful],
         )
 
+    def _keep_error(
+        self, connection: Connection, report: ErrorReport, error: ReportedError, matched: int
+    ) -> None:
+        """Keep one line of a report; taken over again, it never forgets what it explained."""
+        key = {"event_id": report.event_id, "code": error.code}
+        before = connection.scalar(
+            select(meter_errors.c.matched).where(
+                *(meter_errors.c[name] == value for name, value in key.items())
+            )
+        )
+        upsert(
+            connection,
+            meter_errors,
+            key,
+            {
+                "meter_id": report.meter_id,
+                "errors": error.count,
+                "matched": max(matched, before or 0),
+                "window_start": report.window_start,
+                "window_end": report.window_end,
+                "message": error.message,
+            },
+        )
+
     def _named(
-        self, connection: Connection, known: Mapping[str, Row[Any]], sample: str
-    ) -> Row[Any] | None:
-        """The event that a sample names by its identifier or by its Idempotency-Key."""
-        wanted = {sample, sample.rpartition("-")[0]}
+        self, connection: Connection, known: Mapping[str, Row[Any]], samples: Sequence[str]
+    ) -> dict[str, Row[Any]]:
+        """The events that samples name, by their identifiers or by their Idempotency-Keys."""
+        wanted = {*samples, *(sample.rpartition("-")[0] for sample in samples)}
         rows = connection.execute(
-            select(meter_events).where(meter_events.c.identifier.in_(wanted)).with_for_update()
+            select(meter_events)
+            .where(meter_events.c.identifier.in_(wanted))
+            .order_by(meter_events.c.id)  # all lock in one order, so none waits in a ring
+            .with_for_update()
         ).all()
+        found = {row.identifier: row for row in rows}
         for row in rows:
-            meter = known.get(row.event_name)
-            if row.identifier == sample or (
-                meter is not None
+            if row.event_name in known:
                 # Which count feeds the meter plays no part in the key.
-                and _event(row).idempotency_key(_meter(meter, Measure.READING_VOLUME)) == sample
-            ):
-                return row
-        return None
+                meter = _meter(known[row.event_name], Measure.READING_VOLUME)
+                found[_event(row).idempotency_key(meter)] = row
+        return {sample: found[sample] for sample in samples if sample in found}
 
     # Verification ----------------------------------------------------------------------------
 
@@ -656,16 +675,21 @@ class Ledger:
         ]
         return [s for s in found if s.pending_ids or not unverified_only]
 
-    def _take_back(self, connection: Connection, settled: Settled, now: datetime) -> None:
-        """Reject what Stripe does not show, if a report tells of errors it did not name then."""
-        if not settled.pending_ids:
-            return
+    def _take_back(self, connection: Connection, check: Checked, now: datetime) -> bool:
+        """Reject what Stripe does not show, if a report tells of errors that it did not name.
+
+        Returns whether such a report casts doubt on this figure. Only a customer that Stripe
+        does not know is believed at once; else the summary gets TAKE_BACK_AFTER to show it.
+        """
+        settled = check.settled
+        unknown = meter_errors.c.code == CUSTOMER_UNKNOWN
         report = connection.execute(
             select(meter_errors)
             .join(meters, meters.c.meter_id == meter_errors.c.meter_id)
             .where(
                 meters.c.event_name == settled.event_name,
-                meter_errors.c.errors - meter_errors.c.matched >= len(settled.pending_ids),
+                unknown if check.customer_gone else ~unknown,
+                meter_errors.c.errors - meter_errors.c.matched >= len(check.missing),
                 meter_errors.c.window_start <= min(settled.pending_since) + WINDOW_MARGIN,
                 meter_errors.c.window_end >= max(settled.pending_since) - WINDOW_MARGIN,
             )
@@ -673,11 +697,13 @@ class Ledger:
             .limit(1)
         ).one_or_none()
         if report is None:
-            return
+            return False
+        if not check.customer_gone and now - settled.last_accepted_at < TAKE_BACK_AFTER:
+            return True
         told = f"reported by {report.event_id}: not named, and not in Stripe's summary"
         outcomes = [
             Outcome(id, State.REJECTED, error_code=report.code, error_message=told)
-            for id in settled.pending_ids
+            for id in check.missing
         ]
         taken = self._move(connection, now, {State.ACCEPTED}, outcomes)
         connection.execute(
@@ -685,6 +711,7 @@ class Ledger:
             .where(meter_errors.c.event_id == report.event_id, meter_errors.c.code == report.code)
             .values(matched=meter_errors.c.matched + len(taken))
         )
+        return True
 
     def record_checks(self, checks: Sequence[Checked], now: datetime) -> None:
         """Keep the looks at Stripe's summaries; where they agree, mark the events verified.
@@ -707,15 +734,13 @@ class Ledger:
                     "run": self.run,
                 }
                 upsert(connection, verifications, key, row)
+            verified: list[int] = []
             for check in checks:
-                if check.outcome == "mismatch" and check.absent:
-                    self._take_back(connection, check.settled, now)
-            agreed = [c.settled for c in checks if c.outcome == "agrees"]
+                doubted = bool(check.missing) and self._take_back(connection, check, now)
+                if check.outcome == "agrees" and not doubted:
+                    verified += check.settled.pending_ids
             self._move(
-                connection,
-                now,
-                {State.ACCEPTED},
-                [Outcome(id, State.VERIFIED) for settled in agreed for id in settled.pending_ids],
+                connection, now, {State.ACCEPTED}, [Outcome(id, State.VERIFIED) for id in verified]
             )
 
 
@@ -792,6 +817,7 @@ def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
         "_first_attempt_at": row.first_attempt_at or (now if tried else None),
         "_last_attempt_at": now if tried or outcome.attempts else row.last_attempt_at,
         "_accepted_at": row.accepted_at or (now if accepted else None),
+        "_rejected_at": now if outcome.state is State.REJECTED else row.rejected_at,
         "_request_id": outcome.request_id or row.request_id,
         "_error_code": outcome.error_code,
         "_error_message": outcome.error_message,

@@ -67,6 +67,7 @@ meter_events = Table(
     Column("first_attempt_at", UtcDateTime),
     Column("last_attempt_at", UtcDateTime),
     Column("accepted_at", UtcDateTime),
+    Column("rejected_at", UtcDateTime),
     Column("request_id", String(255)),
     Column("error_code", String(255)),
     Column("error_message", Text),

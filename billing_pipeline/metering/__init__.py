@@ -15,8 +15,8 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 from billing_pipeline.metering.agreement import (
     Agreement,
     judge,
+    missing_from,
     possible_figures,
-    shows_none,
 )
 from billing_pipeline.metering.planning import (
     HARMLESS,
@@ -55,6 +55,7 @@ from billing_pipeline.metering.vocabulary import (
     State,
     Usage,
     Waiting,
+    usage_of,
 )
 
 __all__ = [
@@ -87,13 +88,14 @@ __all__ = [
     "bounds",
     "judge",
     "meter_is_back",
+    "missing_from",
     "plan_cell",
     "plan_day",
     "plan_segments",
     "possible_figures",
     "shared_customers",
-    "shows_none",
     "standing",
     "too_old",
+    "usage_of",
     "whole_day",
 ]

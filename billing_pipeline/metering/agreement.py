@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from itertools import combinations
 from typing import Literal
 
 LAG_ALLOWANCE = timedelta(hours=1)
@@ -42,17 +43,6 @@ def judge(
     return "lagging" if on_the_way and pending else "mismatch"
 
 
-def shows_none(
-    certain: int | None, reported: float, last_accepted_at: datetime, now: datetime
-) -> bool:
-    """Whether a summary shows just what was verified before, and lag explains it no longer.
-
-    If Stripe then also reports errors, what was accepted since was not counted: to take it back
-    leaves the ledger with exactly the figure that Stripe shows.
-    """
-    return reported == (certain or 0) and now - last_accepted_at > LAG_ALLOWANCE
-
-
 MOST_PENDING = 10
 """Beyond so many unverified events of one cell a summary is not used as proof."""
 
@@ -73,3 +63,33 @@ def possible_figures(
     for value in pending:
         figures |= {figure + value for figure in figures}
     return figures
+
+
+TAKE_BACK_AFTER = timedelta(hours=24)
+"""How long a summary must have had before what it does not show is believed to be lost."""
+
+
+def missing_from(
+    certain: int | None, pending: Sequence[int], replaces: bool, reported: float | None
+) -> list[int] | None:
+    """Which of the pending events must be missing for a summary to show this figure.
+
+    As indexes of `pending`, as few as possible and the latest rather than the earliest; None
+    where nothing of this kind explains the figure. `reported` is None where the summary has no
+    row at all. Whichever is chosen, to take these back leaves the ledger with exactly the figure
+    that Stripe shows.
+    """
+    every = list(range(len(pending)))
+    if replaces:
+        if reported is not None and reported in pending:
+            last = max(n for n in every if pending[n] == reported)
+            return every[last + 1 :]
+        return every if reported == certain else None
+    if len(pending) > MOST_PENDING:
+        return every if (reported or 0) == (certain or 0) else None
+    total = (certain or 0) + sum(pending)
+    for number in range(len(pending) + 1):
+        for lost in combinations(reversed(every), number):
+            if total - sum(pending[n] for n in lost) == (reported or 0):
+                return sorted(lost)
+    return None

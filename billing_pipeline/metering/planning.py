@@ -225,7 +225,8 @@ def _next(
         return None
 
     pays = stated_for or customer
-    last = max(said, key=lambda s: s.revision, default=None)
+    spoken = [s for s in said if s.state is not State.REJECTED or s.error_code not in HARMLESS]
+    last = max(spoken, key=lambda s: s.revision, default=None)
     timestamp = stamp(segment.start, segment.end, after, at)
     reason = _why_hold(
         meter,
@@ -244,7 +245,6 @@ def _next(
     if (
         last is not None
         and last.state is State.REJECTED
-        and last.error_code not in HARMLESS
         and (last.customer, last.value) == (pays, value)
         and not meter_is_back(meter, last.error_code, last.last_attempt_at)
         and not retry_rejected

@@ -14,7 +14,7 @@ instants are unix seconds; what lies at an end belongs to what follows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -103,7 +103,7 @@ class Terms:
         relevant = [s for s in self.subscriptions if s.bills(meter_id)]
         if not relevant:
             return None
-        if self._closed({s.id for s in relevant}, timestamp):
+        if self._closed(relevant, timestamp):
             return HoldReason.PERIOD_CLOSED
         ended = [s.end for s in relevant if s.policy is Policy.UNTIL_END and s.end is not None]
         after_an_end = any(timestamp >= end for end in ended)
@@ -116,12 +116,17 @@ class Terms:
             return HoldReason.SUBSCRIPTION_INACTIVE
         return HoldReason.SUBSCRIPTION_ENDED
 
-    def _closed(self, subscriptions: set[str], timestamp: int) -> bool:
+    def _closed(self, relevant: Sequence[Subscription], timestamp: int) -> bool:
         """Whether every period that could still bill this instant has a final invoice."""
-        covering = [
-            p for p in self.periods if p.subscription in subscriptions and p.covers(timestamp)
-        ]
+        ends = {s.id: s.end for s in relevant}
+        covering = [p for p in self.periods if p.subscription in ends and p.covers(timestamp)]
         final = {p.subscription for p in covering if p.final}
+        # A period that its subscription did not live to see the end of bills nothing after that.
+        covering = [
+            p
+            for p in covering
+            if p.final or (end := ends[p.subscription]) is None or timestamp < end
+        ]
         return bool(final) and all(p.subscription in final for p in covering)
 
     def boundaries(self, meter_id: str | None, start: int, end: int) -> list[int]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy.exc import InterfaceError, OperationalError
+from pydantic import ValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from billing_pipeline.customers.read_model import AskStripe
 from billing_pipeline.database import writing
@@ -17,7 +18,7 @@ from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_events.handlers import HANDLERS, Desk
 from billing_pipeline.stripe_events.inbox import EventState, Inbox, StoredEvent
 from billing_pipeline.stripe_meters import StripeGateway, StripeUnreachable
-from billing_pipeline.stripe_meters.objects import fetch
+from billing_pipeline.stripe_meters.objects import NotThere, fetch
 
 MOST_QUESTIONS = 3
 """How often one event may send us to Stripe in one attempt."""
@@ -51,43 +52,91 @@ def apply_due(
     An event of another mode or account than the ledger's is ignored.
     """
     applied = Applied()
-    while due := inbox.due(clock()):
+    tried: set[str] = set()
+    trip = _Trip(gateway)
+    while due := inbox.due(clock(), exclude=tried):
         for number, event in enumerate(due, start=1):
-            _apply_one(inbox, ledger, gateway, clock, event, applied)
+            tried.add(event.id)  # once in this call, whatever the clock does meanwhile
+            _apply_one(inbox, ledger, trip, clock, event, applied)
             if progress is not None:
                 progress(number, len(due))
     return applied
 
 
+class _Trip:
+    """Questions to Stripe in one call; once it is away, nobody waits for it again."""
+
+    def __init__(self, gateway: StripeGateway) -> None:
+        self.gateway = gateway
+        self._away: StripeUnreachable | None = None
+
+    def ask(self, kind: str, object_id: str) -> dict[str, Any] | None:
+        """An object as it is now, None where there is none. Raises StripeUnreachable."""
+        if self._away is not None:
+            raise self._away
+        try:
+            return asyncio.run(fetch(self.gateway, kind, object_id))
+        except NotThere:
+            return None
+        except StripeUnreachable as error:
+            self._away = error
+            raise
+
+
 def _apply_one(
     inbox: Inbox,
     ledger: Ledger,
-    gateway: StripeGateway,
+    trip: _Trip,
     clock: Callable[[], datetime],
     event: StoredEvent,
     applied: Applied,
 ) -> None:
-    asked: dict[tuple[str, str], dict[str, Any]] = {}
+    asked: dict[tuple[str, str], dict[str, Any] | None] = {}
     try:
         for _ in range(MOST_QUESTIONS):
             try:
-                _in_one_transaction(inbox, ledger, gateway, clock, event.id, asked, applied)
+                _in_one_transaction(inbox, ledger, trip.gateway, clock, event.id, asked, applied)
             except AskStripe as question:
                 key = question.kind, question.object_id
-                asked[key] = asyncio.run(fetch(gateway, *key))
+                asked[key] = trip.ask(*key)
             else:
                 return
         raise RuntimeError("Stripe's answers did not settle it")
-    except (InterfaceError, OperationalError, ConfigurationError):
+    except ConfigurationError:
         raise  # no fault of the event's
     except (StripeUnreachable, StillSending) as error:
         inbox.postpone(event, str(error), clock(), counts=False)
         applied.postponed[event.id] = str(error)
     # A poisonous event fails alone: whatever it raised stands on its row, for people to read.
     except Exception as error:
-        told = f"{type(error).__name__}: {error}"[:1000]
+        if isinstance(error, DBAPIError) and _is_the_databases_fault(error):
+            raise
+        told = _told(error)
         failed = inbox.postpone(event, told, clock())
         (applied.failed if failed else applied.postponed)[event.id] = told
+
+
+def _is_the_databases_fault(error: DBAPIError) -> bool:
+    """Whether no event could be applied now: no connection, no space, no lock.
+
+    PostgreSQL says by its SQLSTATE's class what it is about: 08 connection, 25 transaction,
+    40 deadlock, 53 resources, 57 shutdown, 58 system.
+    """
+    state = getattr(error.orig, "sqlstate", None)
+    if isinstance(error, InterfaceError | OperationalError) and state is None:
+        return True
+    return state is not None and state[:2] in ("08", "25", "40", "53", "57", "58")
+
+
+def _told(error: Exception) -> str:
+    """An error in words, without what the event itself says: that may be private."""
+    if isinstance(error, ValidationError):
+        problems = error.errors(include_input=False, include_url=False, include_context=False)
+        where = (f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in problems)
+        return f"{error.title} is not as expected: {'; '.join(where)}"[:1000]
+    if isinstance(error, DBAPIError):
+        return f"the database does not take it: {type(error.orig).__name__}"
+    return f"{type(error).__name__}: {error}"[:1000]
 
 
 def _in_one_transaction(
@@ -96,7 +145,7 @@ def _in_one_transaction(
     gateway: StripeGateway,
     clock: Callable[[], datetime],
     event_id: str,
-    asked: dict[tuple[str, str], dict[str, Any]],
+    asked: dict[tuple[str, str], dict[str, Any] | None],
     applied: Applied,
 ) -> None:
     with writing(inbox.engine) as connection:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from datetime import datetime
 
 from billing_pipeline.stripe_events.handlers import ORDINARY_TYPES, THIN_TYPES
@@ -14,7 +15,10 @@ from billing_pipeline.stripe_events.inbox import Inbox
 from billing_pipeline.stripe_meters import StripeGateway
 from billing_pipeline.stripe_meters.objects import list_events
 from webhook_handler.envelope import read
+from webhook_handler.signature import Refused
 from webhook_handler.store import EventStore
+
+log = logging.getLogger(__name__)
 
 
 def fetch_missed(
@@ -22,8 +26,8 @@ def fetch_missed(
 ) -> tuple[int, list[str]]:
     """Store what Stripe lists since then and nobody delivered.
 
-    Returns how many events Stripe listed, and the ids of those that were missing.
-    Raises StripeUnreachable, ConfigurationError.
+    Returns how many events Stripe listed, and the ids of those that were missing. One that
+    cannot be read is logged and left out. Raises StripeUnreachable, ConfigurationError.
     """
     return asyncio.run(_fetch_missed(EventStore(inbox.engine), gateway, since, now))
 
@@ -35,7 +39,11 @@ async def _fetch_missed(
     async for event in list_events(gateway, since, ORDINARY_TYPES, THIN_TYPES):
         listed += 1
         text = json.dumps(event)
-        envelope = read(text)
+        try:
+            envelope = read(text)
+        except Refused as refused:
+            log.error("Stripe lists an event that cannot be stored: %s", refused)
+            continue
         if store.keep(envelope, text, now, "backstop"):
             missing.append(envelope.id)
     return listed, missing

@@ -22,8 +22,10 @@ from billing_pipeline.customers.objects import (
     SubscriptionObject,
 )
 from billing_pipeline.customers.read_model import (
+    DELETED,
     AskStripe,
     Source,
+    knows_subscription,
     take_checkout,
     take_deleted_customer,
     take_invoice,
@@ -31,6 +33,7 @@ from billing_pipeline.customers.read_model import (
 )
 from billing_pipeline.ledger import ErrorReport, Ledger, ReportedError
 from billing_pipeline.stripe_events.inbox import StoredEvent
+from billing_pipeline.stripe_meters.objects import NotThere
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class Desk:
     connection: Connection
     ledger: Ledger
     now: datetime
-    asked: Mapping[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
-    """Stripe's objects by kind and id."""
+    asked: Mapping[tuple[str, str], dict[str, Any] | None] = field(default_factory=dict)
+    """Stripe's objects by kind and id; None where it has none, or does not show it."""
 
     def answer(self, kind: str, object_id: str) -> dict[str, Any] | None:
-        """What Stripe said of an object, None where it was not asked yet."""
+        """What Stripe said of an object, None where it was not asked yet. Raises NotThere."""
+        if (kind, object_id) in self.asked and self.asked[kind, object_id] is None:
+            raise NotThere(f"Stripe does not show this key the {kind} {object_id}")
         return self.asked.get((kind, object_id))
 
 
@@ -102,6 +107,7 @@ def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
     "invoice.updated",
     "invoice.finalized",
     "invoice.voided",
+    "invoice.deleted",
     "invoice.marked_uncollectible",
     "invoice.payment_failed",
     "invoice.paid",
@@ -109,10 +115,25 @@ def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
 def invoice_changed(desk: Desk, event: StoredEvent) -> str | None:
     """An invoice is as the event shows it; once it is no draft, its period is closed."""
     seen = InvoiceObject.model_validate(event.object)
+    if event.type == "invoice.deleted":
+        seen = seen.model_copy(update={"status": DELETED})
+    _meet_subscription(desk, seen.subscription_id, _source(event))
     answer = desk.answer("invoices", seen.id)
     asked = None if answer is None else InvoiceObject.model_validate(answer)
     take_invoice(desk.connection, seen, _source(event), asked)
     return None
+
+
+def _meet_subscription(desk: Desk, subscription_id: str | None, source: Source) -> None:
+    """Ask for a subscription that only its invoice tells of: its own event was missed."""
+    if subscription_id is None or knows_subscription(desk.connection, subscription_id):
+        return
+    key = ("subscriptions", subscription_id)
+    if key not in desk.asked:
+        raise AskStripe(*key)
+    found = desk.asked[key]
+    if found is not None:  # without it the invoice still closes its period
+        take_subscription(desk.connection, SubscriptionObject.model_validate(found), source)
 
 
 @handles("billing.meter.reactivated", "billing.meter.updated")
@@ -132,8 +153,8 @@ class _Sample(BaseModel):
 
 
 class _ErrorType(BaseModel):
-    code: str
-    error_count: int
+    code: str = Field(min_length=1, max_length=255)
+    error_count: int = Field(ge=0, lt=2**31)
     sample_errors: list[_Sample] = Field(default_factory=list)
 
 

@@ -7,10 +7,11 @@ commit an event behind any cursor.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
+from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, func, or_, select, text, update
@@ -63,14 +64,21 @@ class Inbox:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
 
-    def due(self, now: datetime, limit: int = 500) -> list[StoredEvent]:
-        """Events to apply now, in the order in which Stripe made them."""
+    def due(
+        self, now: datetime, limit: int = 500, exclude: Collection[str] = ()
+    ) -> list[StoredEvent]:
+        """Events to apply now but for `exclude`, in the order in which Stripe made them."""
         with self.engine.begin() as connection:
-            rows = connection.execute(
-                select(stripe_events)
+            ids = connection.scalars(
+                select(stripe_events.c.id)
                 .where(_due(now))
                 .order_by(stripe_events.c.created, stripe_events.c.id)
-                .limit(limit)
+            )
+            wanted = list(islice((id for id in ids if id not in exclude), limit))
+            rows = connection.execute(
+                select(stripe_events)
+                .where(stripe_events.c.id.in_(wanted))
+                .order_by(stripe_events.c.created, stripe_events.c.id)
             ).all()
         return [_event(row) for row in rows]
 
@@ -234,4 +242,7 @@ def _record(row: Any, *, with_payload: bool) -> dict[str, Any]:
         for name, value in row._mapping.items()
     }
     payload = record.pop("payload")
-    return {**record, "payload": json.loads(payload)} if with_payload else record
+    # NaN and its kin are no JSON: they are shown as text.
+    return (
+        {**record, "payload": json.loads(payload, parse_constant=str)} if with_payload else record
+    )

@@ -18,7 +18,7 @@ from aiolimiter import AsyncLimiter
 
 from billing_pipeline.ledger import Ledger, Outcome, Outgoing
 from billing_pipeline.ledger.locks import DeliveryBusy
-from billing_pipeline.metering import Meter, State, too_old
+from billing_pipeline.metering import Meter, Payers, State, too_old
 from billing_pipeline.stripe_meters.answers import (
     NETWORK_ERRORS,
     TIMED_OUT,
@@ -81,10 +81,13 @@ def deliver(
     clock: Clock,
     progress: Progress | None = None,
     *,
+    payers: Payers,
     leftovers: bool = False,
 ) -> DeliveryReport:
     """Send what is planned or ambiguous for these days; settle what may not be sent again.
 
+    What may not be stated any more on the customer's terms (`payers`), such as for a period that
+    was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned anew.
     With `leftovers`, only what an earlier delivery left ambiguous, whose cells wait for it.
     Events of meters that are not among `meters` stay as they are.
 
@@ -100,7 +103,7 @@ def deliver(
             queue = [o for o in queue if o.event.cell.event_name in by_name]
             if not queue:
                 return DeliveryReport()
-            courier = _Courier(gateway, ledger, by_name, clock, still_mine, progress)
+            courier = _Courier(gateway, ledger, by_name, payers, clock, still_mine, progress)
             return asyncio.run(courier.run(queue))
     except DeliveryBusy:
         return DeliveryReport(
@@ -114,6 +117,7 @@ class _Courier:
         gateway: StripeGateway,
         ledger: Ledger,
         meters: Mapping[str, Meter],
+        payers: Payers,
         clock: Clock,
         still_mine: Callable[[], None],
         progress: Progress | None,
@@ -121,6 +125,7 @@ class _Courier:
         self._gateway = gateway
         self._ledger = ledger
         self._meters = meters
+        self._payers = payers
         self._clock = clock
         self._still_mine = still_mine
         self._progress = progress or (lambda done, total: None)
@@ -146,9 +151,13 @@ class _Courier:
     ) -> list[Outgoing]:
         """Settle the old and refuse the too old; returns what may be sent."""
         now = self._clock()
-        doubtful = [o for o in queue if o.state is State.AMBIGUOUS and needs_settlement(o, now)]
+        doubtful = [
+            o
+            for o in queue
+            if o.state is State.AMBIGUOUS and (needs_settlement(o, now) or self._barred(o))
+        ]
         await self._settle(client, doubtful, sent=False)
-        kept = {o.id for o in queue} - {o.id for o in doubtful}
+        kept = {o.id for o in queue if not self._barred(o)} - {o.id for o in doubtful}
         aged = [o for o in queue if o.id in kept and too_old(o.event.timestamp, now)]
         refused = [
             Outcome(
@@ -170,7 +179,10 @@ class _Courier:
     ) -> None:
         """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
-            settled = await settle(client, self._ledger, self._meters, doubtful, self._clock())
+            never_again = {o.id for o in doubtful if self._barred(o)}
+            settled = await settle(
+                client, self._ledger, self._meters, doubtful, never_again, self._clock()
+            )
             self._ledger.record(settled, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
             for outcome in settled:
@@ -231,6 +243,13 @@ class _Courier:
     def _claim(self, ids: list[int]) -> set[int]:
         self._still_mine()
         return self._ledger.claim(ids, self._clock())
+
+    def _barred(self, outgoing: Outgoing) -> bool:
+        """Whether the customer's terms forbid to state this by now."""
+        event = outgoing.event
+        meter = self._meters[event.cell.event_name]
+        terms = self._payers.terms_of(event.customer)
+        return terms.why_barred(meter.meter_id, event.timestamp) is not None
 
     def _too_late(self, outgoing: Outgoing) -> bool:
         """Whether the event may no longer be sent: queues and machines can stand still."""

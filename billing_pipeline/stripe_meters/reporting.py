@@ -94,11 +94,21 @@ class UsageReporter:
             return DeliveryResult(False, f"{at.isoformat()} lies in the future", "", State.HELD)
         # What an earlier report left unsettled is settled first; then this one can be planned.
         meters = catalogue.meters
-        deliver(self._gateway, self._ledger, meters, [cell_day], self._clock, leftovers=True)
+        deliver(
+            self._gateway,
+            self._ledger,
+            meters,
+            [cell_day],
+            self._clock,
+            payers=self._payers(),
+            leftovers=True,
+        )
         planned = self._plan(fed[0], cell, count, instant)
         if isinstance(planned, DeliveryResult):
             return planned
-        report = deliver(self._gateway, self._ledger, meters, [cell_day], self._clock)
+        report = deliver(
+            self._gateway, self._ledger, meters, [cell_day], self._clock, payers=self._payers()
+        )
         for result in report.results:
             if result.identifier == planned.identifier:
                 return result

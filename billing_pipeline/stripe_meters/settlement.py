@@ -11,7 +11,7 @@ nothing while the event may still be sent again, or the summary may lag.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
 import stripe
@@ -38,9 +38,13 @@ async def settle(
     ledger: Ledger,
     meters: Mapping[str, Meter],
     doubtful: Sequence[Outgoing],
+    never_again: Collection[int],
     now: datetime,
 ) -> list[Outcome]:
-    """Decide what can be decided; the rest stays ambiguous, with the reason."""
+    """Decide what can be decided; the rest stays ambiguous, with the reason.
+
+    `never_again` are the ids of events that will not be sent again in any case.
+    """
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
     known = {
@@ -63,7 +67,15 @@ async def settle(
             outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
             continue
         outcomes.append(
-            _decide(outgoing, meter, known.get(key), beside, figures.get(key[0], 0.0), now)
+            _decide(
+                outgoing,
+                meter,
+                known.get(key),
+                beside,
+                figures.get(key[0], 0.0),
+                now,
+                final=outgoing.id in never_again or needs_settlement(outgoing, now),
+            )
         )
     return outcomes
 
@@ -75,9 +87,12 @@ def _decide(
     beside: Sequence[int],
     reported: float,
     now: datetime,
+    *,
+    final: bool,
 ) -> Outcome:
     """Present, absent, or not to be told yet, from one figure that may lag.
 
+    `final`: whether the event will not be sent again, so that its absence can be believed.
     `beside` are other events that may be in the figure or not.
     """
     value = outgoing.event.value
@@ -96,7 +111,7 @@ def _decide(
     else:
         # A figure that lacks what was accepted lags, and proves no absence.
         absent = reported == (certain or 0) + sum(pending) and reported not in with_it
-    if absent and needs_settlement(outgoing, now) and lag_over:
+    if absent and final and lag_over:
         return Outcome(
             outgoing.id,
             State.REJECTED,

@@ -12,7 +12,7 @@ import stripe
 from aiolimiter import AsyncLimiter
 
 from billing_pipeline.ledger import Checked, Ledger, Settled
-from billing_pipeline.metering import Meter, judge, shows_none
+from billing_pipeline.metering import Meter, judge, missing_from
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Clock, Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
@@ -119,7 +119,10 @@ async def _look(
                 # A customer Stripe does not know has no usage there: nothing it could agree to.
                 report.unread.append(f"summaries of {customer}: {error.user_message}")
                 code, gone = str(error.code or "refused"), error.code == "resource_missing"
-                return [Checked(each, code, "mismatch", absent=gone) for each in span]
+                return [
+                    Checked(each, code, "mismatch", each.pending_ids if gone else (), gone)
+                    for each in span
+                ]
         return [_check(each, meter, figures, clock) for each in span]
 
     looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]
@@ -127,7 +130,8 @@ async def _look(
 
 
 def _check(each: Settled, meter: Meter, figures: dict[date, float], clock: Clock) -> Checked:
-    reported = figures.get(each.usage_day, 0.0)
+    shown = figures.get(each.usage_day)
+    reported = shown or 0.0
     outcome = judge(
         each.expected,
         each.certain,
@@ -137,5 +141,7 @@ def _check(each: Settled, meter: Meter, figures: dict[date, float], clock: Clock
         each.last_accepted_at,
         clock(),
     )
-    absent = shows_none(each.certain, reported, each.last_accepted_at, clock())
-    return Checked(each, f"{reported:.15g}", outcome, absent)
+    # A zero that replaces a value, and a day without any event, look alike.
+    lost = missing_from(each.certain, each.pending, meter.replaces, shown)
+    missing = tuple(each.pending_ids[n] for n in lost or ())
+    return Checked(each, f"{reported:.15g}", outcome, missing)

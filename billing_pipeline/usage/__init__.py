@@ -10,7 +10,13 @@ Knows nothing of Stripe, Dagster or the ledger. DuckDB does the counting.
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
 """
 
-from billing_pipeline.usage.activity import DAY_ERRORS, CountedDay, activity_for, count_day
+from billing_pipeline.usage.activity import (
+    DAY_ERRORS,
+    CountedDay,
+    activity_for,
+    count_day,
+    load_counted,
+)
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.inputs import DayInputs, UnusableInput, list_day
@@ -35,6 +41,7 @@ __all__ = [
     "count_day",
     "is_current",
     "list_day",
+    "load_counted",
     "load_snapshot",
     "snapshot_id_of",
     "take_snapshot",

@@ -43,7 +43,7 @@ def test_the_graph_has_these_assets_checks_jobs_schedules_and_sensors(
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
     assert checks == {
         "conservation", "completeness", "delivery", "agreement",
-        "events_applied", "meter_errors", "contradictions",
+        "events_applied", "meter_errors", "unbilled", "contradictions",
     }  # fmt: skip
     assert {job.name for job in repository.get_all_jobs()} >= {
         "bill_days", "state_days", "apply_stripe_events", "missed_stripe_events",

@@ -133,6 +133,7 @@ def test_a_run_applies_what_is_due_and_its_checks_tell_what_needs_a_person(
     assert {name: check.passed for name, check in checks.items()} == {
         "events_applied": False,
         "meter_errors": False,
+        "unbilled": True,
         "contradictions": False,
     }
     assert poison in str(checks["events_applied"].metadata["errors"].value)

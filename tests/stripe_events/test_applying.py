@@ -344,7 +344,7 @@ def test_what_a_report_does_not_name_is_verified_again(started: World) -> None:
     started.apply()
     assert states(started, day) == {"verified": 2, "accepted": 2}
     assert unfinished_days(started.rooms()) == [day]
-    started.advance(hours=2)
+    started.advance(hours=25)
     report = started.verify([day])
     assert [check.reported for check in report.mismatched] == ["0"]
     assert states(started, day) == {"verified": 3, "rejected": 1}  # the report explains it
@@ -386,6 +386,9 @@ def test_an_unnamed_loss_of_a_known_customer_is_believed_only_when_lag_explains_
     started.bill([day])
     started.sandbox.faults = Faults.parse("report_after=0")
     started.apply()
+    started.verify([day])
+    assert states(started, day) == {"accepted": 6, "rejected": 10}
+    started.advance(hours=23)
     started.verify([day])
     assert states(started, day) == {"accepted": 6, "rejected": 10}
     started.advance(hours=2)

@@ -9,11 +9,15 @@ down_revision = "0001"
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 AT = sa.DateTime(timezone=True)
 ID = sa.String(255)
-HELD = ("usage_day", "organization_id", "event_name", "value", "target", "reason", "since")
 
 
 def upgrade() -> None:
     op.add_column("meters", sa.Column("changed_at", BIG))
+    op.add_column("meter_events", sa.Column("rejected_at", AT))
+    op.execute(
+        "UPDATE meter_events SET rejected_at = coalesce(last_attempt_at, planned_at) "
+        "WHERE state = 'rejected'"
+    )
     _hold_parts_of_days()
     op.create_table(
         "learnt_customers",
@@ -57,6 +61,7 @@ def upgrade() -> None:
         sa.Column("end_at", BIG, nullable=False),
         sa.Column("payment_attempts", sa.Integer(), nullable=False),
         sa.Column("finalizes_at", BIG),
+        sa.Column("finalized_at", BIG),
         sa.Column("as_of", AT, nullable=False),
         sa.Column("event_id", ID, nullable=False),
     )
@@ -75,9 +80,17 @@ def upgrade() -> None:
 
 
 def _hold_parts_of_days() -> None:
-    """A held part of a day has a start; SQLite changes no primary key, so the table is made anew."""
-    kinds = {"usage_day": sa.Date(), "since": AT}
-    before = sa.table("held_usage", *(sa.column(name, kinds.get(name)) for name in HELD))
+    """A held part of a day has a start. SQLite changes no primary key: the table is made anew."""
+    before = sa.table(
+        "held_usage",
+        sa.column("usage_day", sa.Date()),
+        sa.column("organization_id"),
+        sa.column("event_name"),
+        sa.column("value"),
+        sa.column("target"),
+        sa.column("reason"),
+        sa.column("since", AT),
+    )
     rows = [dict(row._mapping) for row in op.get_bind().execute(sa.select(before))]
     op.drop_table("held_usage")
     after = op.create_table(
@@ -105,6 +118,7 @@ def downgrade() -> None:
     ):
         op.drop_table(name)
     op.drop_column("meters", "changed_at")
+    op.drop_column("meter_events", "rejected_at")
     op.execute("DELETE FROM held_usage WHERE start_at <> 0")
     with op.batch_alter_table("held_usage") as batch:
         batch.drop_column("start_at")
