@@ -56,6 +56,7 @@ SECRET = "whsec_benchmark"
 LONGEST_SECONDS = 300
 """After so many the service refuses what was signed before the clock started."""
 
+_start: Barrier
 Job = Callable[[], None]
 Prepare = Callable[[list[str]], list[Job]]
 """Makes one client ready to do something with its bodies, one after the other."""
