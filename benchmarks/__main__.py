@@ -18,7 +18,11 @@ def main() -> None:
     """Run what was asked for; print Markdown tables, or one JSON document."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "what", nargs="?", choices=["counting", "delivery", "all"], default="all", help="all: both"
+        "what",
+        nargs="?",
+        choices=["counting", "delivery", "webhooks", "all"],
+        default="all",
+        help="all: one after the other",
     )
     parser.add_argument(
         "--rows",
@@ -38,6 +42,12 @@ def main() -> None:
     parser.add_argument(
         "--rate", type=int, default=1_000, help="events a second allowed (default: %(default)s)"
     )
+    parser.add_argument(
+        "--webhooks",
+        type=int,
+        default=5_000,
+        help="to post, for each kind of database (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     asked = parser.parse_args()
 
@@ -56,6 +66,11 @@ def main() -> None:
 
         print(f"delivering {asked.events:,} events …", file=sys.stderr)
         document["delivery"] = [measure_delivery(HOME, asked.events, asked.rate)]
+    if asked.what in ("webhooks", "all"):
+        from benchmarks.webhooks import measure_webhooks
+
+        print(f"posting {asked.webhooks:,} webhooks …", file=sys.stderr)
+        document["webhooks"] = measure_webhooks(HOME, asked.webhooks)
 
     if asked.json:
         print(json.dumps(document))

@@ -50,14 +50,11 @@ from billing_pipeline.stripe_meters import (
 )
 from billing_pipeline.usage import (
     DAY_ERRORS,
+    CountedUsage,
     Engine,
     Folder,
     Snapshot,
-    is_current,
-    load_counted,
-    load_snapshot,
-    snapshot_id_of,
-    usage_in_segments,
+    UsageSource,
 )
 
 Clock = Callable[[], datetime]
@@ -89,6 +86,7 @@ class Rooms:
     engine: Engine
     readings: Folder
     snapshots: Folder
+    usage: UsageSource
     ledger: Ledger
     inquiry: Inquiry
     customers: CustomerDirectory
@@ -103,11 +101,15 @@ class Rooms:
         Raises ConfigurationError.
         """
         database = open_database(settings.billing_database_url.get_secret_value())
+        engine = Engine(settings.memory_limit, clock)
+        readings = Folder(settings.billing_readings_uri)
+        snapshots = Folder(settings.billing_snapshots_uri)
         return cls(
             settings,
-            Engine(settings.memory_limit, clock),
-            Folder(settings.billing_readings_uri),
-            Folder(settings.billing_snapshots_uri),
+            engine,
+            readings,
+            snapshots,
+            CountedUsage(engine, readings, snapshots, settings.billing_active_window_days),
             Ledger(database, run),
             Inquiry(database),
             CustomerDirectory(database),
@@ -299,7 +301,7 @@ def _plan(
         splits = _split(rooms, day, cuts)
         with rooms.ledger.planning() as connection:
             # Read inside: whoever planned before us may have planned from an older snapshot.
-            snapshot = _whole_snapshot(rooms, day)
+            snapshot = rooms.usage.snapshot(day)
             partly = snapshot is None and bool(splits) and not is_over(day, rooms.clock())
             why_not = None if partly else _unplannable(snapshot, splits)
             if why_not is not None:
@@ -361,14 +363,7 @@ def _split(rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]) -> dict[st
             parts[organization] = [(start - midnight, end - midnight) for start, end in ended]
     if not parts:
         return {}
-    counted = usage_in_segments(
-        rooms.engine,
-        rooms.readings,
-        rooms.snapshots,
-        day,
-        parts,
-        window_days=rooms.settings.billing_active_window_days,
-    )
+    counted = rooms.usage.in_parts(day, parts)
     return {
         organization: [
             Segment(midnight + start, midnight + end, Usage(active, volume))
@@ -408,17 +403,9 @@ def _basis(rooms: Rooms, day: date, snapshot_id: str, cuts: Mapping[str, set[int
     """
     if not cuts:
         return snapshot_id
-    before = day - timedelta(days=rooms.settings.billing_active_window_days)
-    counted = load_counted(rooms.engine, rooms.snapshots, before)
     parts = {organization: sorted(instants) for organization, instants in cuts.items()}
-    content = json.dumps([snapshot_id, counted and counted.activity_id, parts], sort_keys=True)
+    content = json.dumps([snapshot_id, rooms.usage.before_window(day), parts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _whole_snapshot(rooms: Rooms, day: date) -> Snapshot | None:
-    """The day's snapshot, if it was taken after the day had ended."""
-    snapshot = load_snapshot(rooms.engine, rooms.snapshots, day)
-    return snapshot if snapshot is not None and snapshot.is_whole else None
 
 
 def _usage(snapshot: Snapshot) -> dict[str, Usage]:
@@ -442,7 +429,7 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     for n in range((today - first).days):
         day = first + timedelta(days=n)
         with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
-            snapshot_id = snapshot_id_of(rooms.engine, rooms.snapshots, day)
+            snapshot_id = rooms.usage.snapshot_id(day)
             if snapshot_id is not None:
                 cuts = _cuts(rooms, meters, payers, day)
                 if _basis(rooms, day, snapshot_id, cuts) != planned_from.get(day):
@@ -536,13 +523,7 @@ def ends_inside(rooms: Rooms, day: date) -> bool:
 def _is_counted(rooms: Rooms, day: date) -> bool:
     """Whether the day's snapshot is whole and says what its files say now."""
     try:
-        return is_current(
-            rooms.engine,
-            rooms.readings,
-            rooms.snapshots,
-            day,
-            window_days=rooms.settings.billing_active_window_days,
-        )
+        return rooms.usage.is_current(day)
     except DAY_ERRORS:  # the run that this asks for will say so, on its day
         return False
 
@@ -563,7 +544,7 @@ def preview_days(
     said = rooms.ledger.said(days)
     lines, missing = [], []
     for day in days:
-        snapshot = _whole_snapshot(rooms, day)
+        snapshot = rooms.usage.snapshot(day)
         if snapshot is None:
             missing.append(day)
             continue
@@ -642,4 +623,7 @@ def verify_days(
 
 def with_snapshots_in(rooms: Rooms, uri: str) -> Rooms:
     """The same rooms with snapshots elsewhere, so that a dry run leaves the real ones alone."""
-    return replace(rooms, snapshots=Folder(uri))
+    snapshots = Folder(uri)
+    window_days = rooms.settings.billing_active_window_days
+    usage = CountedUsage(rooms.engine, rooms.readings, snapshots, window_days)
+    return replace(rooms, snapshots=snapshots, usage=usage)

@@ -18,7 +18,7 @@ from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
 from billing_pipeline.metering.timestamps import OLDEST
 from billing_pipeline.statement import Rooms, closing_days, unfinished_days
-from billing_pipeline.usage import DAY_ERRORS, is_current, list_day
+from billing_pipeline.usage import DAY_ERRORS, list_day
 
 ASK_AGAIN = timedelta(hours=1)
 ASK_AGAIN_SOON = timedelta(minutes=10)
@@ -109,13 +109,7 @@ def _changed(rooms: Rooms) -> tuple[dict[date, str], list[dg.AssetObservation]]:
             inputs = list_day(rooms.readings, day)
             files = len(inputs.files)
             listing = json.dumps([(f.name, f.size, f.modified) for f in inputs.files])
-            current = is_current(
-                rooms.engine,
-                rooms.readings,
-                rooms.snapshots,
-                day,
-                window_days=rooms.settings.billing_active_window_days,
-            )
+            current = rooms.usage.is_current(day)
         except DAY_ERRORS as error:  # the run it starts will say so, on its day
             listing, current = str(error), False
         if not current:

@@ -8,6 +8,7 @@
 
 from billing_pipeline.ledger.inquiry import CellStory, HeldUsage, Inquiry, LeftOut
 from billing_pipeline.ledger.ledger import (
+    CUSTOMER_UNKNOWN,
     Checked,
     ErrorReport,
     Ledger,
@@ -19,6 +20,7 @@ from billing_pipeline.ledger.ledger import (
 )
 
 __all__ = [
+    "CUSTOMER_UNKNOWN",
     "CellStory",
     "Checked",
     "ErrorReport",

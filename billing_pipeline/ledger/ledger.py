@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from billing_pipeline.database import upsert, writing
-from billing_pipeline.ledger.locks import delivery_lock
+from billing_pipeline.ledger.locks import WAIT_SECONDS, delivery_lock
 from billing_pipeline.ledger.tables import (
     account,
     held_usage,
@@ -152,6 +152,7 @@ class Ledger:
     def __init__(self, engine: Engine, run: str) -> None:
         self.engine = engine
         self.run = run
+        self.delivery_wait_seconds = WAIT_SECONDS
 
     # Whom the ledger speaks for ------------------------------------------------------------
 
@@ -422,7 +423,7 @@ class Ledger:
 
     def delivering(self) -> AbstractContextManager[Callable[[], None]]:
         """The right to deliver, held by one process at a time; see `locks`."""
-        return delivery_lock(self.engine)
+        return delivery_lock(self.engine, self.delivery_wait_seconds)
 
     def recover(self, now: datetime) -> int:
         """Mark what a crash left in `sending` as `ambiguous`. Only while delivering."""

@@ -16,7 +16,7 @@ from datetime import date, datetime, timedelta
 
 import stripe
 
-from billing_pipeline.ledger import Ledger, Outcome, Outgoing, Settled
+from billing_pipeline.ledger import CUSTOMER_UNKNOWN, Ledger, Outcome, Outgoing, Settled
 from billing_pipeline.metering import NOT_COUNTED, Meter, State, possible_figures, too_old
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
@@ -63,7 +63,14 @@ async def settle(
             figures = await daily_figures(
                 client, str(meter.meter_id), event.customer, key[0], key[0]
             )
-        except (StripeUnreachable, stripe.InvalidRequestError, stripe.PermissionError) as error:
+        except stripe.InvalidRequestError as error:
+            final = outgoing.id in never_again or needs_settlement(outgoing, now)
+            if error.code == "resource_missing" and final:
+                outcomes.append(_customer_gone(outgoing))
+            else:
+                outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
+            continue
+        except (StripeUnreachable, stripe.PermissionError) as error:
             outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
             continue
         outcomes.append(
@@ -133,6 +140,16 @@ def _settled_by_now(known: Settled, meter: Meter, now: datetime) -> tuple[int | 
         else:
             certain = value if meter.replaces else (certain or 0) + value
     return certain, pending
+
+
+def _customer_gone(outgoing: Outgoing) -> Outcome:
+    """Whether it was counted or not, it is on no bill: Stripe does not know the customer."""
+    return Outcome(
+        outgoing.id,
+        State.REJECTED,
+        error_code=CUSTOMER_UNKNOWN,
+        error_message="its outcome was unknown, and Stripe does not know its customer any more",
+    )
 
 
 def _undecided(outgoing: Outgoing, why: str) -> Outcome:

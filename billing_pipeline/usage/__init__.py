@@ -8,6 +8,7 @@ Knows nothing of Stripe, Dagster or the ledger. DuckDB does the counting.
 - `activity`   exact counting: one row per sensor and usage day, duplicates removed
 - `segments`   the same for parts of a day, where a billing period ends inside it
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
+- `counted`    all of this as the one source that statements ask
 """
 
 from billing_pipeline.usage.activity import (
@@ -17,6 +18,7 @@ from billing_pipeline.usage.activity import (
     count_day,
     load_counted,
 )
+from billing_pipeline.usage.counted import CountedUsage, UsageSource
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.inputs import DayInputs, UnusableInput, list_day
@@ -32,11 +34,13 @@ from billing_pipeline.usage.snapshot import (
 __all__ = [
     "DAY_ERRORS",
     "CountedDay",
+    "CountedUsage",
     "DayInputs",
     "Engine",
     "Folder",
     "Snapshot",
     "UnusableInput",
+    "UsageSource",
     "activity_for",
     "count_day",
     "is_current",

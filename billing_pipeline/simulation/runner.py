@@ -1,0 +1,121 @@
+"""One seed: a history, its quiet end, its verdict. A failing history is made short."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from random import Random
+
+from billing_pipeline.database import open_database
+from billing_pipeline.simulation.oracle import complaints
+from billing_pipeline.simulation.world import World
+from billing_pipeline.stripe_meters import retrying
+
+HAPPENINGS = (
+    *["readings_come"] * 5, "readings_go", *["run"] * 5, *["run_unfinished"] * 2, "verify",
+    *["webhooks_come"] * 3, *["apply"] * 2, "backstop", "overlap", *["time_passes"] * 5,
+    *["faults_change"] * 2, "map_anew", "check_out", "subscribe", "change_subscription",
+    "delete_customer", "meter_comes_and_goes", "count",
+)  # fmt: skip
+"""What may happen, as often as it is named."""
+
+LONGEST = 40
+
+
+@dataclass
+class Verdict:
+    """What became of a history."""
+
+    seed: int
+    complaints: list[str] = field(default_factory=list)
+    log: list[str] = field(default_factory=list)
+    requests: int = 0
+    crashes: int = 0
+
+
+Step = tuple[str, int]
+"""What happens, and the seed of its details."""
+
+
+def history(seed: int) -> list[Step]:
+    """The steps of a seed."""
+    chance = Random(seed)
+    length = chance.randint(8, LONGEST)
+    return [("readings_come", chance.getrandbits(32))] + [
+        (chance.choice(HAPPENINGS), chance.getrandbits(32)) for _ in range(length)
+    ]
+
+
+def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
+    """Live through a history (default: that of the seed), and judge how it ends."""
+    chosen = history(seed) if steps is None else steps
+    with (
+        tempfile.TemporaryDirectory(prefix="simulation-", dir=_fast_folder()) as folder,
+        _at_once(),
+    ):
+        world = World(Path(folder), _template(), seed)
+        try:
+            for name, detail in chosen:
+                getattr(world, name)(Random(detail))
+            rounds = world.become_quiet()
+            found = complaints(world)
+            if rounds < 0:
+                found.append("it never becomes quiet")
+        finally:
+            world.close()
+    return Verdict(seed, found, world.log, sum(world.sandbox.seen.values()), world.crashes)
+
+
+def shorten(seed: int) -> tuple[list[Step], Verdict]:
+    """The shortest part of a failing history that still fails, by leaving out what can be."""
+    steps = history(seed)
+    verdict = simulate(seed, steps)
+    size = max(1, len(steps) // 2)
+    while size:
+        start = 0
+        while start < len(steps):
+            fewer = steps[:start] + steps[start + size :]
+            attempt = simulate(seed, fewer)
+            if attempt.complaints:
+                steps, verdict = fewer, attempt
+            else:
+                start += size
+        size //= 2
+    return steps, verdict
+
+
+@cache
+def _template() -> Path:
+    """A database with its schema in place, to be copied."""
+    folder = tempfile.mkdtemp(prefix="simulation-template-", dir=_fast_folder())
+    path = Path(folder) / "billing.db"
+    engine = open_database(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    engine.dispose()
+    return path
+
+
+def _fast_folder() -> str | None:
+    """Memory, where there is some: nothing here has to survive a power cut."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """Back-off without waiting, and no complaints about tasks that died with their process."""
+    before = retrying.FIRST_DELAY, retrying.LONGEST_DELAY
+    logger = logging.getLogger("asyncio")
+    level = logger.level
+    retrying.FIRST_DELAY = retrying.LONGEST_DELAY = 0.0
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        retrying.FIRST_DELAY, retrying.LONGEST_DELAY = before
+        logger.setLevel(level)

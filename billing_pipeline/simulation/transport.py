@@ -1,0 +1,94 @@
+"""The official SDK over the sandbox's application, called without a socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import stripe
+from starlette.applications import Starlette
+from starlette.types import Message
+
+from billing_pipeline.settings import Settings
+from billing_pipeline.simulation.steps import Steps
+from billing_pipeline.stripe_meters import StripeGateway
+
+
+class InProcessClient(stripe.HTTPClient):
+    """An HTTP client of the SDK that calls an ASGI application."""
+
+    name = "in-process"
+
+    def __init__(self, app: Starlette, steps: Steps) -> None:
+        super().__init__()
+        self._app = app
+        self._steps = steps
+
+    async def request_async(
+        self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
+    ) -> tuple[bytes, int, dict[str, str]]:
+        """One request; an answer that breaks off raises what a broken connection raises."""
+        self._steps.step(between=True)  # it dies before the request leaves
+        parts = urlsplit(url)
+        body = (post_data or "").encode() if isinstance(post_data, str | None) else post_data
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method.upper(),
+            "scheme": "http",
+            "path": parts.path,
+            "raw_path": parts.path.encode(),
+            "query_string": parts.query.encode(),
+            "root_path": "",
+            "headers": [(k.lower().encode(), str(v).encode()) for k, v in headers.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 2),
+        }
+        status, answer, complete = 0, b"", False
+        answered: dict[str, str] = {}
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            nonlocal status, answer, complete
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                answered.update({k.decode(): v.decode() for k, v in message["headers"]})
+            else:
+                answer += message.get("body", b"")
+                complete = not message.get("more_body", False)
+
+        await self._app(scope, receive, send)
+        self._steps.step()  # it dies before it learns the answer
+        if not complete:
+            raise aiohttp.ClientPayloadError("the answer broke off")
+        return answer, status, answered
+
+    async def close_async(self) -> None:
+        """Nothing is open."""
+
+
+class InProcessGateway(StripeGateway):
+    """A gateway whose clients talk to the sandbox's application."""
+
+    def __init__(self, settings: Settings, app: Starlette, steps: Steps) -> None:
+        super().__init__(settings)
+        self._app = app
+        self._steps = steps
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[stripe.StripeClient]:
+        """A client for the running event loop."""
+        base = self._settings.stripe_api_base
+        yield stripe.StripeClient(
+            self._settings.require_key(),
+            stripe_version=self._settings.stripe_api_version,
+            base_addresses={"api": base, "meter_events": base},
+            max_network_retries=0,
+            http_client=InProcessClient(self._app, self._steps),
+        )

@@ -1,0 +1,435 @@
+"""The simulated world: who there is, what lies where, and everything that may happen to it.
+
+Each kind of happening is a method that takes its own `Random`, so that a history stays a
+history when some of its steps are taken out.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from pydantic import SecretStr
+from sqlalchemy import Engine as Database
+from sqlalchemy import event
+
+from billing_pipeline.customers import CustomerDirectory
+from billing_pipeline.database import open_database
+from billing_pipeline.ledger import Inquiry, Ledger
+from billing_pipeline.metering.timestamps import day_start, is_over
+from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
+from billing_pipeline.sandbox.billing import Billing
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.news import notification
+from billing_pipeline.sandbox.stripe_state import Account
+from billing_pipeline.sandbox.webhooks import Post
+from billing_pipeline.settings import ConfigurationError, Settings
+from billing_pipeline.simulation.readings import Readings, Row
+from billing_pipeline.simulation.steps import Crash, Steps
+from billing_pipeline.simulation.transport import InProcessGateway
+from billing_pipeline.statement import (
+    Rooms,
+    apply_events,
+    state_days,
+    unfinished_days,
+    verify_days,
+)
+from billing_pipeline.stripe_events import Inbox, fetch_missed
+from billing_pipeline.usage import Engine, Folder
+from webhook_handler.envelope import read
+from webhook_handler.store import EventStore
+
+BEGUN = datetime(2026, 3, 4, 9, 30, tzinfo=UTC)
+FIRST_DAY = date(2026, 3, 1)
+ORGANIZATIONS = ("ash", "birch", "cedar")
+SENSORS = ("s1", "s2", "s3")
+METERS = (("active_sensors", "last"), ("temperature_readings", "sum"))
+BASE = "http://stripe.invalid"
+
+
+class World:
+    """One world in a folder of its own. `template` is a database with its schema in place."""
+
+    def __init__(self, folder: Path, template: Path, seed: int) -> None:
+        self.folder = folder
+        self.now = BEGUN.timestamp()
+        self.readings = Readings()
+        self.steps = Steps()
+        self.mapping: dict[str, str] = {}
+        self.ever_mapped: set[tuple[str, str]] = set()
+        self.received: set[str] = set()
+        self.log: list[str] = []
+        self.crashes = 0
+        clock = Clock(lambda: self.now)
+        account = Account(clock)
+        self.sandbox = Sandbox(
+            account, clock, Faults(), Billing(account), Post(account.news, clock), seed
+        )
+        self.app = make_app(self.sandbox)
+        shutil.copy(template, folder / "billing.db")
+        self.settings = Settings(
+            stripe_secret_key=SecretStr("sk_test_simulation"),
+            stripe_api_base=BASE,
+            billing_database_url=SecretStr(f"sqlite:///{folder}/billing.db"),
+            billing_start_day=FIRST_DAY,
+            billing_readings_uri=str(folder),
+            billing_snapshots_uri=str(folder),
+            billing_memory_limit="1GB",
+            billing_meters=Settings.model_fields["billing_meters"].default,
+        )
+        self.database = open_database(f"sqlite:///{folder}/billing.db")
+        self._watch(self.database)
+        for name, formula in METERS:
+            self.account.make_meter(
+                {"event_name": name, "display_name": name,
+                 "default_aggregation": {"formula": formula}}
+            )  # fmt: skip
+        self.price = [self._price(meter) for meter in self.account.meters]
+        for organization in ORGANIZATIONS[:2]:
+            self.mapping[organization] = self.account.make_customer({})["id"]
+        self._import()
+
+    # Parts -----------------------------------------------------------------------------------
+
+    @property
+    def account(self) -> Account:
+        """Stripe, as it really is."""
+        return self.sandbox.account
+
+    def clock(self) -> datetime:
+        """The pipeline's clock. Stripe's may be off by the sandbox's offset."""
+        return datetime.fromtimestamp(self.now, UTC)
+
+    def rooms(self, run: str) -> Rooms:
+        """The production code's rooms, over this world."""
+        ledger = Ledger(self.database, run)
+        ledger.delivery_wait_seconds = 0.0
+        here = Folder(str(self.folder))
+        return Rooms(
+            self.settings,
+            Engine("1GB", self.clock),
+            here,
+            here,
+            self.readings,
+            ledger,
+            Inquiry(self.database),
+            CustomerDirectory(self.database),
+            Inbox(self.database),
+            InProcessGateway(self.settings, self.app, self.steps),
+            self.clock,
+        )
+
+    def days(self) -> list[date]:
+        """Every day that is over."""
+        last = self.clock().date()
+        return [
+            FIRST_DAY + timedelta(days=n)
+            for n in range((last - FIRST_DAY).days + 1)
+            if is_over(FIRST_DAY + timedelta(days=n), self.clock())
+        ]
+
+    def close(self) -> None:
+        """Give the database back."""
+        self.database.dispose()
+
+    def _watch(self, database: Database) -> None:
+        @event.listens_for(database, "begin")
+        def _begin(_connection: Any) -> None:
+            self.steps.step()
+
+        @event.listens_for(database, "commit")
+        def _commit(_connection: Any) -> None:
+            self.steps.step()
+
+    def _price(self, meter_id: str) -> str:
+        recurring = {"interval": "day", "interval_count": "3", "meter": meter_id}
+        return str(
+            self.sandbox.billing.make_price({"currency": "usd", "recurring": recurring})["id"]
+        )
+
+    # The readings change ---------------------------------------------------------------------
+
+    def readings_come(self, chance: Random) -> None:
+        """Readings of some days: new ones, late ones, repeated and conflicting ones."""
+        for _ in range(chance.randint(1, 3)):
+            day = self._a_day(chance)
+            organization = chance.choice(ORGANIZATIONS)
+            for _ in range(chance.randint(1, 6)):
+                at = day_start(day) + chance.choice([0, 86_399, chance.randrange(86_400)])
+                row = Row(organization, chance.choice(SENSORS), at, chance.randint(0, 1))
+                self.readings.rows[day] += [row] * chance.choice([1, 1, 2])
+            self.log.append(f"readings of {organization} on {day}")
+
+    def readings_go(self, chance: Random) -> None:
+        """Rows of a day are removed: some of them, or all."""
+        day = self._a_day(chance)
+        rows = self.readings.rows[day]
+        kept = chance.choice([0.0, 0.5, 0.8])
+        self.readings.rows[day] = [row for row in rows if chance.random() < kept]
+        self.log.append(f"{len(rows) - len(self.readings.rows[day])} rows of {day} removed")
+
+    def _a_day(self, chance: Random) -> date:
+        last = self.clock().date()
+        return FIRST_DAY + timedelta(days=chance.randint(0, (last - FIRST_DAY).days))
+
+    # People and customers --------------------------------------------------------------------
+
+    def map_anew(self, chance: Random) -> None:
+        """A person maps an organization: to a new customer, an old one, or one that is not."""
+        organization = chance.choice(ORGANIZATIONS)
+        known = sorted(self.account.customers)
+        kind = chance.choice(["new", "new", "old", "unknown"])
+        if kind == "unknown":
+            customer = f"cus_unknown_{organization}"
+        elif kind == "old" and known:
+            customer = chance.choice(known)
+        else:
+            customer = str(self.account.make_customer({})["id"])
+        self.mapping[organization] = customer
+        self._import()
+        self.log.append(f"{organization} is mapped to {customer}")
+
+    def _import(self) -> None:
+        path = self.folder / "customers.csv"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["organization_id", "stripe_customer_id"])
+            writer.writerows(self.mapping.items())
+        self.steps.disarm()
+        CustomerDirectory(self.database).import_file(path, self.clock())
+        self.ever_mapped |= set(self.mapping.items())
+
+    def check_out(self, chance: Random) -> None:
+        """An organization checks out as a new customer."""
+        organization = chance.choice(ORGANIZATIONS)
+        customer = str(self.account.make_customer({})["id"])
+        about = {"id": "cs", "customer": customer, "client_reference_id": organization}
+        self.account.news.tell("checkout.session.completed", about, self.sandbox.clock())
+        self.ever_mapped.add((organization, customer))
+        self.log.append(f"{organization} checks out as {customer}")
+
+    def subscribe(self, chance: Random) -> None:
+        """A customer subscribes, from now or from a while ago on."""
+        customers = sorted(self.account.customers)
+        if customers:
+            start = self.sandbox.clock() - chance.choice([0, 3600, 2 * 86_400])
+            self.sandbox.billing.subscribe(
+                {"customer": chance.choice(customers),
+                 "items": [{"price": price} for price in self.price],
+                 "backdate_start_date": str(int(start))}
+            )  # fmt: skip
+            self.log.append("a customer subscribes")
+
+    def change_subscription(self, chance: Random) -> None:
+        """A subscription is paused, resumed, cancelled now, or to end with its period."""
+        billing = self.sandbox.billing
+        live = [s for s in billing.subscriptions.values() if s["status"] != "canceled"]
+        if not live:
+            return
+        id = chance.choice(live)["id"]
+        change = chance.choice(["paused", "active", "past_due", "resting", "cancel", "end"])
+        if change == "cancel":
+            billing.cancel(id, {"invoice_now": chance.choice(["true", "false"])})
+        elif change == "end":
+            billing.update_subscription(id, {"cancel_at_period_end": "true"})
+        else:
+            billing.change_subscription(id, "customer.subscription.updated", status=change)
+        self.log.append(f"{id}: {change}")
+
+    def delete_customer(self, chance: Random) -> None:
+        """A customer is deleted, with its subscriptions."""
+        customers = sorted(self.account.customers)
+        if customers and chance.random() < 0.3:
+            customer = chance.choice(customers)
+            for subscription in self.sandbox.billing.subscriptions.values():
+                if subscription["customer"] == customer and subscription["status"] != "canceled":
+                    self.sandbox.billing.cancel(subscription["id"], {})
+            self.account.delete_customer(customer)
+            self.log.append(f"{customer} is deleted")
+
+    # Stripe ----------------------------------------------------------------------------------
+
+    def time_passes(self, chance: Random) -> None:
+        """Minutes, hours, sometimes a day."""
+        step = chance.choice([60, 600, 3600, 4 * 3600, 12 * 3600, 26 * 3600])
+        self.advance(step)
+        self.log.append(f"{step} s pass: {self.clock():%m-%d %H:%M}")
+
+    def advance(self, seconds: float) -> None:
+        """Move both clocks; Stripe does what is due."""
+        self.now += seconds
+        self.sandbox.tick()
+
+    def faults_change(self, chance: Random) -> None:
+        """Stripe behaves differently from now on."""
+        names = ("rate_limit", "error_before", "error_after", "cut_before", "cut_after", "dropped")
+        rates = {name: chance.choice([0, 0, 0.1, 0.4]) for name in names}
+        self.sandbox.faults = Faults(
+            **rates,
+            lag=chance.choice([0, 0, 60, 1200]),
+            late_checks=chance.choice([0, 1]),
+            report_after=chance.choice([0, 600, 7200]),
+        )
+        self.sandbox.clock.offset = chance.choice([0, 0, -120, 120])
+        self.log.append(f"faults: {self.sandbox.faults}")
+
+    def meter_comes_and_goes(self, chance: Random) -> None:
+        """A meter is deactivated, or reactivated."""
+        id = chance.choice(sorted(self.account.meters))
+        status = "active" if self.account.meters[id]["status"] == "inactive" else "inactive"
+        self.account.change_meter(id, status=status)
+        self.log.append(f"{id} is {status}")
+
+    # The pipeline acts -----------------------------------------------------------------------
+
+    def webhooks_come(self, chance: Random) -> None:
+        """Some of the events arrive, in any order, some more than once."""
+        self.sandbox.tick()
+        events = [e for e in self.account.news.events if chance.random() < 0.7]
+        chance.shuffle(events)
+        self.receive(events)
+        self.log.append(f"{len(events)} webhooks")
+
+    def receive(self, events: list[dict[str, Any]]) -> None:
+        """Store events as the webhook handler does."""
+        store = EventStore(self.database)
+        self.steps.disarm()
+        for each in events:
+            body = json.dumps(notification(each))
+            store.keep(read(body), body, self.clock(), "webhook")
+
+    def count(self, chance: Random) -> None:
+        """Some days are counted."""
+        for day in self.days():
+            if chance.random() < 0.6:
+                self.readings.count(day, self.clock())
+        self.log.append("some days are counted")
+
+    def run(self, chance: Random) -> None:
+        """A run over some days in some order, counting some first. It may die on the way."""
+        days = self.days()
+        chance.shuffle(days)
+        days = days[: chance.randint(1, max(1, len(days)))]
+        if chance.random() < 0.8:
+            for day in days:
+                self.readings.count(day, self.clock())
+        crash = chance.random() < 0.4
+        self._act(lambda rooms: self._bill(rooms, days), chance if crash else None, "run")
+
+    def run_unfinished(self, chance: Random) -> None:
+        """What the sensor would start."""
+        crash = chance.random() < 0.2
+        self._act(
+            lambda rooms: self._bill(rooms, unfinished_days(rooms)),
+            chance if crash else None,
+            "unfinished",
+        )
+
+    def verify(self, chance: Random) -> None:
+        """Everything is compared with Stripe."""
+        self._act(lambda rooms: verify_days(rooms, self.days(), everything=True), chance, "verify")
+
+    def apply(self, chance: Random) -> None:
+        """What waits is applied. It may die on the way."""
+        self._act(apply_events, chance if chance.random() < 0.3 else None, "apply")
+
+    def backstop(self, chance: Random) -> None:
+        """What no webhook delivered is fetched."""
+        since = self.clock() - timedelta(days=30)
+        self._act(
+            lambda rooms: fetch_missed(rooms.inbox, rooms.gateway, since, self.clock()),
+            None,
+            "backstop",
+        )
+
+    def overlap(self, chance: Random) -> None:
+        """A second run comes between two steps of a first one."""
+        days = self.days()
+        other = list(days)
+        chance.shuffle(other)
+        for day in days:
+            self.readings.count(day, self.clock())
+
+        def second() -> None:
+            thread = threading.Thread(target=lambda: self.steps.uninterrupted(between))
+            thread.start()
+            thread.join()
+
+        def between() -> None:
+            with self._living():
+                self._bill(self.rooms("second"), other)
+
+        self.steps.disarm()
+        self.steps.arm(chance.randint(1, 60), second)
+        with self._living():
+            self._bill(self.rooms("first"), days)
+        self.steps.disarm()
+        self.log.append("two runs overlap")
+
+    def _bill(self, rooms: Rooms, days: list[date]) -> None:
+        state_days(rooms, days)
+        verify_days(rooms, days)
+
+    def _act(self, act: Callable[[Rooms], Any], chance: Random | None, what: str) -> None:
+        self.steps.disarm()
+        if chance is not None:
+            self.steps.arm(chance.randint(1, 80))
+        before = self.crashes
+        with self._living():
+            act(self.rooms(what))
+        self.steps.disarm()
+        self.log.append(f"{what}{' dies' if self.crashes > before else ''}")
+
+    @contextmanager
+    def _living(self) -> Iterator[None]:
+        """A process: it may die, or end with a clear error, and the world goes on."""
+        try:
+            yield
+        except Crash:
+            self.crashes += 1
+        except ConfigurationError as error:
+            self.log.append(f"refused: {error}")
+
+    # The end ---------------------------------------------------------------------------------
+
+    def become_quiet(self) -> int:
+        """No more faults, nothing new; the pipeline runs until nothing changes.
+
+        Returns the number of rounds that took.
+        """
+        self.sandbox.faults = replace(Faults(), report_after=0)
+        self.sandbox.clock.offset = 0.0
+        for id, meter in self.account.meters.items():
+            if meter["status"] == "inactive":
+                self.account.change_meter(id, status="active")
+        before: object = None
+        for round, pause in enumerate([60, 7200, 90_000, 90_000, *[7200] * 20], start=1):
+            self.advance(pause)
+            self.receive(list(self.account.news.events))
+            rooms = self.rooms("quiet")
+            apply_events(rooms)
+            for day in self.days():
+                self.readings.count(day, self.clock())
+            self._bill(rooms, self.days())
+            self.advance(60)
+            self.receive(list(self.account.news.events))
+            apply_events(rooms)
+            verify_days(rooms, self.days(), everything=True)
+            after = (
+                len(self.account.events),
+                rooms.inquiry.counts(self.days()),
+                [h.as_json() for h in rooms.inquiry.held(self.days())],
+            )
+            if round > 4 and after == before:
+                return round
+            before = after
+        return -1

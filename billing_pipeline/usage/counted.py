@@ -1,0 +1,74 @@
+"""What statements need to know of usage, from the snapshots and readings that lie there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Protocol
+
+from billing_pipeline.usage.activity import load_counted
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.segments import Counts, usage_in_segments
+from billing_pipeline.usage.snapshot import Snapshot, is_current, load_snapshot, snapshot_id_of
+
+
+class UsageSource(Protocol):
+    """Where usage comes from. Every method raises DAY_ERRORS for what cannot be read."""
+
+    def snapshot(self, day: date) -> Snapshot | None:
+        """The day's snapshot, if it was taken after the day had ended."""
+
+    def snapshot_id(self, day: date) -> str | None:
+        """The id of that snapshot."""
+
+    def is_current(self, day: date) -> bool:
+        """Whether there is one, and it says what the readings say now."""
+
+    def before_window(self, day: date) -> str | None:
+        """What is known of the day before the snapshot's window, as an id."""
+
+    def in_parts(
+        self, day: date, parts: Mapping[str, Sequence[tuple[int, int]]]
+    ) -> dict[str, list[Counts]]:
+        """Counts of parts of the day by organization; see `usage_in_segments`."""
+
+
+@dataclass(frozen=True)
+class CountedUsage:
+    """Usage as counted by DuckDB from files."""
+
+    engine: Engine
+    readings: Folder
+    snapshots: Folder
+    window_days: int = 1
+
+    def snapshot(self, day: date) -> Snapshot | None:
+        """The day's snapshot, if it was taken after the day had ended."""
+        found = load_snapshot(self.engine, self.snapshots, day)
+        return found if found is not None and found.is_whole else None
+
+    def snapshot_id(self, day: date) -> str | None:
+        """The id of that snapshot."""
+        return snapshot_id_of(self.engine, self.snapshots, day)
+
+    def is_current(self, day: date) -> bool:
+        """Whether there is one, and it says what the files say now."""
+        return is_current(
+            self.engine, self.readings, self.snapshots, day, window_days=self.window_days
+        )
+
+    def before_window(self, day: date) -> str | None:
+        """The activity id of the day before the snapshot's window."""
+        before = day - timedelta(days=self.window_days)
+        counted = load_counted(self.engine, self.snapshots, before)
+        return None if counted is None else counted.activity_id
+
+    def in_parts(
+        self, day: date, parts: Mapping[str, Sequence[tuple[int, int]]]
+    ) -> dict[str, list[Counts]]:
+        """Counts of parts of the day, read from its readings."""
+        return usage_in_segments(
+            self.engine, self.readings, self.snapshots, day, parts, window_days=self.window_days
+        )
