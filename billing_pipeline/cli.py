@@ -581,6 +581,53 @@ def demo(
 
 
 @app.command()
+def simulate(
+    seeds: Annotated[str, typer.Option(help="One seed, or a range A..B, both included.")] = (
+        "1..100"
+    ),
+    processes: Annotated[int, typer.Option(min=1, help="Worlds side by side.")] = (
+        os.cpu_count() or 1
+    ),
+    as_json: Json = False,
+) -> None:
+    """Bill in simulated worlds full of faults and crashes; each seed is one, and repeatable."""
+    from billing_pipeline.simulation.runner import shorten, simulate_all
+
+    first, _, last = seeds.partition("..")
+    if not first.isdecimal() or (last and not last.isdecimal()):
+        raise typer.BadParameter(f"{seeds!r} is not a seed, nor a range such as 1..100")
+    span = range(int(first), int(last or first) + 1)
+    with _progress() as progress:
+        verdicts = simulate_all(span, processes, lambda n: progress("simulating", n, len(span)))
+    failed = [verdict for verdict in verdicts if verdict.complaints]
+    document: dict[str, Any] = {
+        "seeds": len(span),
+        "crashes": sum(verdict.crashes for verdict in verdicts),
+        "failed": [{"seed": v.seed, "complaints": v.complaints} for v in failed],
+    }
+    if failed:
+        _, shortest = shorten(failed[0].seed)
+        document["history"] = shortest.log
+        document["complaints"] = shortest.complaints
+        document["replay"] = f"billing simulate --seeds {failed[0].seed}"
+
+    def show() -> None:
+        out.print(
+            f"{len(span)} worlds, {document['crashes']} crashes in them: {len(failed)} ended wrong."
+        )
+        if failed:
+            out.print(f"Seeds: {', '.join(str(v.seed) for v in failed)}. The first, made short:")
+            for line in document["history"]:
+                out.print(f"  {line}")
+            for complaint in document["complaints"]:
+                out.print(Text.assemble(("  wrong: ", "bold red"), complaint))
+            out.print(f"Replay it with `{document['replay']}`.")
+
+    _print(as_json, document, show)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
 def ui(
     port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
     as_json: Json = False,

@@ -63,12 +63,15 @@ def test_imports_go_one_way(room: str) -> None:
 @pytest.mark.parametrize(
     ("library", "rooms"),
     [
-        ("stripe", {"stripe_meters", "sandbox"}),
+        ("stripe", {"stripe_meters", "sandbox", "simulation"}),
         ("dagster", {"defs", "cli"}),
         ("duckdb", {"usage", "defs"}),
-        ("sqlalchemy", {"database", "ledger", "customers", "stripe_events", "settings"}),
-        ("aiohttp", {"stripe_meters", "sandbox"}),
-        ("starlette", {"sandbox"}),
+        (
+            "sqlalchemy",
+            {"database", "ledger", "customers", "stripe_events", "settings", "simulation"},
+        ),
+        ("aiohttp", {"stripe_meters", "sandbox", "simulation"}),
+        ("starlette", {"sandbox", "simulation"}),
     ],
 )
 def test_each_library_lives_in_its_rooms(library: str, rooms: set[str]) -> None:
@@ -81,7 +84,7 @@ def test_each_library_lives_in_its_rooms(library: str, rooms: set[str]) -> None:
 def test_nothing_in_production_imports_the_sandbox() -> None:
     for path in PACKAGE.rglob("*.py"):
         room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room not in ("sandbox", "cli"):
+        if room not in ("sandbox", "simulation", "cli"):
             assert not any(m.startswith("billing_pipeline.sandbox") for m in imports(path)), path
 
 

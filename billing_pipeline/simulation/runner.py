@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +26,7 @@ HAPPENINGS = (
 """What may happen, as often as it is named."""
 
 LONGEST = 40
+"""Steps of a history, at most."""
 
 
 @dataclass
@@ -69,6 +71,18 @@ def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
         finally:
             world.close()
     return Verdict(seed, found, world.log, sum(world.sandbox.seen.values()), world.crashes)
+
+
+def simulate_all(
+    seeds: Sequence[int], processes: int, watch: Callable[[int], None]
+) -> list[Verdict]:
+    """Simulate seeds in several processes; `watch` is told how many are done."""
+    verdicts = []
+    with ProcessPoolExecutor(processes) as pool:
+        for number, verdict in enumerate(pool.map(simulate, seeds), start=1):
+            verdicts.append(verdict)
+            watch(number)
+    return verdicts
 
 
 def shorten(seed: int) -> tuple[list[Step], Verdict]:
