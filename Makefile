@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SEEDS ?= 1..2000
 
 export DAGSTER_HOME ?= $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types ui bench lock clean
+.PHONY: help setup demo test simulate lint format types ui bench lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -30,6 +31,9 @@ demo: $(READY)  ## real readings to verified meter totals, on a local Stripe
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+simulate: $(READY)  ## thousands of simulated histories; SEEDS=1..2000
+	$(BIN)/billing simulate --seeds $(SEEDS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
