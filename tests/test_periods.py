@@ -214,6 +214,30 @@ def test_an_end_that_is_learnt_late_is_corrected_part_by_part(
     assert unfinished_days(world.rooms()) == []
 
 
+def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.receive()
+    world.bill([day])
+    meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == SUM)
+    [lost] = [e for e in world.sandbox.account.counted(customer, SUM) if e.timestamp < end]
+    lost.counted = False
+    world.sandbox.account.news.report(
+        meter["id"], {"meter_event_invalid_value": [(lost.identifier, "")]}, world.sandbox.clock()
+    )
+    world.apply()
+    late = [("acme", "late", hour) for hour in (14.6, 15, 16, 17, 18, 19)]
+    write(world, day, [("acme", "early", 1), ("acme", "early", 14.5), *late])
+    world.bill([day])
+    assert in_period(world, customer, SUM, end, 10**11) == 6
+    assert [r["value"] for r in world.rooms().inquiry.rejected([day])] == [2]
+    assert unfinished_days(world.rooms()) == []
+    state_days(world.rooms(), [day], retry_rejected=True)
+    assert in_period(world, customer, SUM, 0, end) == 2
+    assert world.rooms().inquiry.rejected([day]) == []
+
+
 def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     world: World,
 ) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Engine, Select, and_, func, or_, select, true
+from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select, true
 
 from billing_pipeline.ledger.tables import (
     account,
@@ -205,6 +205,7 @@ class Inquiry:
                 newest.c.usage_day == meter_events.c.usage_day,
                 newest.c.organization_id == meter_events.c.organization_id,
                 newest.c.event_name == meter_events.c.event_name,
+                _speaks_of(newest, meter_events.c.timestamp),
             )
             .order_by(newest.c.revision.desc())
             .limit(1)
@@ -326,7 +327,8 @@ def _refused() -> Select[Any]:
     """Events that Stripe refused and nothing later has made good.
 
     Where newer values replace older ones any later statement does; where Stripe adds them up,
-    only one that was planned when the refusal was known.
+    only one that was planned when the refusal was known. On a split day a statement about one
+    part makes nothing good in another.
     """
     later = meter_events.alias()
     replacing = select(meters.c.event_name).where(
@@ -342,6 +344,7 @@ def _refused() -> Select[Any]:
             later.c.event_name == meter_events.c.event_name,
             later.c.revision > meter_events.c.revision,
             or_(later.c.state != State.REJECTED, later.c.error_code.not_in(list(HARMLESS))),
+            _speaks_of(later, meter_events.c.timestamp),
             or_(
                 later.c.event_name.in_(replacing),
                 later.c.planned_at >= meter_events.c.rejected_at,
@@ -349,6 +352,12 @@ def _refused() -> Select[Any]:
         )
         .exists(),
     )
+
+
+def _speaks_of(events: Any, timestamp: Any) -> ColumnElement[bool]:
+    """Whether an event is about the part of its day in which this instant lies."""
+    inside = and_(events.c.part_start <= timestamp, timestamp < events.c.part_end)
+    return or_(events.c.part_start.is_(None), inside)
 
 
 def _held(row: Any) -> HeldUsage:

@@ -325,6 +325,8 @@ class Ledger:
                     "value": e.value,
                     "target": e.target,
                     "timestamp": e.timestamp,
+                    "part_start": e.about and e.about[0],
+                    "part_end": e.about and e.about[1],
                     "snapshot_id": snapshot_id,
                     "planned_at": now,
                     "planned_by": self.run,
@@ -776,7 +778,15 @@ def _cell(row: Row[Any]) -> Cell:
 
 
 def _event(row: Row[Any]) -> MeterEvent:
-    return MeterEvent(_cell(row), row.revision, row.customer, row.value, row.target, row.timestamp)
+    return MeterEvent(
+        _cell(row),
+        row.revision,
+        row.customer,
+        row.value,
+        row.target,
+        row.timestamp,
+        None if row.part_start is None else (row.part_start, row.part_end),
+    )
 
 
 def _is(table: Any, cell: Cell) -> list[Any]:

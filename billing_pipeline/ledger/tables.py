@@ -58,6 +58,9 @@ meter_events = Table(
     Column("value", BigInt, nullable=False),  # what is sent
     Column("target", BigInt, nullable=False),  # what the cell should then be
     Column("timestamp", BigInt, nullable=False),  # unix seconds, UTC, inside usage_day
+    # The part of the day it speaks of, [start, end) in unix seconds; null: the whole day.
+    Column("part_start", BigInt),
+    Column("part_end", BigInt),
     Column("snapshot_id", String(64)),
     Column("planned_at", UtcDateTime, nullable=False),
     Column("planned_by", String(255), nullable=False),  # the run

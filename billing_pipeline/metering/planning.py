@@ -164,6 +164,7 @@ def plan_segments(
             # Said or planned: revisions and timestamps only rise.
             revision=max((s.revision for s in said), default=0) + 1,
             after=max((s.timestamp for s in about), default=None),
+            part=(segment.start, segment.end) if only is None and len(segments) > 1 else None,
             at=at,
             shared=shared,
             payers=payers,
@@ -211,6 +212,7 @@ def _next(
     stated_for: str | None,
     revision: int,
     after: int | None,
+    part: tuple[int, int] | None,
     at: int | None,
     shared: bool,
     payers: Payers,
@@ -252,7 +254,7 @@ def _next(
         return None
     assert pays is not None  # _why_hold says so
     assert timestamp is not None
-    return MeterEvent(cell, revision, pays, value, target, timestamp)
+    return MeterEvent(cell, revision, pays, value, target, timestamp, part)
 
 
 def meter_is_back(meter: Meter, error_code: str | None, last_attempt_at: int | None) -> bool:

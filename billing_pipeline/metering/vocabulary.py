@@ -157,6 +157,8 @@ class MeterEvent:
     value: int
     target: int
     timestamp: int
+    about: tuple[int, int] | None = None
+    """The part of the day it speaks of, [start, end) in unix seconds; None: the whole day."""
 
     @cached_property
     def identifier(self) -> str:
