@@ -43,6 +43,8 @@ def alerts(rooms: Rooms) -> list[Alert]:
          "meter events that Stripe took after the invoice of their period was final"),
         ("closed_usage", rooms.inquiry.held_for_good(),
          "amounts are held for periods that are closed: `billing run` lists them"),
+        ("closed_gates", len(rooms.inquiry.gated_days()),
+         "days wait because their counts are implausible: `billing gate list`"),
         ("failed_events", rooms.inbox.counts()[EventState.FAILED],
          "events of Stripe's that could not be applied: `billing events list --state failed`"),
         ("contradictions", len(rooms.customers.known(

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -36,6 +37,8 @@ from billing_pipeline import __version__
 from billing_pipeline.settings import ConfigurationError, Settings, load_settings
 from billing_pipeline.statement import (
     Rooms,
+    approve_gate,
+    closed_gates,
     preview_days,
     unfinished_days,
     utc_now,
@@ -49,10 +52,12 @@ customers_app = typer.Typer(
     no_args_is_help=True, help="Who pays: organization and Stripe customer."
 )
 events_app = typer.Typer(no_args_is_help=True, help="What Stripe said, as webhooks stored it.")
+gate_app = typer.Typer(no_args_is_help=True, help="Days whose counts are implausible.")
 sandbox_app = typer.Typer(no_args_is_help=True, help="A local Stripe, and sample readings.")
 app.add_typer(meters_app, name="meters")
 app.add_typer(customers_app, name="customers")
 app.add_typer(events_app, name="events")
+app.add_typer(gate_app, name="gate")
 app.add_typer(sandbox_app, name="sandbox")
 
 # Ids come from other people's files: nothing in them is markup.
@@ -386,6 +391,60 @@ def customers_list(as_json: Json = False) -> None:
         out.print(table)
         for told in document["contradictions"]:
             out.print(Text.assemble(("look at this: ", "yellow"), told))
+
+    _print(as_json, document, show)
+
+
+# The gate -------------------------------------------------------------------------------------
+
+
+@gate_app.command("list")
+def gate_list(as_json: Json = False) -> None:
+    """Show the days that wait because their counts are implausible, and why."""
+    found = closed_gates(_rooms(load_settings()))
+    document = {
+        "gates": [
+            {"day": gate.day.isoformat(), "snapshot_id": gate.snapshot_id,
+             "findings": [asdict(finding) for finding in gate.findings]}
+            for gate in found
+        ]
+    }  # fmt: skip
+
+    def show() -> None:
+        if not found:
+            out.print("No day waits at the gate.")
+            return
+        table = Table("day", "organization", "what is implausible")
+        for gate in found:
+            for finding in gate.findings:
+                table.add_row(
+                    gate.day.isoformat(), finding.organization_id or "(all)", finding.text
+                )
+        out.print(table)
+        out.print('If the counts are right: `billing gate approve --day DAY --reason "…"`.')
+
+    _print(as_json, document, show)
+    raise typer.Exit(1 if found else 0)
+
+
+@gate_app.command("approve")
+def gate_approve(
+    day: Annotated[date, typer.Option(parser=_day, metavar="DAY", help="UTC usage day.")],
+    reason: Annotated[str, typer.Option(help="Why these counts are right; kept on record.")],
+    as_json: Json = False,
+) -> None:
+    """Let a day through the gate as it is counted now; the next run states it."""
+    findings = approve_gate(_rooms(load_settings()), day, reason)
+    document = {
+        "day": day.isoformat(),
+        "reason": reason.strip(),
+        "approved": [asdict(finding) for finding in findings],
+    }
+
+    def show() -> None:
+        for finding in findings:
+            out.print(f"{finding.organization_id or '(all)'}: {finding.text}")
+        out.print(f"Approved. `billing run --from {day} --to {day}` states it.")
 
     _print(as_json, document, show)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from typing import Any
 
@@ -36,6 +37,11 @@ def run_document(
         "held": [held.as_json() for held in rooms.inquiry.held(days)],
         "rejected": rooms.inquiry.rejected(days),
         "mismatches": mismatches,
+        "gates": [
+            {"day": day.isoformat(), **asdict(finding)}
+            for day, findings in sorted(outcome.statement.gates.items())
+            for finding in findings
+        ],
         "unread": outcome.verification.unread,
         "stopped": outcome.statement.stopped,
         "problems": outcome.statement.problems,
@@ -130,6 +136,13 @@ def attention(document: dict[str, Any]) -> list[RenderableType]:
         ("day", "organization_id", "meter", "value", "explanation"),
         "Usage without a customer is sent by the next run once BILLING_CUSTOMERS_FILE or "
         "`billing customers import FILE` names one.",
+    )  # fmt: skip
+    panels += _table_panel(
+        "The gate is closed: implausible counts",
+        [{**gate, "organization": gate["organization_id"] or "(all)"}
+         for gate in document.get("gates", [])],
+        ("day", "organization", "text"),
+        "Mend the readings, or let a day through: `billing gate approve --day DAY --reason …`.",
     )  # fmt: skip
     panels += _table_panel(
         "Refused by Stripe", document.get("rejected", []),

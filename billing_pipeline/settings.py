@@ -6,8 +6,10 @@ what needs one asks for it with `Settings.require_key`.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from dataclasses import asdict
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +25,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from billing_pipeline.metering import DEFAULT_POLICY, Formula, Measure, MeterSpec, Policy
+from billing_pipeline.metering import DEFAULT_POLICY, Formula, Gates, Measure, MeterSpec, Policy
 
 STRIPE_API_VERSION = "2025-12-15.clover"
 DEFAULT_METERS = (
@@ -69,6 +71,7 @@ class Settings(BaseSettings):
     billing_active_window_days: int = Field(default=1, ge=1, le=366)
     billing_meters: tuple[MeterSpec, ...] = DEFAULT_METERS
     billing_subscription_policy: dict[str, Policy] = Field(default_factory=dict)
+    billing_gates: Gates = Gates()
     billing_alert_url: SecretStr | None = None
 
     @field_validator("stripe_secret_key")
@@ -190,6 +193,7 @@ class Settings(BaseSettings):
             "BILLING_SUBSCRIPTION_POLICY": ", ".join(
                 f"{status}: {policy}" for status, policy in self.subscription_policy.items()
             ),
+            "BILLING_GATES": json.dumps(asdict(self.billing_gates)),
             "BILLING_ALERT_URL": "(not set)" if self.billing_alert_url is None else "set",
             "BILLING_METERS": ", ".join(
                 f"{m.event_name} ({m.formula}, {m.measure})" for m in self.billing_meters
@@ -211,7 +215,7 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except SettingsError as error:  # a variable that should hold JSON and does not
-        json_fields = ("billing_meters", "billing_subscription_policy")
+        json_fields = ("billing_meters", "billing_gates", "billing_subscription_policy")
         name = next((f.upper() for f in json_fields if f in str(error)), str(error))
         raise ConfigurationError(f"{name}: it must be JSON, as the README shows") from None
     except ValidationError as error:

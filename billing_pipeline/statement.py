@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
@@ -22,6 +22,7 @@ from billing_pipeline.database import open_database
 from billing_pipeline.ledger import Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
     DayPlan,
+    Finding,
     Meter,
     MeterEvent,
     Payers,
@@ -29,6 +30,7 @@ from billing_pipeline.metering import (
     Segment,
     Usage,
     bounds,
+    implausible,
     plan_day,
     plan_segments,
     shared_customers,
@@ -36,7 +38,7 @@ from billing_pipeline.metering import (
     usage_of,
 )
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start, is_over
-from billing_pipeline.settings import Settings
+from billing_pipeline.settings import ConfigurationError, Settings
 from billing_pipeline.stripe_events import Applied, Inbox, apply_due
 from billing_pipeline.stripe_meters import (
     DeliveryReport,
@@ -159,6 +161,8 @@ class Statement:
     """The snapshot each planned day was planned from."""
     not_planned: dict[date, str] = field(default_factory=dict)
     """Why a day was not planned: no whole snapshot, or one that cannot be read."""
+    gates: dict[date, list[Finding]] = field(default_factory=dict)
+    """Why days wait at the gate, by day; in parts, or whole."""
     problems: list[str] = field(default_factory=list)
     """Lines of the customers file that were left out."""
     applied: Applied = field(default_factory=Applied)
@@ -230,11 +234,11 @@ def state_days(
         _deliver(rooms, reached.meters, days, statement, progress, leftovers=True)
         # What an interrupted run left unverified would blur what later summaries can prove.
         verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
-    to_plan = list(days)
+    to_plan, recent = list(days), Recent(rooms)
     for _ in range(MOST_SEGMENTS):
         unfinished = []
         for number, day in enumerate(to_plan, start=1):
-            if _plan(rooms, reached.meters, day, retry_rejected, statement):
+            if _plan(rooms, reached.meters, day, retry_rejected, statement, recent):
                 unfinished.append(day)
             if progress is not None:
                 progress("planning", number, len(to_plan))
@@ -293,6 +297,7 @@ def _plan(
     day: date,
     retry_rejected: bool,
     statement: Statement,
+    recent: Recent,
 ) -> bool:
     """Plan one day and write the plan down; True if another round has more of it to state."""
     try:
@@ -307,15 +312,22 @@ def _plan(
             if why_not is not None:
                 statement.not_planned[day] = why_not
                 return False
+            usage = {} if snapshot is None else _usage(snapshot)
+            said = rooms.ledger.said([day], connection)[day]
+            findings = []
+            if snapshot is not None:
+                approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id, connection)
+                findings = _closed(rooms, snapshot, recent, approved)
             plan = plan_day(
                 day,
                 meters,
-                {} if snapshot is None else _usage(snapshot),
+                usage,
                 payers,
-                rooms.ledger.said([day], connection)[day],
+                said,
                 rooms.clock(),
                 splits=splits,
                 only_splits=partly,
+                gated=_behind(findings),
                 retry_rejected=retry_rejected,
             )
             names = {meter.event_name for meter in meters}
@@ -334,8 +346,93 @@ def _plan(
     except DAY_ERRORS as error:
         statement.not_planned[day] = f"its snapshot cannot be read: {error}"
         return False
+    statement.gates.pop(day, None)
+    if findings:
+        statement.gates[day] = findings
     statement.planned_from[day] = "" if snapshot is None else snapshot.snapshot_id
     return bool(plan.unfinished)
+
+
+class Recent:
+    """The usage of days before a day, each snapshot read once."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+        self._known: dict[date, dict[str, Usage] | None] = {}
+
+    def before(self, day: date) -> list[dict[str, Usage]]:
+        """Usage by organization of the recent days that were counted. Raises DAY_ERRORS."""
+        days = [
+            day - timedelta(days=n)
+            for n in range(1, self._rooms.settings.billing_gates.recent_days + 1)
+        ]
+        for each in days:
+            if each not in self._known:
+                snapshot = self._rooms.usage.snapshot(each)
+                self._known[each] = None if snapshot is None else _usage(snapshot)
+        return [usage for each in days if (usage := self._known[each]) is not None]
+
+
+class _Everybody:
+    """Contains every organization."""
+
+    def __contains__(self, _organization: object) -> bool:
+        return True
+
+
+def _behind(findings: Sequence[Finding]) -> Container[str]:
+    """The organizations whose usage waits at the gate."""
+    names = [finding.organization_id for finding in findings]
+    return _Everybody() if None in names else [name for name in names if name is not None]
+
+
+def _closed(
+    rooms: Rooms, snapshot: Snapshot, recent: Recent, approved: str | None
+) -> list[Finding]:
+    """What is implausible about a day, unless a person approved it. Raises DAY_ERRORS."""
+    if approved is not None:
+        return []
+    before = recent.before(snapshot.usage_day)
+    return implausible(_usage(snapshot), before, rooms.settings.billing_gates)
+
+
+@dataclass(frozen=True)
+class ClosedGate:
+    """A day that waits at the gate, with what is implausible about it."""
+
+    day: date
+    snapshot_id: str
+    findings: list[Finding]
+
+
+def closed_gates(rooms: Rooms, days: Sequence[date] | None = None) -> list[ClosedGate]:
+    """The days (None: all) whose counts wait for a person. Raises DAY_ERRORS."""
+    recent, found = Recent(rooms), []
+    for day in rooms.inquiry.gated_days() if days is None else days:
+        snapshot = rooms.usage.snapshot(day)
+        if snapshot is None:
+            continue
+        approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
+        if findings := _closed(rooms, snapshot, recent, approved):
+            found.append(ClosedGate(day, snapshot.snapshot_id, findings))
+    return found
+
+
+def approve_gate(rooms: Rooms, day: date, reason: str) -> list[Finding]:
+    """Let a day through as it was counted; returns what was implausible about it.
+
+    A later count of other readings is judged anew. Raises ConfigurationError when the day does
+    not wait at the gate, or no reason is given.
+    """
+    if not reason.strip():
+        raise ConfigurationError("an approval needs a reason: it stays on record")
+    found = closed_gates(rooms, [day])
+    if not found:
+        raise ConfigurationError(
+            f"the gate of {day} is open, or the day is not counted: there is nothing to approve"
+        )
+    rooms.ledger.approve_gate(day, found[0].snapshot_id, reason.strip(), rooms.clock())
+    return found[0].findings
 
 
 def _unplannable(snapshot: Snapshot | None, splits: Mapping[str, Sequence[Segment]]) -> str | None:
@@ -542,13 +639,14 @@ def preview_days(
             meters = asyncio.run(look_up(rooms.gateway, specs)).meters
     payers = rooms.payers()
     said = rooms.ledger.said(days)
-    lines, missing = [], []
+    lines, missing, recent = [], [], Recent(rooms)
     for day in days:
         snapshot = rooms.usage.snapshot(day)
         if snapshot is None:
             missing.append(day)
             continue
         splits = _split(rooms, day, _cuts(rooms, meters, payers, day))
+        approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
         plan = plan_day(
             day,
             meters,
@@ -557,6 +655,7 @@ def preview_days(
             said[day],
             rooms.clock(),
             splits=splits,
+            gated=_behind(_closed(rooms, snapshot, recent, approved)),
             retry_rejected=retry_rejected,
         )
         lines += _lines(plan, meters, said[day])

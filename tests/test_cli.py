@@ -376,3 +376,23 @@ def test_every_command_takes_json(billing: Command) -> None:
     assert click
     for command in found:
         assert any("--json" in parameter.opts for parameter in command.params), command.name
+
+
+def test_an_implausible_day_waits_until_it_is_approved(world: World, billing: Command) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    days = [yesterday() - timedelta(days=n) for n in range(8)]
+    for day in days[1:]:
+        world.write_readings(day, {"a": {"s": 120}})
+    code, document = billing("run", *span(8))
+    assert code == 1
+    assert {h["reason"] for h in document["held"]} == {"gate_closed"}
+    assert document["gates"][0]["text"].startswith("0 readings where 120 are usual")
+    assert billing("gate", "list")[1]["gates"][0]["day"] == str(yesterday())
+    assert billing("gate", "approve", "--day", str(yesterday()), "--reason", " ")[0] == 2
+    code, document = billing("gate", "approve", "--day", str(yesterday()), "--reason", "shut")
+    assert (code, document["reason"]) == (0, "shut")
+    code, document = billing("run", *span(8))
+    assert (code, document["sent"], document["held"]) == (0, 1, [])
+    assert billing("gate", "list") == (0, {"gates": []})
+    assert billing("gate", "approve", "--day", str(yesterday()), "--reason", "again")[0] == 2

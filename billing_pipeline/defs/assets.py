@@ -20,7 +20,14 @@ from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.metering.timestamps import is_over
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import Rooms, ends_inside, state_days, verify_days
+from billing_pipeline.statement import (
+    Rooms,
+    approve_gate,
+    closed_gates,
+    ends_inside,
+    state_days,
+    verify_days,
+)
 from billing_pipeline.usage import DAY_ERRORS, UnusableInput, count_day, take_snapshot
 from billing_pipeline.usage.inputs import folder_name
 
@@ -36,6 +43,8 @@ class BillingConfig(dg.Config):
 
     retry_rejected: bool = False
     """State again what Stripe refused, after its cause was mended there."""
+    approve_gate: str = ""
+    """A reason to let the days of this run through although their counts are implausible."""
     verify_wait_seconds: float = 30.0
     """How long to wait for Stripe's summaries to catch up before the run ends."""
 
@@ -48,7 +57,13 @@ class BillingConfig(dg.Config):
         specs.METER_EVENTS,
         specs.VERIFICATION,
     ],
-    check_specs=[specs.CONSERVATION, specs.COMPLETENESS, specs.DELIVERY, specs.AGREEMENT],
+    check_specs=[
+        specs.CONSERVATION,
+        specs.COMPLETENESS,
+        specs.PLAUSIBILITY,
+        specs.DELIVERY,
+        specs.AGREEMENT,
+    ],
     partitions_def=usage_days,
     backfill_policy=dg.BackfillPolicy.single_run(),
     can_subset=True,
@@ -143,6 +158,9 @@ def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome)
 
 def _state(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
     """State the days; each gets its own materialization and check."""
+    if config.approve_gate:
+        for gate in closed_gates(rooms, days):
+            approve_gate(rooms, gate.day, config.approve_gate)
     statement = state_days(
         rooms, days, retry_rejected=config.retry_rejected, progress=billing.progress
     )
@@ -152,6 +170,18 @@ def _state(rooms: Rooms, billing: Billing, days: list[date], config: BillingConf
     for day, version in statement.planned_from.items():
         facts = metadata.of_events(rooms, day)
         yield _materialized(specs.METER_EVENTS, day, facts, version)
+        findings = statement.gates.get(day, [])
+        yield _checked(
+            specs.PLAUSIBILITY,
+            day,
+            not findings,
+            {
+                "implausible": metadata.table(
+                    [{"organization": f.organization_id or "(all)", "why": f.text}
+                     for f in findings]
+                )
+            },
+        )  # fmt: skip
         waiting = sum(facts[s] for s in ("planned", "sending", "ambiguous", "held"))
         refused = len(rooms.inquiry.rejected([day]))
         yield _checked(

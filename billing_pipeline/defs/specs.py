@@ -227,3 +227,9 @@ AGREEMENT = _check(
     "Stripe's own summaries agree with the ledger for every customer and meter.",
     blocking=False,
 )
+PLAUSIBILITY = _check(
+    METER_EVENTS,
+    "plausibility",
+    "The day's counts are plausible against recent weeks, or a person approved them.",
+    blocking=False,
+)

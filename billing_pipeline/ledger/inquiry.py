@@ -155,6 +155,18 @@ class Inquiry:
             found += [_json(dict(row._mapping)) for row in rows]
         return found
 
+    def gated_days(self) -> list[date]:
+        """The days of which usage waits at the gate."""
+        with self._engine.begin() as connection:
+            return list(
+                connection.scalars(
+                    select(held_usage.c.usage_day)
+                    .where(held_usage.c.reason == HoldReason.GATE_CLOSED)
+                    .distinct()
+                    .order_by(held_usage.c.usage_day)
+                )
+            )
+
     def per_organization(self, days: Sequence[date]) -> list[tuple[str, int, int]]:
         """Organization, events Stripe holds, and how many of these are verified."""
         with self._engine.begin() as connection:

@@ -31,6 +31,7 @@ from billing_pipeline.database import upsert, writing
 from billing_pipeline.ledger.locks import WAIT_SECONDS, delivery_lock
 from billing_pipeline.ledger.tables import (
     account,
+    gate_approvals,
     held_usage,
     history,
     meter_errors,
@@ -340,6 +341,30 @@ class Ledger:
             now,
             [_change(e.cell, e.revision, None, State.PLANNED, f"value {e.value}") for e in events],
         )
+
+    def approve_gate(self, day: date, snapshot_id: str, reason: str, now: datetime) -> None:
+        """Let a day's counts through as this snapshot has them; the day is then unfinished."""
+        with writing(self.engine) as connection:
+            upsert(
+                connection,
+                gate_approvals,
+                {"usage_day": day, "snapshot_id": snapshot_id},
+                {"reason": reason, "run": self.run, "approved_at": now},
+            )
+            connection.execute(delete(planned_days).where(planned_days.c.usage_day == day))
+
+    def gate_approved(
+        self, day: date, snapshot_id: str, connection: Connection | None = None
+    ) -> str | None:
+        """The reason for which a person let these counts through, None if nobody did."""
+        if connection is None:
+            with self.engine.begin() as own:
+                return self.gate_approved(day, snapshot_id, own)
+        approvals = gate_approvals.c
+        query = select(approvals.reason).where(
+            approvals.usage_day == day, approvals.snapshot_id == snapshot_id
+        )
+        return connection.scalar(query)
 
     def _supersede(self, connection: Connection, plan: DayPlan, now: datetime) -> set[Cell]:
         """Withdraw planned events that no longer hold; returns the cells where that came too late.

@@ -113,6 +113,17 @@ planned_days = Table(
     Column("run", String(255), nullable=False),
 )
 
+gate_approvals = Table(
+    "gate_approvals",
+    metadata,
+    # What a person let through although it is implausible: exactly the counts that they saw.
+    Column("usage_day", Date, primary_key=True),
+    Column("snapshot_id", String(64), primary_key=True),
+    Column("reason", Text, nullable=False),
+    Column("run", String(255), nullable=False),
+    Column("approved_at", UtcDateTime, nullable=False),
+)
+
 history = Table(
     "history",
     metadata,

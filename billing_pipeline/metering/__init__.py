@@ -8,6 +8,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `terms`       under which subscriptions a customer may be stated, and what is closed
 - `segments`    parts of a day that a billing period ends in
 - `standing`    what Stripe holds for a cell, as far as the ledger knows
+- `gates`       whether a day's counts are plausible, or wait for a person
 - `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
 - `agreement`   whether Stripe's summary agrees with what was accepted
 """
@@ -18,6 +19,7 @@ from billing_pipeline.metering.agreement import (
     missing_from,
     possible_figures,
 )
+from billing_pipeline.metering.gates import Finding, Gates, implausible
 from billing_pipeline.metering.planning import (
     HARMLESS,
     NOT_COUNTED,
@@ -68,7 +70,9 @@ __all__ = [
     "Agreement",
     "Cell",
     "DayPlan",
+    "Finding",
     "Formula",
+    "Gates",
     "Hold",
     "HoldReason",
     "Measure",
@@ -86,6 +90,7 @@ __all__ = [
     "Usage",
     "Waiting",
     "bounds",
+    "implausible",
     "judge",
     "meter_is_back",
     "missing_from",

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
@@ -129,14 +129,16 @@ def plan_segments(
     *,
     at: int | None = None,
     shared: bool = False,
+    gated: bool = False,
     payers: Payers = NOBODY,
     retry_rejected: bool = False,
 ) -> list[Outcome]:
     """What is to be stated about a cell, segment by segment; empty where nothing is.
 
     `customer` is the organization's customer today, `said` everything said about the cell so
-    far, `shared` whether other organizations have the same customer, `payers` where the
-    customers' terms stand. Of several events only the first may be sent before it is settled.
+    far, `shared` whether other organizations have the same customer, `gated` whether the counts
+    wait for a person, `payers` where the customers' terms stand. Of several events only the first
+    may be sent before it is settled.
     Raises UsageDefect for a target that no correct counting can produce.
     """
     if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
@@ -167,6 +169,7 @@ def plan_segments(
             part=(segment.start, segment.end) if only is None and len(segments) > 1 else None,
             at=at,
             shared=shared,
+            gated=gated,
             payers=payers,
             retry_rejected=retry_rejected,
         )
@@ -215,6 +218,7 @@ def _next(
     part: tuple[int, int] | None,
     at: int | None,
     shared: bool,
+    gated: bool,
     payers: Payers,
     retry_rejected: bool,
 ) -> MeterEvent | Hold | None:
@@ -241,6 +245,8 @@ def _next(
         undecided=cell.organization_id in payers.undecided,
         shared=shared and stated_for is None,
     )
+    if reason is None and gated:
+        return Hold(cell, value, target, HoldReason.GATE_CLOSED)
     if reason is not None:
         # A first zero that cannot be stated is no usage: there is nothing to hold.
         return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
@@ -308,6 +314,7 @@ def plan_day(
     *,
     splits: Mapping[str, Sequence[Segment]] | None = None,
     only_splits: bool = False,
+    gated: Container[str] = (),
     retry_rejected: bool = False,
 ) -> DayPlan:
     """Plan every cell of a usage day.
@@ -316,7 +323,8 @@ def plan_day(
     said by cell. An organization missing from the snapshot has a target of zero: if it was
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
     `splits` gives the segments of organizations whose periods end inside the day; with
-    `only_splits` nothing else is planned, because the day itself is not over.
+    `only_splits` nothing else is planned, because the day itself is not over. `gated` are the
+    organizations whose counts wait for a person.
     """
     plan = DayPlan(usage_day)
     splits = splits or {}
@@ -343,6 +351,7 @@ def plan_day(
                 history,
                 now,
                 shared=customer in shared,
+                gated=organization_id in gated,
                 payers=payers,
                 retry_rejected=retry_rejected,
             )

@@ -58,6 +58,7 @@ class HoldReason(StrEnum):
     DAY_NOT_OVER = "day_not_over"
     TOO_OLD = "too_old"
     NO_ROOM_IN_DAY = "no_room_in_day"
+    GATE_CLOSED = "gate_closed"
 
 
 HOLD_EXPLANATIONS: dict[HoldReason, str] = {
@@ -81,6 +82,9 @@ HOLD_EXPLANATIONS: dict[HoldReason, str] = {
     ),
     HoldReason.DAY_NOT_OVER: "the usage day is not over yet",
     HoldReason.TOO_OLD: "older than 34 days: Stripe takes no event for it any more",
+    HoldReason.GATE_CLOSED: (
+        "gate closed: the day's counts are implausible; `billing gate list` says why"
+    ),
     HoldReason.NO_ROOM_IN_DAY: "no later second is left inside the usage day",
 }
 

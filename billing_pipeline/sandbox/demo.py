@@ -37,7 +37,14 @@ from billing_pipeline.sandbox.sample import load_sample, read_sample
 from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, running
 from billing_pipeline.sandbox.webhooks import Endpoint
 from billing_pipeline.settings import load_settings
-from billing_pipeline.statement import Progress, Rooms, apply_events, verify_days
+from billing_pipeline.statement import (
+    Progress,
+    Rooms,
+    apply_events,
+    approve_gate,
+    closed_gates,
+    verify_days,
+)
 from billing_pipeline.stripe_meters import ensure_meters
 from billing_pipeline.usage import load_snapshot
 
@@ -80,7 +87,7 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
             outcome, run_id, error = run_days(first, last_day, progress=progress)
             story = {"webhooks": dict(sandbox.post.answers)}
             if not known:
-                story |= _mend(sandbox, rooms, days)
+                story |= _mend(sandbox, rooms, days) | {"gates": _approve(rooms)}
                 again, run_id, error = run_days(first, last_day, progress=progress)
                 again.statement.sent += outcome.statement.sent
                 outcome = again
@@ -231,6 +238,14 @@ def _mend(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str, Any]:
     return story
 
 
+def _approve(rooms: Rooms) -> list[str]:
+    """Days on which nothing came look like an outage, and wait; the sample has such days."""
+    days = [gate.day for gate in closed_gates(rooms)]
+    for day in days:
+        approve_gate(rooms, day, "no readings were published for this day")
+    return [day.isoformat() for day in days]
+
+
 def _invoice(sandbox: Sandbox, rooms: Rooms) -> dict[str, Any]:
     """Let the invoiced organization's period end, and its draft become final; then compare."""
     customer = rooms.customers.mapping()[INVOICED]
@@ -350,6 +365,12 @@ def _show_story(console: Console, story: dict[str, Any], events: dict[str, int])
             f"another one:\n  {'; '.join(story['contradictions'])}\n"
             f"Stripe took its usage and reported later that it was not counted ({', '.join(codes)}"
             f"): {story['rejected']} events rejected, and sent again to the right customer."
+        )
+    if story.get("gates"):
+        console.print(
+            f"Of {' and '.join(story['gates'])} nothing had come. That looks like an outage, and a "
+            "zero would have\nbeen the last word of these days: the gate held them until they were "
+            "approved, with a reason."
         )
     invoice = story["invoice"]
     lines = ", ".join(

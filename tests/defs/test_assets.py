@@ -32,7 +32,7 @@ class Runner:
         self.defs = build_defs({"billing": self.billing})
 
     def run(
-        self, first: date, last: date, assets: list[str] | None = None
+        self, first: date, last: date, assets: list[str] | None = None, **config: str
     ) -> dg.ExecuteInProcessResult:
         job = self.defs.resolve_job_def("bill_days")
         return job.execute_in_process(
@@ -41,7 +41,7 @@ class Runner:
             asset_selection=[dg.AssetKey(name) for name in assets] if assets else None,
             tags=dict(zip(RANGE, (first.isoformat(), last.isoformat()), strict=True)),
             run_config={
-                "ops": {"bill_usage_days": {"config": {"verify_wait_seconds": 5}}},
+                "ops": {"bill_usage_days": {"config": {"verify_wait_seconds": 5, **config}}},
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
         )
@@ -79,7 +79,7 @@ def test_a_run_of_days_materializes_checks_states_and_verifies_each(runner: Runn
     for asset in ("sensor_activity", "usage_snapshot", "meter_events", "verification"):
         assert runner.materialized(asset) == keys
     assert set(checks(result).values()) == {True}
-    assert len(checks(result)) == 4 * 3
+    assert len(checks(result)) == 5 * 3
     assert runner.world.billed() == runner.world.due(usage)
     facts = metadata(result, "usage_snapshot", days[0])
     assert (facts["readings"], facts["rows_read"], facts["dagster/row_count"]) == (6, 6, 2)
@@ -133,6 +133,22 @@ def test_held_usage_turns_the_delivery_check_red(runner: Runner) -> None:
     assert checks(result)["delivery", day.isoformat()] is False
     assert "stranger" in metadata(result, "meter_events", day)["held_usage"]
     assert runner.world.billed() == runner.world.due({day: {"a": {"s": 3}}})
+
+
+def test_an_implausible_day_turns_its_check_red_until_a_run_approves_it(runner: Runner) -> None:
+    days = [yesterday() - timedelta(days=n) for n in range(8, -1, -1)]
+    for day in days[:-1]:
+        runner.world.write_readings(day, {"a": {"s": 120}})
+    outage = days[-1].isoformat()
+    result = runner.run(days[0], days[-1])
+    assert {day: checks(result)["plausibility", day.isoformat()] for day in days} == {
+        day: day != days[-1] for day in days
+    }
+    assert runner.world.billed() == runner.world.due({day: {"a": {"s": 120}} for day in days[:-1]})
+    approved = runner.run(days[-1], days[-1], approve_gate="the plant was shut")
+    assert approved.success
+    assert checks(approved)["plausibility", outage] is True
+    assert checks(approved)["delivery", outage] is True
 
 
 def test_assets_can_be_materialized_one_by_one(runner: Runner) -> None:

@@ -42,7 +42,7 @@ def test_the_graph_has_these_assets_checks_jobs_schedules_and_sensors(
     }
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
     assert checks == {
-        "conservation", "completeness", "delivery", "agreement",
+        "conservation", "completeness", "plausibility", "delivery", "agreement",
         "events_applied", "meter_errors", "unbilled", "contradictions",
     }  # fmt: skip
     assert {job.name for job in repository.get_all_jobs()} >= {
@@ -78,6 +78,7 @@ def test_the_money_checks_block(graph: dg.Definitions) -> None:
     assert blocking == {
         "conservation": True,
         "completeness": True,
+        "plausibility": False,
         "delivery": False,
         "agreement": False,
     }
