@@ -42,7 +42,11 @@ def finish(process: subprocess.Popen[bytes], output: Path) -> dict[str, Any]:
     text = output.read_text()
     assert text, output.with_suffix(".err").read_text()[-3000:]
     document: dict[str, Any] = json.loads(text)
-    assert process.returncode == 0, (document, output.with_suffix(".err").read_text()[-3000:])
+    if process.returncode != 0:
+        told = {key: value for key, value in document.items() if key != "days" and value}
+        errors = {day["day"]: day["error"] for day in document["days"] if day["error"]}
+        stderr = output.with_suffix(".err").read_text()[-3000:]
+        pytest.fail(f"exit {process.returncode}: {json.dumps(told)}, days {errors}, {stderr}")
     return document
 
 
@@ -93,8 +97,8 @@ def test_killed_twenty_times_then_one_clean_run_and_every_cell_is_right(
         change(world, usage, chance)
         before = world.sandbox.seen["meter_events"]
         # Half of them die some requests into the delivery, half at any time at all.
-        requests = chance.randint(0, 60) if attempt % 2 else 10**9
-        deadline = time.monotonic() + (20 if attempt % 2 else chance.uniform(0.5, 6))
+        requests = chance.randint(0, 25) if attempt % 2 else 10**9
+        deadline = time.monotonic() + (20 if attempt % 2 else chance.uniform(0.5, 5))
         process = start(environment, tmp_path / f"run-{attempt}.json")
         while process.poll() is None and time.monotonic() < deadline:
             if world.sandbox.seen["meter_events"] - before > requests:
@@ -104,8 +108,11 @@ def test_killed_twenty_times_then_one_clean_run_and_every_cell_is_right(
             os.kill(process.pid, signal.SIGKILL)
             process.wait(30)
             interrupted += 1
-    assert interrupted >= kills // 2
+    assert interrupted >= kills // 3
     world.sandbox.faults = Faults()
+    # As after a day: until then Stripe repeats a stored 500, and whether a first zero on a `last`
+    # meter was counted cannot be told from a summary, so that the event would stay ambiguous.
+    world.sandbox.stored.clear()
     output = tmp_path / "clean.json"
     finish(start(environment, output), output)
     assert_right(world, usage)
