@@ -42,7 +42,7 @@ def alerts(rooms: Rooms) -> list[Alert]:
         ("unbilled_events", len(unbilled(rooms)),
          "meter events that Stripe took after the invoice of their period was final"),
         ("closed_usage", rooms.inquiry.held_for_good(),
-         "amounts are held for periods that are closed: `billing run` lists them"),
+         "amounts can no longer be stated where they belong: `billing adjustments list`"),
         ("closed_gates", len(rooms.inquiry.gated_days()),
          "days wait because their counts are implausible: `billing gate list`"),
         ("failed_events", rooms.inbox.counts()[EventState.FAILED],

@@ -33,7 +33,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from billing_pipeline import __version__
+from billing_pipeline import __version__, adjustments
 from billing_pipeline.settings import ConfigurationError, Settings, load_settings
 from billing_pipeline.statement import (
     Rooms,
@@ -53,11 +53,15 @@ customers_app = typer.Typer(
 )
 events_app = typer.Typer(no_args_is_help=True, help="What Stripe said, as webhooks stored it.")
 gate_app = typer.Typer(no_args_is_help=True, help="Days whose counts are implausible.")
+adjustments_app = typer.Typer(
+    no_args_is_help=True, help="Usage that its own period takes no more: carry it or write it off."
+)
 sandbox_app = typer.Typer(no_args_is_help=True, help="A local Stripe, and sample readings.")
 app.add_typer(meters_app, name="meters")
 app.add_typer(customers_app, name="customers")
 app.add_typer(events_app, name="events")
 app.add_typer(gate_app, name="gate")
+app.add_typer(adjustments_app, name="adjustments")
 app.add_typer(sandbox_app, name="sandbox")
 
 # Ids come from other people's files: nothing in them is markup.
@@ -447,6 +451,83 @@ def gate_approve(
         out.print(f"Approved. `billing run --from {day} --to {day}` states it.")
 
     _print(as_json, document, show)
+
+
+# Adjustments ----------------------------------------------------------------------------------
+
+Reason = Annotated[str, typer.Option(help="Why; kept on record.")]
+AdjustmentIds = Annotated[list[str], typer.Argument(help="Ids, from `billing adjustments list`.")]
+
+
+@adjustments_app.command("list")
+def adjustments_list(as_json: Json = False) -> None:
+    """Show the amounts that wait for a decision, and what was decided."""
+    document = adjustments.document(_rooms(load_settings()))
+
+    def show() -> None:
+        if not document["open"]:
+            out.print("No amount waits for a decision.")
+        else:
+            table = Table("id", "day", "organization", "meter", "amount", "why it waits",
+                          title="To be decided: `approve` or `dismiss`")  # fmt: skip
+            table.columns[0].no_wrap = True  # to be copied
+            for row in document["open"]:
+                table.add_row(row["id"], row["day"], row["organization_id"], row["meter"],
+                              f"{row['amount']:+d}", row["explanation"])  # fmt: skip
+            out.print(table)
+        if document["decided"]:
+            table = Table("id", "day", "organization", "meter", "amount", "decision", "stated in",
+                          "reason", title="Decided")  # fmt: skip
+            table.columns[0].no_wrap = True
+            for row in document["decided"]:
+                stated = ", ".join(f"{e['day']} {e['amount']:+d}" for e in row["stated_in"])
+                table.add_row(row["id"], row["day"], row["organization_id"], row["meter"],
+                              f"{row['amount']:+d}", row["decision"], stated,
+                              row["reason"])  # fmt: skip
+            out.print(table)
+
+    _print(as_json, document, show)
+    raise typer.Exit(1 if document["open"] else 0)
+
+
+@adjustments_app.command("show")
+def adjustments_show(
+    id: Annotated[str, typer.Argument(help="An id, from `billing adjustments list`.")],
+    as_json: Json = False,
+) -> None:
+    """Show one amount, what was decided about it, and every event behind it."""
+    document = adjustments.story(_rooms(load_settings()), id)
+    _print(as_json, document, lambda: out.print_json(data=document, default=str))
+
+
+@adjustments_app.command("approve")
+def adjustments_approve(ids: AdjustmentIds, reason: Reason, as_json: Json = False) -> None:
+    """State amounts in the organization's current period; the next run sends them."""
+    _adjust(ids, adjustments.approve, reason, as_json)
+
+
+@adjustments_app.command("dismiss")
+def adjustments_dismiss(ids: AdjustmentIds, reason: Reason, as_json: Json = False) -> None:
+    """Write amounts off."""
+    _adjust(ids, adjustments.dismiss, reason, as_json)
+
+
+def _adjust(
+    ids: list[str], decide: Callable[[Rooms, str, str], Any], reason: str, as_json: bool
+) -> None:
+    rooms = _rooms(load_settings())
+    decided = [decide(rooms, id, reason).as_json() for id in ids]
+
+    def show() -> None:
+        for row in decided:
+            out.print(f"{row['id']}: {row['amount']:+d} {row['decision']}.")
+            for part in row["stated_in"]:
+                out.print(
+                    f"  {part['amount']:+d} is stated in {part['day']}: "
+                    f"`billing run --from {part['day']} --to {part['day']}` once it is over"
+                )
+
+    _print(as_json, {"decided": decided}, show)
 
 
 # What Stripe said ------------------------------------------------------------------------------

@@ -135,7 +135,8 @@ def attention(document: dict[str, Any]) -> list[RenderableType]:
         "Held: not stated yet", document.get("held", []),
         ("day", "organization_id", "meter", "value", "explanation"),
         "Usage without a customer is sent by the next run once BILLING_CUSTOMERS_FILE or "
-        "`billing customers import FILE` names one.",
+        "`billing customers import FILE` names one. What can no longer be stated where it belongs "
+        "waits for a decision: `billing adjustments list`.",
     )  # fmt: skip
     panels += _table_panel(
         "The gate is closed: implausible counts",

@@ -19,9 +19,10 @@ from typing import Any, Self
 
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import Inquiry, Ledger, LeftOut
+from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
     DayPlan,
+    Entry,
     Finding,
     Meter,
     MeterEvent,
@@ -91,6 +92,7 @@ class Rooms:
     usage: UsageSource
     ledger: Ledger
     inquiry: Inquiry
+    adjustments: AdjustmentBook
     customers: CustomerDirectory
     inbox: Inbox
     gateway: StripeGateway
@@ -114,6 +116,7 @@ class Rooms:
             CountedUsage(engine, readings, snapshots, settings.billing_active_window_days),
             Ledger(database, run),
             Inquiry(database),
+            AdjustmentBook(database, run),
             CustomerDirectory(database),
             Inbox(database),
             StripeGateway(settings),
@@ -135,6 +138,7 @@ class Rooms:
         return UsageReporter(
             self.gateway,
             self.ledger,
+            self.adjustments,
             self.settings.billing_meters,
             self.payers,
             self.clock,
@@ -302,8 +306,8 @@ def _plan(
     """Plan one day and write the plan down; True if another round has more of it to state."""
     try:
         payers = rooms.payers()
-        cuts = _cuts(rooms, meters, payers, day)
-        splits = _split(rooms, day, cuts)
+        cuts = period_ends(rooms, meters, payers, day)
+        splits = split_day(rooms, day, cuts)
         with rooms.ledger.planning() as connection:
             # Read inside: whoever planned before us may have planned from an older snapshot.
             snapshot = rooms.usage.snapshot(day)
@@ -312,7 +316,7 @@ def _plan(
             if why_not is not None:
                 statement.not_planned[day] = why_not
                 return False
-            usage = {} if snapshot is None else _usage(snapshot)
+            usage = {} if snapshot is None else usage_by_organization(snapshot)
             said = rooms.ledger.said([day], connection)[day]
             findings = []
             if snapshot is not None:
@@ -328,6 +332,7 @@ def _plan(
                 splits=splits,
                 only_splits=partly,
                 gated=_behind(findings),
+                moved=rooms.adjustments.moved([day], connection)[day],
                 retry_rejected=retry_rejected,
             )
             names = {meter.event_name for meter in meters}
@@ -361,15 +366,20 @@ class Recent:
         self._known: dict[date, dict[str, Usage] | None] = {}
 
     def before(self, day: date) -> list[dict[str, Usage]]:
-        """Usage by organization of the recent days that were counted. Raises DAY_ERRORS."""
+        """Usage by organization of the recent days that were counted.
+
+        A day whose snapshot cannot be read is left out: that is its own error, not this day's.
+        """
         days = [
             day - timedelta(days=n)
             for n in range(1, self._rooms.settings.billing_gates.recent_days + 1)
         ]
         for each in days:
             if each not in self._known:
-                snapshot = self._rooms.usage.snapshot(each)
-                self._known[each] = None if snapshot is None else _usage(snapshot)
+                self._known[each] = None
+                with suppress(*DAY_ERRORS):
+                    if (snapshot := self._rooms.usage.snapshot(each)) is not None:
+                        self._known[each] = usage_by_organization(snapshot)
         return [usage for each in days if (usage := self._known[each]) is not None]
 
 
@@ -389,11 +399,11 @@ def _behind(findings: Sequence[Finding]) -> Container[str]:
 def _closed(
     rooms: Rooms, snapshot: Snapshot, recent: Recent, approved: str | None
 ) -> list[Finding]:
-    """What is implausible about a day, unless a person approved it. Raises DAY_ERRORS."""
+    """What is implausible about a day, unless a person approved it."""
     if approved is not None:
         return []
     before = recent.before(snapshot.usage_day)
-    return implausible(_usage(snapshot), before, rooms.settings.billing_gates)
+    return implausible(usage_by_organization(snapshot), before, rooms.settings.billing_gates)
 
 
 @dataclass(frozen=True)
@@ -439,7 +449,7 @@ def _unplannable(snapshot: Snapshot | None, splits: Mapping[str, Sequence[Segmen
     """Why a day cannot be planned from its snapshot, None where it can."""
     if snapshot is None:
         return NO_SNAPSHOT
-    usage = _usage(snapshot)
+    usage = usage_by_organization(snapshot)
     for organization, segments in splits.items():
         parts = sum(segment.usage.reading_volume for segment in segments)
         if parts != usage.get(organization, Usage()).reading_volume:
@@ -447,7 +457,9 @@ def _unplannable(snapshot: Snapshot | None, splits: Mapping[str, Sequence[Segmen
     return None
 
 
-def _split(rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]) -> dict[str, list[Segment]]:
+def split_day(
+    rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]
+) -> dict[str, list[Segment]]:
     """The segments of the organizations whose billing periods end inside this day.
 
     Of a day that is not over, only the segments that have ended. Raises DAY_ERRORS.
@@ -470,7 +482,9 @@ def _split(rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]) -> dict[st
     }
 
 
-def _cuts(rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date) -> dict[str, set[int]]:
+def period_ends(
+    rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date
+) -> dict[str, set[int]]:
     """The instants inside the day at which an organization's periods end (unix seconds)."""
     span = day_start(day), day_end(day)
     by_customer = {
@@ -505,7 +519,8 @@ def _basis(rooms: Rooms, day: date, snapshot_id: str, cuts: Mapping[str, set[int
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _usage(snapshot: Snapshot) -> dict[str, Usage]:
+def usage_by_organization(snapshot: Snapshot) -> dict[str, Usage]:
+    """A snapshot's counts, by organization."""
     return {
         o.organization_id: Usage(o.active_sensors, o.reading_volume) for o in snapshot.organizations
     }
@@ -528,7 +543,7 @@ def unfinished_days(rooms: Rooms) -> list[date]:
         with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
             snapshot_id = rooms.usage.snapshot_id(day)
             if snapshot_id is not None:
-                cuts = _cuts(rooms, meters, payers, day)
+                cuts = period_ends(rooms, meters, payers, day)
                 if _basis(rooms, day, snapshot_id, cuts) != planned_from.get(day):
                     found.add(day)
     return sorted(found)
@@ -543,7 +558,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     said = rooms.ledger.said(list(left_out))
     found = set()
     for day, items in left_out.items():
-        cuts = _cuts(rooms, meters, payers, day)
+        cuts = period_ends(rooms, meters, payers, day)
         shared = {m.event_name: shared_customers(m, payers.customers, said[day]) for m in meters}
         for item in items:
             meter = by_name.get(item.cell.event_name)
@@ -551,21 +566,22 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 continue
             customer = payers.customers.get(item.cell.organization_id)
             parts = bounds(day, cuts.get(item.cell.organization_id, ()))
-            usage = usage_of(meter.measure, item.target)
-            segments = [
-                Segment(start, end, usage)
+            [*_, (start, end)] = [
+                (start, end)
                 for start, end in parts
                 if item.instant is None or start <= item.instant < end
             ]
             outcomes = plan_segments(
                 meter,
                 item.cell,
-                segments[-1:],
+                [Segment(start, end, usage_of(meter.measure, max(0, item.target)))],
                 customer,
                 said[day].get(item.cell, ()),
                 rooms.clock(),
                 shared=customer in shared[meter.event_name],
                 payers=payers,
+                # What adjustments took back from it is in the target already.
+                moved=[Entry(item.cell, start, min(0, item.target))],
             )
             if any(isinstance(outcome, MeterEvent) for outcome in outcomes):
                 found.add(day)
@@ -613,7 +629,7 @@ def ends_inside(rooms: Rooms, day: date) -> bool:
     """Whether a billing period has ended inside this day, so that a part of it can be stated."""
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
     now = rooms.clock().timestamp()
-    cuts = _cuts(rooms, meters, rooms.payers(), day)
+    cuts = period_ends(rooms, meters, rooms.payers(), day)
     return any(cut <= now for instants in cuts.values() for cut in instants)
 
 
@@ -638,24 +654,25 @@ def preview_days(
         with suppress(StripeUnreachable):  # then as last seen will do for a preview
             meters = asyncio.run(look_up(rooms.gateway, specs)).meters
     payers = rooms.payers()
-    said = rooms.ledger.said(days)
+    said, moved = rooms.ledger.said(days), rooms.adjustments.moved(days)
     lines, missing, recent = [], [], Recent(rooms)
     for day in days:
         snapshot = rooms.usage.snapshot(day)
         if snapshot is None:
             missing.append(day)
             continue
-        splits = _split(rooms, day, _cuts(rooms, meters, payers, day))
+        splits = split_day(rooms, day, period_ends(rooms, meters, payers, day))
         approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
         plan = plan_day(
             day,
             meters,
-            _usage(snapshot),
+            usage_by_organization(snapshot),
             payers,
             said[day],
             rooms.clock(),
             splits=splits,
             gated=_behind(_closed(rooms, snapshot, recent, approved)),
+            moved=moved[day],
             retry_rejected=retry_rejected,
         )
         lines += _lines(plan, meters, said[day])

@@ -396,3 +396,41 @@ def test_an_implausible_day_waits_until_it_is_approved(world: World, billing: Co
     assert (code, document["sent"], document["held"]) == (0, 1, [])
     assert billing("gate", "list") == (0, {"gates": []})
     assert billing("gate", "approve", "--day", str(yesterday()), "--reason", "again")[0] == 2
+
+
+def test_usage_that_is_too_old_is_carried_or_written_off(world: World, billing: Command) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    old = yesterday() - timedelta(days=39)
+    world.write_readings(old, {"a": {"s": 4}})
+    world.write_readings(yesterday(), {"a": {"s": 2}})
+    assert billing("run", *span(1))[0] == 0
+    assert billing("run", "--from", str(old), "--to", str(old))[0] == 1
+    code, document = billing("adjustments", "list")
+    waiting = {row["meter"]: row for row in document["open"]}
+    assert code == 1
+    assert {name: row["amount"] for name, row in waiting.items()} == {
+        "temperature_readings": 4, "active_sensors": 1,
+    }  # fmt: skip
+    total, last = waiting["temperature_readings"]["id"], waiting["active_sensors"]["id"]
+    assert billing("adjustments", "show", total)[1]["amount"] == 4
+    assert billing("adjustments", "approve", last, "--reason", "why")[0] == 2
+    assert billing("adjustments", "approve", "adj-none", "--reason", "why")[0] == 2
+    code, document = billing("adjustments", "approve", total, "--reason", "found on a disk")
+    assert (code, document["decided"][0]["stated_in"]) == (
+        0, [{"day": str(yesterday()), "amount": 4}],
+    )  # fmt: skip
+    assert billing("adjustments", "dismiss", last, "--reason", "the month is billed")[0] == 0
+    code, document = billing("run", *span(1))
+    assert (code, document["sent"]) == (0, 1)
+    customer = world.customers["a"]
+    assert world.billed() == {
+        (customer, "temperature_readings", yesterday()): 6,
+        (customer, "active_sensors", yesterday()): 1,
+    }
+    code, document = billing("adjustments", "list")
+    assert (code, document["open"]) == (0, [])
+    assert {row["decision"] for row in document["decided"]} == {"approved", "dismissed"}
+    shown = billing("adjustments", "show", total)[1]
+    assert [event["value"] for event in shown["events"]] == [2, 4]
+    assert billing("adjustments", "list", as_json=False)[0] == 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select, true
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, or_, select, true
 
 from billing_pipeline.ledger.tables import (
     account,
@@ -20,6 +20,7 @@ from billing_pipeline.ledger.tables import (
     verifications,
 )
 from billing_pipeline.metering import (
+    CARRIED,
     HARMLESS,
     SENT,
     UNSETTLED,
@@ -42,6 +43,8 @@ class HeldUsage:
     since: datetime
     start: int = 0
     """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
+    difference: int = 0
+    """How much more the usage is than Stripe holds of it and people have decided on."""
 
     def as_json(self) -> dict[str, Any]:
         """As `billing … --json` prints it."""
@@ -310,10 +313,29 @@ class Inquiry:
 
     def held_for_good(self) -> int:
         """How much usage is held that by itself will never be stated: parts of days, counted."""
-        lost = (HoldReason.PERIOD_CLOSED, HoldReason.DAILY_WINDOW, HoldReason.NO_ROOM_IN_DAY)
         with self._engine.begin() as connection:
             query = select(func.count()).select_from(held_usage)
-            return connection.scalar(query.where(held_usage.c.reason.in_(lost))) or 0
+            return connection.scalar(query.where(*_for_good())) or 0
+
+    def held_part(self, connection: Connection, cell: Cell, start: int) -> HeldUsage | None:
+        """What is held of a part of a cell, in the caller's transaction."""
+        row = connection.execute(
+            select(held_usage).where(
+                held_usage.c.usage_day == cell.usage_day,
+                held_usage.c.organization_id == cell.organization_id,
+                held_usage.c.event_name == cell.event_name,
+                held_usage.c.start_at == start,
+            )
+        ).one_or_none()
+        return None if row is None else _held(row)
+
+    def carried(self) -> list[HeldUsage]:
+        """The usage that waits for a person to decide what becomes of its amount."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(held_usage).where(*_for_good()).order_by(*held_usage.primary_key.columns)
+            )
+            return [_held(row) for row in rows]
 
     def account(self) -> dict[str, Any] | None:
         """The account and mode this ledger speaks for, None before its first contact."""
@@ -333,6 +355,10 @@ LIFTABLE = (
     HoldReason.PERIOD_CLOSED,
 )
 """Holds that something said later may lift."""
+
+
+def _for_good() -> list[ColumnElement[bool]]:
+    return [held_usage.c.reason.in_(list(CARRIED)), held_usage.c.difference != 0]
 
 
 def _refused() -> Select[Any]:
@@ -374,7 +400,9 @@ def _speaks_of(events: Any, timestamp: Any) -> ColumnElement[bool]:
 
 def _held(row: Any) -> HeldUsage:
     cell = Cell(row.usage_day, row.organization_id, row.event_name)
-    return HeldUsage(cell, row.value, row.target, row.reason, row.since, row.start_at)
+    return HeldUsage(
+        cell, row.value, row.target, row.reason, row.since, row.start_at, row.difference
+    )
 
 
 def _event_json(row: Any) -> dict[str, Any]:

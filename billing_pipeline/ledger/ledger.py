@@ -422,7 +422,12 @@ class Ledger:
             changes.append(_change(cell, None, State.HELD, "released", detail))
         for (cell, start), hold in holds.items():
             earlier = before.get((cell, start))
-            row = {"value": hold.value, "target": hold.target, "reason": hold.reason}
+            row = {
+                "value": hold.value,
+                "target": hold.target,
+                "difference": hold.difference,
+                "reason": hold.reason,
+            }
             if earlier is None:
                 connection.execute(
                     insert(held_usage).values(
@@ -434,7 +439,7 @@ class Ledger:
                         **row,
                     )
                 )
-            elif (earlier.value, earlier.target, earlier.reason) != tuple(row.values()):
+            elif any(earlier._mapping[name] != value for name, value in row.items()):
                 connection.execute(
                     update(held_usage)
                     .where(*_is(held_usage, cell), held_usage.c.start_at == start)

@@ -98,6 +98,8 @@ held_usage = Table(
     Column("start_at", BigInt, primary_key=True, autoincrement=False, server_default="0"),
     Column("value", BigInt, nullable=False),  # what would be sent
     Column("target", BigInt, nullable=False),
+    # How much more the usage is than Stripe holds of it and people have decided on.
+    Column("difference", BigInt, nullable=False, server_default="0"),
     Column("reason", String(50), nullable=False),
     Column("since", UtcDateTime, nullable=False),
 )
@@ -122,6 +124,38 @@ gate_approvals = Table(
     Column("reason", Text, nullable=False),
     Column("run", String(255), nullable=False),
     Column("approved_at", UtcDateTime, nullable=False),
+)
+
+adjustments = Table(
+    "adjustments",
+    metadata,
+    # What people decided about usage that its own period takes no more.
+    Column("id", String(40), primary_key=True),
+    Column("usage_day", Date, nullable=False),
+    Column("organization_id", Text, nullable=False),
+    Column("event_name", String(100), nullable=False),
+    Column("at", BigInt, nullable=False),  # in the part of the day that it is about
+    Column("amount", BigInt, nullable=False),
+    Column("held_as", String(50), nullable=False),  # why it could not be stated
+    Column("approved", Boolean, nullable=False),  # else it was written off
+    Column("reason", Text, nullable=False),
+    Column("run", String(255), nullable=False),
+    Column("decided_at", UtcDateTime, nullable=False),
+)
+
+adjustment_entries = Table(
+    "adjustment_entries",
+    metadata,
+    # What adjustments add to cells: carried out of the closed one, and into others. Those of an
+    # approved adjustment add up to zero.
+    Column("id", BigInt, primary_key=True),
+    Column("adjustment_id", String(40), nullable=False),
+    Column("usage_day", Date, nullable=False, index=True),
+    Column("organization_id", Text, nullable=False),
+    Column("event_name", String(100), nullable=False),
+    Column("at", BigInt, nullable=False),  # unix seconds: the part of the day that holds it
+    Column("amount", BigInt, nullable=False),
+    Column("carried_out", Boolean, nullable=False),
 )
 
 history = Table(

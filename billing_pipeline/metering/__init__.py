@@ -10,9 +10,11 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `standing`    what Stripe holds for a cell, as far as the ledger knows
 - `gates`       whether a day's counts are plausible, or wait for a person
 - `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
+- `adjustments` what becomes of usage that its own period takes no more
 - `agreement`   whether Stripe's summary agrees with what was accepted
 """
 
+from billing_pipeline.metering.adjustments import CARRIED, Entry, carry, entered
 from billing_pipeline.metering.agreement import (
     Agreement,
     judge,
@@ -61,6 +63,7 @@ from billing_pipeline.metering.vocabulary import (
 )
 
 __all__ = [
+    "CARRIED",
     "DEFAULT_POLICY",
     "HARMLESS",
     "NOT_COUNTED",
@@ -70,6 +73,7 @@ __all__ = [
     "Agreement",
     "Cell",
     "DayPlan",
+    "Entry",
     "Finding",
     "Formula",
     "Gates",
@@ -90,6 +94,8 @@ __all__ = [
     "Usage",
     "Waiting",
     "bounds",
+    "carry",
+    "entered",
     "implausible",
     "judge",
     "meter_is_back",

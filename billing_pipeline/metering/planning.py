@@ -15,6 +15,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
+from billing_pipeline.metering.adjustments import CARRIED, Entry, entered
 from billing_pipeline.metering.segments import Segment, whole_day
 from billing_pipeline.metering.standing import standing, stated_customer
 from billing_pipeline.metering.terms import Payers, Terms
@@ -94,6 +95,7 @@ def plan_cell(
     at: int | None = None,
     shared: bool = False,
     payers: Payers = NOBODY,
+    moved: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> Outcome | None:
     """The next statement about a cell of a day that is not split, or why there is none.
@@ -114,6 +116,7 @@ def plan_cell(
         at=at,
         shared=shared,
         payers=payers,
+        moved=moved,
         retry_rejected=retry_rejected,
     )
     return outcomes[0] if outcomes else None
@@ -131,27 +134,29 @@ def plan_segments(
     shared: bool = False,
     gated: bool = False,
     payers: Payers = NOBODY,
+    moved: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> list[Outcome]:
     """What is to be stated about a cell, segment by segment; empty where nothing is.
 
     `customer` is the organization's customer today, `said` everything said about the cell so
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
-    wait for a person, `payers` where the customers' terms stand. Of several events only the first
-    may be sent before it is settled.
+    wait for a person, `payers` where the customers' terms stand, `moved` what adjustments add to
+    the cell. Of several events only the first may be sent before it is settled.
     Raises UsageDefect for a target that no correct counting can produce.
     """
     if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
-        return [Waiting(cell, sum(s.usage.of(meter.measure) for s in segments))]
+        owed = [s.usage.of(meter.measure) + entered(moved, s) for s in segments]
+        return [Waiting(cell, sum(owed))]
     firm = [s for s in said if s.state is not State.PLANNED]
     only = _only_segment(meter, segments, payers.terms_of(stated_customer(firm) or customer))
     outcomes: list[Outcome] = []
     for segment in segments:
         if only is not None and segment is not only:
-            left_out = check_target(segment.usage.of(meter.measure))
+            left_out = check_target(segment.usage.of(meter.measure)) + entered(moved, segment)
             if left_out:
                 reason = HoldReason.DAILY_WINDOW
-                outcomes.append(Hold(cell, left_out, left_out, reason, segment.start))
+                outcomes.append(Hold(cell, left_out, left_out, reason, segment.start, left_out))
             continue
         # On a meter with a daily window every event of the day is about the one value it keeps.
         about = said if only is not None else [s for s in said if segment.holds(s.timestamp)]
@@ -171,6 +176,7 @@ def plan_segments(
             shared=shared,
             gated=gated,
             payers=payers,
+            adjusted=entered(moved, segment),
             retry_rejected=retry_rejected,
         )
         if outcome is None:
@@ -220,11 +226,15 @@ def _next(
     shared: bool,
     gated: bool,
     payers: Payers,
+    adjusted: int,
     retry_rejected: bool,
 ) -> MeterEvent | Hold | None:
     target = check_target(segment.usage.of(meter.measure))
     held_by_stripe = standing(meter, said)
-    value = target if meter.replaces else target - (held_by_stripe or 0)
+    owed = target + adjusted - (held_by_stripe or 0)
+    if not meter.replaces:
+        target += adjusted
+    value = target if meter.replaces else owed
     if held_by_stripe == target:
         return None
     if held_by_stripe is None and target == 0 and meter.formula is Formula.SUM:
@@ -246,10 +256,14 @@ def _next(
         shared=shared and stated_for is None,
     )
     if reason is None and gated:
-        return Hold(cell, value, target, HoldReason.GATE_CLOSED)
+        return Hold(cell, value, target, HoldReason.GATE_CLOSED, difference=owed)
+    if reason is None and target < 0:
+        return Hold(cell, value, target, HoldReason.BELOW_ZERO, difference=owed)
     if reason is not None:
         # A first zero that cannot be stated is no usage: there is nothing to hold.
-        return None if held_by_stripe is None and target == 0 else Hold(cell, value, target, reason)
+        first_zero = held_by_stripe is None and target == 0
+        decided = reason in CARRIED and owed == 0
+        return None if first_zero or decided else Hold(cell, value, target, reason, 0, owed)
     if (
         last is not None
         and last.state is State.REJECTED
@@ -315,6 +329,7 @@ def plan_day(
     splits: Mapping[str, Sequence[Segment]] | None = None,
     only_splits: bool = False,
     gated: Container[str] = (),
+    moved: Mapping[Cell, Sequence[Entry]] | None = None,
     retry_rejected: bool = False,
 ) -> DayPlan:
     """Plan every cell of a usage day.
@@ -324,14 +339,14 @@ def plan_day(
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
     `splits` gives the segments of organizations whose periods end inside the day; with
     `only_splits` nothing else is planned, because the day itself is not over. `gated` are the
-    organizations whose counts wait for a person.
+    organizations whose counts wait for a person, `moved` what adjustments add to the cells.
     """
     plan = DayPlan(usage_day)
-    splits = splits or {}
+    splits, moved = splits or {}, moved or {}
     customers = payers.customers
     for meter in meters:
         organizations = set(usage) | {
-            cell.organization_id for cell in said if cell.event_name == meter.event_name
+            cell.organization_id for cell in (*said, *moved) if cell.event_name == meter.event_name
         }
         if meter.formula is Formula.LAST:
             organizations |= set(customers)
@@ -353,6 +368,7 @@ def plan_day(
                 shared=customer in shared,
                 gated=organization_id in gated,
                 payers=payers,
+                moved=moved.get(cell, ()),
                 retry_rejected=retry_rejected,
             )
             plan.add(cell, outcomes, history)

@@ -59,6 +59,7 @@ class HoldReason(StrEnum):
     TOO_OLD = "too_old"
     NO_ROOM_IN_DAY = "no_room_in_day"
     GATE_CLOSED = "gate_closed"
+    BELOW_ZERO = "below_zero"
 
 
 HOLD_EXPLANATIONS: dict[HoldReason, str] = {
@@ -86,6 +87,9 @@ HOLD_EXPLANATIONS: dict[HoldReason, str] = {
         "gate closed: the day's counts are implausible; `billing gate list` says why"
     ),
     HoldReason.NO_ROOM_IN_DAY: "no later second is left inside the usage day",
+    HoldReason.BELOW_ZERO: (
+        "an adjustment takes back more than the day has now; `billing adjustments list` shows it"
+    ),
 }
 
 
@@ -228,6 +232,8 @@ class Hold:
     reason: HoldReason
     start: int = 0
     """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
+    difference: int = 0
+    """How much more the usage is than Stripe holds of it and people have decided on."""
 
     @property
     def explanation(self) -> str:

@@ -24,7 +24,7 @@ from sqlalchemy import event
 
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import Inquiry, Ledger
+from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger
 from billing_pipeline.metering.timestamps import day_start, is_over
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.billing import Billing
@@ -122,6 +122,7 @@ class World:
             self.readings,
             ledger,
             Inquiry(self.database),
+            AdjustmentBook(self.database, run),
             CustomerDirectory(self.database),
             Inbox(self.database),
             InProcessGateway(self.settings, self.app, self.steps),

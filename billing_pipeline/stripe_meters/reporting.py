@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from billing_pipeline.ledger import Ledger
+from billing_pipeline.ledger import AdjustmentBook, Ledger
 from billing_pipeline.metering import (
     SENT,
     Cell,
@@ -47,12 +47,14 @@ class UsageReporter:
         self,
         gateway: StripeGateway,
         ledger: Ledger,
+        adjustments: AdjustmentBook,
         specs: Sequence[MeterSpec],
         payers: Callable[[], Payers],
         clock: Clock,
     ) -> None:
         self._gateway = gateway
         self._ledger = ledger
+        self._adjustments = adjustments
         self._specs = specs
         self._payers = payers
         self._clock = clock
@@ -137,6 +139,7 @@ class UsageReporter:
                 at=instant,
                 shared=shared,
                 payers=payers,
+                moved=self._adjustments.moved([day], connection)[day].get(cell, ()),
             )
             plan = DayPlan(day)
             plan.add(cell, [] if outcome is None else [outcome], said)
