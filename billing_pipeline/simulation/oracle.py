@@ -13,8 +13,8 @@ from datetime import date
 from billing_pipeline.ledger import HeldUsage
 from billing_pipeline.metering import NOT_COUNTED, SENT, Cell, HoldReason, Said, bounds
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start
-from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, World
-from billing_pipeline.statement import Rooms, unbilled, unfinished_days
+from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
+from billing_pipeline.statement import Rooms, closed_gates, unbilled, unfinished_days
 
 LAST, SUM = "active_sensors", "temperature_readings"
 
@@ -27,6 +27,7 @@ def complaints(world: World) -> list[str]:
         *_ledger_and_stripe_agree(world, rooms),
         *_cells_are_right(world, rooms),
         *_invoices_are_right(world, rooms),
+        *_decisions_are_kept(world, rooms),
         *_nothing_is_left(world, rooms),
     ]
 
@@ -80,6 +81,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
     refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
     for day in world.days():
         said = rooms.ledger.said([day])[day]
+        moved = rooms.adjustments.moved([day])[day]
         held = defaultdict(list)
         for each in rooms.inquiry.held([day]):
             held[each.cell].append(each)
@@ -98,14 +100,25 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     )
                     inside = [s for s in history if s.state in SENT and start <= s.timestamp < end]
                     stands = _standing(inside, formula)
-                    told = f"{organization} {day} {meter} [{start}, {end}): {stands} of {truth}"
+                    adjusted = sum(e.amount for e in moved.get(cell, ()) if start <= e.at < end)
+                    told = (
+                        f"{organization} {day} {meter} [{start}, {end}): "
+                        f"{stands} of {truth}{adjusted:+}"
+                    )
                     holds = [h for h in held[cell] if h.start in (0, start)]
                     for hold in holds:
-                        if not _is_so(world, rooms, hold, history, start, end):
+                        so = _is_so(world, rooms, hold, history, start, end)
+                        if hold.reason == HoldReason.BELOW_ZERO:
+                            so = formula == "sum" and truth + adjusted < 0
+                        if not so:
                             yield f"{told}: held as {hold.reason}, which is not so"
+                    if formula == "sum":
+                        truth += adjusted
                     owed = truth if formula == "last" else truth - (stands or 0)
                     if stands == truth or (stands is None and truth == 0):
                         continue
+                    if formula == "last" and adjusted and (stands or 0) == truth + adjusted:
+                        continue  # written off
                     if any(hold.value == owed for hold in holds):
                         continue
                     if (day.isoformat(), organization, meter) in refused:
@@ -144,6 +157,9 @@ def _is_so(
         HoldReason.TOO_OLD: start < world.now - OLDEST.total_seconds(),
         HoldReason.NO_ROOM_IN_DAY: True,
         HoldReason.DAY_NOT_OVER: False,
+        HoldReason.GATE_CLOSED: world.settings.billing_gates == STRICT and bool(
+            closed_gates(rooms, [hold.cell.usage_day])
+        ),
     }  # fmt: skip
     return true.get(HoldReason(hold.reason), False)
 
@@ -184,6 +200,24 @@ def _invoices_are_right(world: World, rooms: Rooms) -> Iterator[str]:
             ours = latest["value"] if latest else 0
         if ours != billed and (customer, meter) not in flagged:
             yield f"invoice {invoice['id']} bills {billed} {meter}, the ledger says {ours}"
+
+
+def _decisions_are_kept(world: World, rooms: Rooms) -> Iterator[str]:
+    """Exactly what people decided is on record, and what was carried forward is carried whole."""
+    decided = rooms.adjustments.decided()
+    if {each.id: each.approved for each in decided} != world.verdicts:
+        yield f"decided were {world.verdicts}, on record are {decided}"
+    entries = rooms.adjustments.moved(
+        list(set(world.days()) | {e.cell.usage_day for d in decided for e in d.entries})
+    )
+    written_off = sum(each.amount for each in decided if not each.approved)
+    left = sum(e.amount for cells in entries.values() for found in cells.values() for e in found)
+    if left != -written_off:
+        yield f"adjustments leave {left}, and {written_off} were written off"
+    for each in decided:
+        carried = sum(entry.amount for entry in each.entries)
+        if carried != (each.amount if each.approved else 0):
+            yield f"{each.id}: {each.amount} were decided, {carried} carried forward"
 
 
 def _nothing_is_left(world: World, rooms: Rooms) -> Iterator[str]:

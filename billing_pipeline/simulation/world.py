@@ -22,9 +22,11 @@ from pydantic import SecretStr
 from sqlalchemy import Engine as Database
 from sqlalchemy import event
 
+from billing_pipeline import adjustments
 from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger
+from billing_pipeline.metering import Gates
 from billing_pipeline.metering.timestamps import day_start, is_over
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.billing import Billing
@@ -39,6 +41,8 @@ from billing_pipeline.simulation.transport import InProcessGateway
 from billing_pipeline.statement import (
     Rooms,
     apply_events,
+    approve_gate,
+    closed_gates,
     state_days,
     unfinished_days,
     verify_days,
@@ -53,6 +57,9 @@ FIRST_DAY = date(2026, 3, 1)
 ORGANIZATIONS = ("ash", "birch", "cedar")
 SENSORS = ("s1", "s2", "s3")
 METERS = (("active_sensors", "last"), ("temperature_readings", "sum"))
+STRICT = Gates(least_days=2, least_readings=2, whole_low=0.3, organization_low=0.3)
+"""Gates that close on the few readings of these worlds; the usual ones never do."""
+
 BASE = "http://stripe.invalid"
 
 
@@ -69,6 +76,9 @@ class World:
         self.received: set[str] = set()
         self.log: list[str] = []
         self.crashes = 0
+        self.chance = Random(seed)
+        self.verdicts: dict[str, bool] = {}
+        """What people decided about usage of closed periods: adjustment, approved or not."""
         clock = Clock(lambda: self.now)
         account = Account(clock)
         self.sandbox = Sandbox(
@@ -85,6 +95,7 @@ class World:
             billing_snapshots_uri=str(folder),
             billing_memory_limit="1GB",
             billing_meters=Settings.model_fields["billing_meters"].default,
+            billing_gates=STRICT if Random(seed).random() < 0.2 else Gates(),
         )
         self.database = open_database(f"sqlite:///{folder}/billing.db")
         self._watch(self.database)
@@ -257,6 +268,37 @@ class World:
             self.account.delete_customer(customer)
             self.log.append(f"{customer} is deleted")
 
+    def decide(self, chance: Random) -> None:
+        """A person carries an amount of a closed period forward, or writes it off."""
+        self.steps.disarm()
+        rooms = self.rooms("person")
+        waiting = adjustments.carried(rooms)
+        if not waiting:
+            return
+        amount, approved = chance.choice(waiting), chance.random() < 0.7
+        verdict = adjustments.approve if approved else adjustments.dismiss
+        before = self.crashes
+        if chance.random() < 0.2:
+            self.steps.arm(chance.randint(1, 12))
+        with self._living():
+            verdict(rooms, amount.id, "simulated")
+        self.steps.disarm()
+        if self.rooms("person").adjustments.decided(id=amount.id):
+            self.verdicts[amount.id] = approved
+        told = "carried forward" if approved else "written off"
+        died = ": dies" if self.crashes > before else ""
+        self.log.append(f"{amount.amount:+} of {amount.cell} is {told}{died}")
+
+    def let_through(self, chance: Random) -> None:
+        """A person lets a day through the gate."""
+        self.steps.disarm()
+        rooms = self.rooms("person")
+        closed = closed_gates(rooms)
+        if closed:
+            day = chance.choice(closed).day
+            approve_gate(rooms, day, "simulated")
+            self.log.append(f"{day} is let through the gate")
+
     # Stripe ----------------------------------------------------------------------------------
 
     def time_passes(self, chance: Random) -> None:
@@ -264,6 +306,12 @@ class World:
         step = chance.choice([60, 600, 3600, 4 * 3600, 12 * 3600, 26 * 3600])
         self.advance(step)
         self.log.append(f"{step} s pass: {self.clock():%m-%d %H:%M}")
+
+    def a_month_passes(self, chance: Random) -> None:
+        """Rarely: Stripe takes nothing more for all the days before."""
+        if chance.random() < 0.15:
+            self.advance(36 * 86_400)
+            self.log.append(f"a month passes: {self.clock():%m-%d %H:%M}")
 
     def advance(self, seconds: float) -> None:
         """Move both clocks; Stripe does what is due."""
@@ -400,6 +448,14 @@ class World:
         except ConfigurationError as error:
             self.log.append(f"refused: {error}")
 
+    def _clear_the_desk(self) -> None:
+        """People decide on much of what waits for them."""
+        for _ in range(len(adjustments.carried(self.rooms("person")))):
+            if self.chance.random() < 0.8:
+                self.decide(self.chance)
+        if self.chance.random() < 0.5:
+            self.let_through(self.chance)
+
     # The end ---------------------------------------------------------------------------------
 
     def become_quiet(self) -> int:
@@ -418,6 +474,8 @@ class World:
             self.receive(list(self.account.news.events))
             rooms = self.rooms("quiet")
             apply_events(rooms)
+            if round in (3, 4):
+                self._clear_the_desk()
             for day in self.days():
                 self.readings.count(day, self.clock())
             self._bill(rooms, self.days())
