@@ -7,12 +7,12 @@ configuration. With `--json`, one JSON document goes to standard output and noth
 from __future__ import annotations
 
 import asyncio
+import getpass
 import json
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -34,16 +34,17 @@ from rich.table import Table
 from rich.text import Text
 
 from billing_pipeline import __version__, adjustments
+from billing_pipeline.preview import Preview, preview_days
+from billing_pipeline.preview import dry_run as dry_run_days
 from billing_pipeline.settings import ConfigurationError, Settings, load_settings
 from billing_pipeline.statement import (
+    By,
     Rooms,
     approve_gate,
     closed_gates,
-    preview_days,
     unfinished_days,
     utc_now,
     verify_days,
-    with_snapshots_in,
 )
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -144,14 +145,18 @@ def run(
         bool, typer.Option("--dry-run", help="Count and plan; write and send nothing.")
     ] = False,
     retry_rejected: RetryRejected = False,
+    reason: Annotated[str, typer.Option(help="Why; kept with all that this run says.")] = "",
     as_json: Json = False,
 ) -> None:
     """Count usage days, state them to Stripe, and verify them there."""
     settings = load_settings()
     days = _span(settings, first, last)
     if dry_run:
-        _preview(_rooms(settings), days, retry_rejected, as_json, count=True)
-        return
+        with _progress() as progress:
+            found = dry_run_days(
+                _rooms(settings), days, retry_rejected=retry_rejected, progress=progress
+            )
+        _show_preview(found, days, as_json)
     settings.require_key()
     from billing_pipeline.defs import run_days
     from billing_pipeline.report import exit_code, run_document, show_run
@@ -159,7 +164,7 @@ def run(
     rooms = _rooms(settings)
     with _progress() as progress:
         outcome, run_id, error = run_days(
-            first, last, retry_rejected=retry_rejected, progress=progress
+            first, last, By(_who(), reason), retry_rejected=retry_rejected, progress=progress
         )
     document = run_document(rooms, days, outcome, run_id, error)
     _print(as_json, document, lambda: show_run(out, document))
@@ -172,55 +177,48 @@ def plan(
 ) -> None:
     """Show what would be sent for the snapshots there are; write and send nothing."""
     settings = load_settings()
-    _preview(_rooms(settings), _span(settings, first, last), retry_rejected, as_json, count=False)
+    days = _span(settings, first, last)
+    _show_preview(
+        preview_days(_rooms(settings), days, retry_rejected=retry_rejected), days, as_json
+    )
 
 
-def _preview(
-    rooms: Rooms, days: list[date], retry_rejected: bool, as_json: bool, *, count: bool
-) -> None:
+def _show_preview(preview: Preview, days: list[date], as_json: bool) -> NoReturn:
     from billing_pipeline.report import show_plan
 
-    errors: dict[date, str] = {}
-    with tempfile.TemporaryDirectory(prefix="billing-dry-run-") as folder:
-        if count:
-            rooms = with_snapshots_in(rooms, folder)
-            errors = _count_for_preview(rooms, days)
-        lines, missing = preview_days(rooms, days, retry_rejected=retry_rejected)
-    missing = [day for day in missing if day not in errors]
     document = {
         "from": days[0].isoformat(),
         "to": days[-1].isoformat(),
-        "plan": [line.as_json() for line in lines],
-        "days_without_snapshot": [day.isoformat() for day in missing],
-        "errors": {day.isoformat(): error for day, error in errors.items()},
+        **preview.as_json(),
         "sent": 0,
     }
-
-    def show() -> None:
-        show_plan(out, lines, missing, planned=len(days) - len(missing) - len(errors))
-        for day, error in errors.items():
-            out.print(Text.assemble((str(day), "red"), f": {error}"))
-
-    _print(as_json, document, show)
-    held = any(line.action == "hold" for line in lines)
-    raise typer.Exit(1 if errors or held or missing else 0)
+    _print(as_json, document, lambda: show_plan(out, preview, len(days)))
+    held = any(line.action == "hold" for line in preview.lines)
+    raise typer.Exit(1 if preview.errors or held or preview.missing else 0)
 
 
-def _count_for_preview(rooms: Rooms, days: list[date]) -> dict[date, str]:
-    from billing_pipeline.usage import DAY_ERRORS, take_snapshot
+@app.command()
+def undo(
+    run: Annotated[str, typer.Option(help="The run's id, as `billing run` printed it.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with all that the undoing says.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be stated; send nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """State again what Stripe held before a run, as new revisions, by the same rules."""
+    from billing_pipeline.report import show_undone, undone_document
+    from billing_pipeline.undo import undo_run
 
-    errors = {}
-    window_days = rooms.settings.billing_active_window_days
+    settings = load_settings()
+    settings.require_key()
+    rooms = _rooms(settings)
     with _progress() as progress:
-        for number, day in enumerate(days, start=1):
-            try:
-                take_snapshot(
-                    rooms.engine, rooms.readings, rooms.snapshots, day, window_days=window_days
-                )
-            except DAY_ERRORS as error:
-                errors[day] = str(error)
-            progress("counting", number, len(days))
-    return errors
+        undone = undo_run(rooms, run, By(_who(), reason), dry_run=dry_run, progress=progress)
+    document = undone_document(rooms, undone)
+    _print(as_json, document, lambda: show_undone(out, document, undone))
+    wrong = undone.left or undone.statement.stopped or document["unsettled"]
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()
@@ -438,7 +436,9 @@ def gate_approve(
     as_json: Json = False,
 ) -> None:
     """Let a day through the gate as it is counted now; the next run states it."""
-    findings = approve_gate(_rooms(load_settings()), day, reason)
+    rooms = _rooms(load_settings())
+    findings = approve_gate(rooms, day, reason)
+    rooms.ledger.begin(_who(), reason.strip(), rooms.clock())
     document = {
         "day": day.isoformat(),
         "reason": reason.strip(),
@@ -517,6 +517,7 @@ def _adjust(
 ) -> None:
     rooms = _rooms(load_settings())
     decided = [decide(rooms, id, reason).as_json() for id in ids]
+    rooms.ledger.begin(_who(), reason.strip(), rooms.clock())
 
     def show() -> None:
         for row in decided:
@@ -829,8 +830,16 @@ def doctor(as_json: Json = False) -> None:
 # Shared ----------------------------------------------------------------------------------------
 
 
+def _who() -> str:
+    """The person at the command line, as the operating system knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
+
+
 def _rooms(settings: Settings) -> Rooms:
-    rooms = Rooms.open(settings, f"cli-{os.getpid()}")
+    rooms = Rooms.open(settings, f"cli-{utc_now():%Y%m%dT%H%M%S}-{os.getpid()}")
     _at_the_end.callback(rooms.close)
     return rooms
 

@@ -10,10 +10,13 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from billing_pipeline.defs import DayOutcome, RunOutcome
-from billing_pipeline.statement import PlanLine, Rooms
+from billing_pipeline.preview import Preview
+from billing_pipeline.statement import Rooms
 from billing_pipeline.stripe_meters import VerificationReport
+from billing_pipeline.undo import Undone
 
 NEEDS_A_PERSON = 1
 
@@ -185,29 +188,67 @@ def _table_panel(
     ]
 
 
-def show_plan(
-    console: Console, lines: Sequence[PlanLine], missing: Sequence[date], planned: int
-) -> None:
-    """Print a preview of `planned` days."""
-    if lines:
+def show_plan(console: Console, preview: Preview, days: int) -> None:
+    """Print a preview of so many days: what changed in each, then line by line."""
+    planned = days - len(preview.missing) - len(preview.errors)
+    for day in sorted({line.day for line in preview.lines}):
+        console.print(f"{day}: {preview.causes[day].text}")
+    if preview.lines:
         table = Table("day", "organization", "meter", "action", _right("in Stripe"),
-                      _right("target"), _right("to send"), "")  # fmt: skip
-        for line in lines:
+                      _right("target"), _right("difference"), _right("to send"), "")  # fmt: skip
+        for line in preview.lines:
             before = "" if line.before is None else str(line.before)
             table.add_row(
-                line.day.isoformat(), line.organization_id, line.meter, line.action,
-                before, str(line.target), str(line.value), line.detail,
+                line.day.isoformat(), line.organization_id, line.meter, line.action, before,
+                str(line.target), f"{line.difference:+d}", str(line.value), line.detail,
             )  # fmt: skip
         console.print(table)
     elif planned:
         console.print(f"Nothing to send for {planned} day(s): what they ask for was stated.")
     else:
         console.print("No day could be planned.")
-    if missing:
+    if preview.missing:
         console.print(
-            f"No snapshot yet for {len(missing)} day(s), from {min(missing)} to {max(missing)}: "
-            "`billing run` takes them, `billing run --dry-run` counts them for a preview."
+            f"No snapshot yet for {len(preview.missing)} day(s), from {min(preview.missing)} to "
+            f"{max(preview.missing)}: `billing run` takes them, `billing run --dry-run` counts "
+            "them for a preview."
         )
+    for day, error in preview.errors.items():
+        console.print(Text.assemble((str(day), "red"), f": {error}"))
+
+
+def undone_document(rooms: Rooms, undone: Undone) -> dict[str, Any]:
+    """The answer of `billing undo`."""
+    events = rooms.inquiry.counts(undone.days)
+    return {
+        "run": undone.run,
+        "undone_by": rooms.ledger.run,
+        "days": [day.isoformat() for day in undone.days],
+        "stated": [line.as_json() for line in undone.lines],
+        "left": undone.left,
+        "sent": undone.statement.sent,
+        "stopped": undone.statement.stopped,
+        "events": events,
+        "unsettled": unsettled(events),
+    }
+
+
+def show_undone(console: Console, document: dict[str, Any], undone: Undone) -> None:
+    """Print what undoing a run did."""
+    table = Table("day", "organization", "meter", _right("was"), _right("is again"),
+                  _right("sent"))  # fmt: skip
+    for line in undone.lines:
+        table.add_row(line.day.isoformat(), line.organization_id, line.meter,
+                      str(line.before), str(line.target), str(line.value))  # fmt: skip
+    console.print(table if undone.lines else f"Nothing of {undone.run} is left to undo.")
+    console.print(events_line(document["events"], document["sent"]))
+    for panel in _table_panel(
+        "Not undone", undone.left, ("day", "organization_id", "meter", "why"),
+        "These cells stay as they are.",
+    ):  # fmt: skip
+        console.print(panel)
+    if document["stopped"]:
+        console.print(Text.assemble(("stopped: ", "red"), document["stopped"]))
 
 
 def verification_document(

@@ -13,7 +13,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
@@ -21,13 +21,11 @@ from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
-    DayPlan,
     Entry,
     Finding,
     Meter,
     MeterEvent,
     Payers,
-    Said,
     Segment,
     Usage,
     bounds,
@@ -35,7 +33,6 @@ from billing_pipeline.metering import (
     plan_day,
     plan_segments,
     shared_customers,
-    standing,
     usage_of,
 )
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start, is_over
@@ -151,6 +148,17 @@ class Rooms:
         )
 
 
+@dataclass(frozen=True)
+class By:
+    """Who acts, and why: kept with the run, and shown with all that it said."""
+
+    who: str = ""
+    reason: str = ""
+
+
+NOBODY_SAID = By()
+
+
 @dataclass
 class Statement:
     """What stating a span of days did."""
@@ -171,24 +179,6 @@ class Statement:
     """Lines of the customers file that were left out."""
     applied: Applied = field(default_factory=Applied)
     """What became of the events of Stripe's that were waiting."""
-
-
-@dataclass(frozen=True)
-class PlanLine:
-    """One line of a preview: what would happen to one cell, and why."""
-
-    day: date
-    organization_id: str
-    meter: str
-    action: str
-    before: int | None
-    target: int
-    value: int
-    detail: str
-
-    def as_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        return {**vars(self), "day": self.day.isoformat()}
 
 
 @dataclass(frozen=True)
@@ -219,23 +209,25 @@ def state_days(
     rooms: Rooms,
     days: Sequence[date],
     *,
+    by: By = NOBODY_SAID,
     retry_rejected: bool = False,
     progress: Progress | None = None,
 ) -> Statement:
-    """Plan and deliver these days from their snapshots.
+    """Plan and deliver these days from their snapshots; `by` says who does it, and why.
 
     What Stripe has said meanwhile comes first (a mapping, a cancellation, a closed period), then
     what an earlier run left unsettled or unverified: its cells wait for it.
     Raises ConfigurationError before anything is planned or sent.
     """
     statement = Statement()
+    rooms.ledger.begin(by.who, by.reason, rooms.clock())
     if rooms.settings.billing_customers_file is not None:
         report = rooms.customers.import_file(rooms.settings.billing_customers_file, rooms.clock())
         statement.problems = report.problems
     reached = contact(rooms)
     statement.applied = apply_events(rooms, progress)
     if reached.unreachable is None:
-        _deliver(rooms, reached.meters, days, statement, progress, leftovers=True)
+        deliver_days(rooms, reached.meters, days, statement, progress, leftovers=True)
         # What an interrupted run left unverified would blur what later summaries can prove.
         verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
     to_plan, recent = list(days), Recent(rooms)
@@ -249,7 +241,7 @@ def state_days(
         if reached.unreachable is not None:
             statement.stopped = f"Stripe cannot be reached: {reached.unreachable}"
         elif statement.stopped is None:
-            _deliver(rooms, reached.meters, to_plan, statement, progress)
+            deliver_days(rooms, reached.meters, to_plan, statement, progress)
         if statement.stopped is not None or not unfinished:
             break
         to_plan = unfinished  # the next segments of split days, now that these are settled
@@ -266,7 +258,7 @@ def apply_events(rooms: Rooms, progress: Progress | None = None) -> Applied:
     return apply_due(rooms.inbox, rooms.ledger, rooms.gateway, rooms.clock, watch)
 
 
-def _deliver(
+def deliver_days(
     rooms: Rooms,
     meters: Sequence[Meter],
     days: Sequence[date],
@@ -275,6 +267,11 @@ def _deliver(
     *,
     leftovers: bool = False,
 ) -> DeliveryReport:
+    """Deliver what is planned for these days, and add what that did to the statement.
+
+    `leftovers`: only what earlier runs left unsettled.
+    """
+
     def watch(done: int, total: int) -> None:
         if progress is not None:
             progress("delivering", done, total)
@@ -321,7 +318,7 @@ def _plan(
             findings = []
             if snapshot is not None:
                 approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id, connection)
-                findings = _closed(rooms, snapshot, recent, approved)
+                findings = judge_gate(rooms, snapshot, recent, approved)
             plan = plan_day(
                 day,
                 meters,
@@ -331,7 +328,7 @@ def _plan(
                 rooms.clock(),
                 splits=splits,
                 only_splits=partly,
-                gated=_behind(findings),
+                gated=behind_gate(findings),
                 moved=rooms.adjustments.moved([day], connection)[day],
                 retry_rejected=retry_rejected,
             )
@@ -347,6 +344,7 @@ def _plan(
                 basis=(
                     None if snapshot is None else _basis(rooms, day, snapshot.snapshot_id, cuts)
                 ),
+                inputs=None if snapshot is None else snapshot.counted.brief(),
             )
     except DAY_ERRORS as error:
         statement.not_planned[day] = f"its snapshot cannot be read: {error}"
@@ -390,13 +388,13 @@ class _Everybody:
         return True
 
 
-def _behind(findings: Sequence[Finding]) -> Container[str]:
+def behind_gate(findings: Sequence[Finding]) -> Container[str]:
     """The organizations whose usage waits at the gate."""
     names = [finding.organization_id for finding in findings]
     return _Everybody() if None in names else [name for name in names if name is not None]
 
 
-def _closed(
+def judge_gate(
     rooms: Rooms, snapshot: Snapshot, recent: Recent, approved: str | None
 ) -> list[Finding]:
     """What is implausible about a day, unless a person approved it."""
@@ -423,7 +421,7 @@ def closed_gates(rooms: Rooms, days: Sequence[date] | None = None) -> list[Close
         if snapshot is None:
             continue
         approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
-        if findings := _closed(rooms, snapshot, recent, approved):
+        if findings := judge_gate(rooms, snapshot, recent, approved):
             found.append(ClosedGate(day, snapshot.snapshot_id, findings))
     return found
 
@@ -641,70 +639,6 @@ def _is_counted(rooms: Rooms, day: date) -> bool:
         return False
 
 
-def preview_days(
-    rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = False
-) -> tuple[list[PlanLine], list[date]]:
-    """What `state_days` would plan now, and the days without a snapshot; writes nothing.
-
-    Asks Stripe for its meters where there is a key and an answer, else takes them as last seen.
-    """
-    specs = rooms.settings.billing_meters
-    meters: Sequence[Meter] = rooms.ledger.known_meters(specs)
-    if rooms.settings.stripe_secret_key is not None:
-        with suppress(StripeUnreachable):  # then as last seen will do for a preview
-            meters = asyncio.run(look_up(rooms.gateway, specs)).meters
-    payers = rooms.payers()
-    said, moved = rooms.ledger.said(days), rooms.adjustments.moved(days)
-    lines, missing, recent = [], [], Recent(rooms)
-    for day in days:
-        snapshot = rooms.usage.snapshot(day)
-        if snapshot is None:
-            missing.append(day)
-            continue
-        splits = split_day(rooms, day, period_ends(rooms, meters, payers, day))
-        approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
-        plan = plan_day(
-            day,
-            meters,
-            usage_by_organization(snapshot),
-            payers,
-            said[day],
-            rooms.clock(),
-            splits=splits,
-            gated=_behind(_closed(rooms, snapshot, recent, approved)),
-            moved=moved[day],
-            retry_rejected=retry_rejected,
-        )
-        lines += _lines(plan, meters, said[day])
-    return lines, missing
-
-
-def _lines(plan: DayPlan, meters: Sequence[Meter], said: dict[Any, list[Said]]) -> list[PlanLine]:
-    by_name = {meter.event_name: meter for meter in meters}
-
-    def line(planned: Any, action: str, value: int, detail: str) -> PlanLine:
-        cell = planned.cell
-        before = standing(by_name[cell.event_name], said.get(cell, ()))
-        return PlanLine(
-            plan.usage_day,
-            cell.organization_id,
-            cell.event_name,
-            action,
-            before,
-            planned.target,
-            value,
-            detail,
-        )
-
-    lines = [
-        line(e, "state" if e.revision == 1 else "correct", e.value, f"revision {e.revision}")
-        for e in plan.events
-    ]
-    lines += [line(h, "hold", h.value, f"{h.reason}: {h.explanation}") for h in plan.holds]
-    lines += [line(w, "wait", 0, "an earlier event is not settled yet") for w in plan.waiting]
-    return sorted(lines, key=lambda each: (each.day, each.organization_id, each.meter))
-
-
 def verify_days(
     rooms: Rooms,
     days: Sequence[date],
@@ -735,11 +669,3 @@ def verify_days(
         everything=everything,
         progress=watch,
     )
-
-
-def with_snapshots_in(rooms: Rooms, uri: str) -> Rooms:
-    """The same rooms with snapshots elsewhere, so that a dry run leaves the real ones alone."""
-    snapshots = Folder(uri)
-    window_days = rooms.settings.billing_active_window_days
-    usage = CountedUsage(rooms.engine, rooms.readings, snapshots, window_days)
-    return replace(rooms, snapshots=snapshots, usage=usage)

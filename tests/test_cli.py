@@ -133,7 +133,10 @@ def test_plan_uses_the_snapshots_there_are(furnished: World, billing: Command) -
     assert code == 1
     assert document["days_without_snapshot"] == [str(yesterday())]
     billing("run", *span())
-    assert billing("plan", *span()) == (0, document | {"plan": [], "days_without_snapshot": []})
+    code, document = billing("plan", *span())
+    assert (code, document["plan"], document["days_without_snapshot"]) == (0, [], [])
+    cause = document["causes"][str(yesterday())]["text"]
+    assert cause == "its readings have not changed since it was last planned"
 
 
 def test_verify_finds_what_was_dropped(furnished: World, billing: Command) -> None:
@@ -434,3 +437,33 @@ def test_usage_that_is_too_old_is_carried_or_written_off(world: World, billing: 
     shown = billing("adjustments", "show", total)[1]
     assert [event["value"] for event in shown["events"]] == [2, 4]
     assert billing("adjustments", "list", as_json=False)[0] == 0
+
+
+def test_a_run_says_who_and_why_and_can_be_undone(furnished: World, billing: Command) -> None:
+    code, document = billing("run", *span(1), "--reason", "the monthly backfill")
+    assert code == 0
+    story = billing("explain", "--organization", "a", "--day", str(yesterday()))[1]
+    events = [event for meter in story["meters"] for event in meter["events"]]
+    assert {event["reason"] for event in events} == {"the monthly backfill"}
+    assert all(event["who"] for event in events)
+    assert {event["planned_by"] for event in events} == {document["run_id"]}
+    furnished.write_readings(yesterday(), {"a": {"s": 3, "late": 2}, "b": {"t": 1}}, "late.jsonl")
+    code, plan = billing("run", *span(1), "--dry-run")
+    [line] = [x for x in plan["plan"] if x["meter"] == "temperature_readings"]
+    assert (line["before"], line["target"], line["difference"], line["value"]) == (3, 5, 2, 2)
+    assert plan["causes"][str(yesterday())]["files"] == [
+        {"name": "late.jsonl", "change": "new", "rows_before": 0, "rows": 6}
+    ]
+    assert line["cause"] == (
+        "late.jsonl new (0 → 6 rows); +2 readings; +4 duplicates removed"
+    )  # fmt: skip
+    second = billing("run", *span(1))[1]["run_id"]
+    assert billing("undo", "--run", "nobody", "--reason", "why")[0] == 2
+    code, document = billing("undo", "--run", second, "--reason", "too early", "--dry-run")
+    assert (code, document["sent"], len(document["stated"])) == (0, 0, 2)
+    code, document = billing("undo", "--run", second, "--reason", "too early")
+    assert (code, document["sent"], document["left"]) == (0, 2, [])
+    assert furnished.billed() == furnished.due({yesterday(): {"a": {"s": 3}, "b": {"t": 1}}})
+    printed = billing("undo", "--run", second, "--reason", "again", as_json=False)
+    assert printed[0] == 0
+    assert "Nothing of" in printed[1]

@@ -7,11 +7,11 @@ from datetime import timedelta
 import pytest
 
 from billing_pipeline.alerts import alerts
+from billing_pipeline.preview import preview_days
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import (
     approve_gate,
     closed_gates,
-    preview_days,
     state_days,
     unfinished_days,
     verify_days,
@@ -51,7 +51,7 @@ def test_an_outage_is_held_and_seen(steady: World) -> None:
     [gate] = closed_gates(rooms)
     assert (gate.day, gate.findings[0].readings, gate.findings[0].usual) == (day, 0, 120)
     assert "closed_gates" in {alert.kind for alert in alerts(rooms)}
-    assert {line.action for line in preview_days(rooms, [day])[0]} == {"hold"}
+    assert {line.action for line in preview_days(rooms, [day]).lines} == {"hold"}
     assert unfinished_days(rooms) == []
 
 

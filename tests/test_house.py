@@ -24,9 +24,13 @@ MAY_IMPORT = {
     "settings": {"metering"},
     "stripe_events": {"ledger", "customers", "stripe_meters", *SHARED},
     "statement": {*ROOMS, "customers", "stripe_events", *SHARED},
+    # What people look at and decide, around the one statement.
+    "preview": {*ROOMS, "statement"},
+    "adjustments": {*ROOMS, "statement", "settings"},
+    "undo": {*ROOMS, "statement", "preview", "settings"},
     "alerts": {"statement", "stripe_events"},
-    "defs": {*ROOMS, "statement", "stripe_events", "alerts", *SHARED},
-    "report": {*ROOMS, "statement", "defs", *SHARED},
+    "defs": {*ROOMS, "statement", "preview", "stripe_events", "alerts", *SHARED},
+    "report": {*ROOMS, "statement", "preview", "undo", "defs", *SHARED},
     "explain": {*ROOMS, "statement"},
     "doctor": {"statement", "settings", "stripe_meters"},
 }

@@ -8,7 +8,7 @@ and check results are logged for its own partition as they happen, the days that
 done, and the run fails at the end with the list of those that could not.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from datetime import date
 from typing import Any
 
@@ -19,8 +19,10 @@ from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.metering.timestamps import is_over
+from billing_pipeline.preview import dry_run
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import (
+    By,
     Rooms,
     approve_gate,
     closed_gates,
@@ -38,11 +40,22 @@ STRIPE_RETRIES, STRIPE_RETRY_SECONDS = 3, 120
 """While Stripe cannot be reached a run tries again by itself; then the sensors take over."""
 
 
+WHO_TAG = "billing/who"
+"""The run tag that names who started a run."""
+
+STARTERS = ("dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "user")
+"""Dagster's own tags that say so, where that one is missing."""
+
+
 class BillingConfig(dg.Config):
     """Options of a run."""
 
     retry_rejected: bool = False
     """State again what Stripe refused, after its cause was mended there."""
+    reason: str = ""
+    """Why this run is made; kept with all that it says."""
+    dry_run: bool = False
+    """Count aside and show what would be sent, as metadata; change and send nothing."""
     approve_gate: str = ""
     """A reason to let the days of this run through although their counts are implausible."""
     verify_wait_seconds: float = 30.0
@@ -78,10 +91,14 @@ def bill_usage_days(
     billing.outcome = RunOutcome()
     try:
         with billing.open(context.run.run_id) as rooms:
+            if config.dry_run:
+                yield from _preview(rooms, billing, days, config)
+                return
             if selected & {"sensor_activity", "usage_snapshot"}:
                 days = yield from _count(rooms, billing, days, selected)
             if "meter_events" in selected:
-                yield from _state(rooms, billing, days, config)
+                by = By(_started_by(context.run.tags), config.reason)
+                yield from _state(rooms, billing, days, config, by)
             if "verification" in selected:
                 yield from _verify(rooms, billing, days, config)
     except ConfigurationError as error:
@@ -156,13 +173,40 @@ def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome)
         yield _checked(specs.COMPLETENESS, day, over, {"at": rooms.clock().isoformat()})
 
 
-def _state(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
+def _started_by(tags: Mapping[str, str]) -> str:
+    """Who started a run: a person, a schedule, a sensor."""
+    if WHO_TAG in tags:
+        return tags[WHO_TAG]
+    found = [f"{name.partition('/')[2] or name} {tags[name]}" for name in STARTERS if name in tags]
+    return ", ".join(found) or "Dagster"
+
+
+def _preview(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
+    """A dry run: each day's plan as an observation, and no materialization."""
+    preview = dry_run(rooms, days, retry_rejected=config.retry_rejected, progress=billing.progress)
+    for day in days:
+        lines = [line for line in preview.lines if line.day == day]
+        why = preview.errors.get(day) or preview.causes[day].text
+        yield dg.AssetObservation(
+            specs.METER_EVENTS.key,
+            partition=day.isoformat(),
+            metadata=metadata.of_preview(lines, why),
+            description="dry run: nothing was changed or sent",
+        )
+    for day, error in preview.errors.items():
+        billing.outcome.days[day] = DayOutcome(error=error)
+    _raise_what_failed(billing)
+
+
+def _state(
+    rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig, by: By
+) -> Events:
     """State the days; each gets its own materialization and check."""
     if config.approve_gate:
         for gate in closed_gates(rooms, days):
             approve_gate(rooms, gate.day, config.approve_gate)
     statement = state_days(
-        rooms, days, retry_rejected=config.retry_rejected, progress=billing.progress
+        rooms, days, by=by, retry_rejected=config.retry_rejected, progress=billing.progress
     )
     billing.outcome.statement = statement
     for day, error in statement.not_planned.items():

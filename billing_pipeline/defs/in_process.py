@@ -13,10 +13,11 @@ from pathlib import Path
 import dagster as dg
 from filelock import FileLock
 
+from billing_pipeline.defs.assets import WHO_TAG
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import Progress
+from billing_pipeline.statement import By, Progress
 
 
 @contextmanager
@@ -45,11 +46,12 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def run_days(
     first: date,
     last: date,
+    by: By,
     *,
     retry_rejected: bool = False,
     progress: Progress | None = None,
 ) -> tuple[RunOutcome, str, str | None]:
-    """Bill the days from `first` to `last` as one run.
+    """Bill the days from `first` to `last` as one run; `by` says who does it, and why.
 
     Returns what it came to, the run's id, and the error of a run that failed.
     """
@@ -62,9 +64,14 @@ def run_days(
             tags={
                 "dagster/asset_partition_range_start": first.isoformat(),
                 "dagster/asset_partition_range_end": last.isoformat(),
+                WHO_TAG: by.who,
             },
             run_config={
-                "ops": {"bill_usage_days": {"config": {"retry_rejected": retry_rejected}}},
+                "ops": {
+                    "bill_usage_days": {
+                        "config": {"retry_rejected": retry_rejected, "reason": by.reason}
+                    }
+                },
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},
             },
         )

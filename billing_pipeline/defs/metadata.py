@@ -9,6 +9,7 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from billing_pipeline.preview import PlanLine
 from billing_pipeline.statement import Rooms
 from billing_pipeline.stripe_events import Applied
 from billing_pipeline.usage import CountedDay, Snapshot
@@ -16,13 +17,17 @@ from billing_pipeline.usage.activity import ACTIVITY_FILE, day_folder
 from billing_pipeline.usage.snapshot import SNAPSHOT_FILE
 
 LARGEST = 10
+PREVIEWED = 200
+"""Lines of a dry run's table; the command line shows all."""
 
 
-def table(rows: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
-    """At most LARGEST rows as a table."""
-    return dg.MetadataValue.md(
-        pd.DataFrame(rows[:LARGEST]).to_markdown(index=False) if rows else "(none)"
-    )
+def table(rows: Sequence[dict[str, Any]], most: int = LARGEST) -> dg.MarkdownMetadataValue:
+    """At most so many rows as a table, and how many there are beside these."""
+    if not rows:
+        return dg.MetadataValue.md("(none)")
+    shown = pd.DataFrame(rows[:most]).to_markdown(index=False)
+    more = f"\n\n… and {len(rows) - most} more" if len(rows) > most else ""
+    return dg.MetadataValue.md(shown + more)
 
 
 def of_activity(rooms: Rooms, counted: CountedDay) -> dict[str, Any]:
@@ -89,6 +94,23 @@ def of_events(rooms: Rooms, day: date) -> dict[str, Any]:
                  "code": r["error_code"], "message": r["error_message"]}
                 for r in rooms.inquiry.rejected([day])
             ]
+        ),
+    }  # fmt: skip
+
+
+def of_preview(lines: Sequence[PlanLine], why: str) -> dict[str, Any]:
+    """What a day would say, and why."""
+    return {
+        "cause": why,
+        "lines": len(lines),
+        "plan": table(
+            [
+                {"organization": x.organization_id, "meter": x.meter, "action": x.action,
+                 "in Stripe": "" if x.before is None else x.before, "target": x.target,
+                 "difference": x.difference, "to send": x.value, "detail": x.detail}
+                for x in lines
+            ],
+            PREVIEWED,
         ),
     }  # fmt: skip
 

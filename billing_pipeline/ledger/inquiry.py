@@ -17,6 +17,7 @@ from billing_pipeline.ledger.tables import (
     meter_events,
     meters,
     planned_days,
+    runs,
     verifications,
 )
 from billing_pipeline.metering import (
@@ -191,6 +192,60 @@ class Inquiry:
             rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
             return {row.usage_day: row.snapshot_id for row in rows}
 
+    def inputs(self, days: Sequence[date]) -> dict[date, str]:
+        """What these days were last planned from, as `write_plan` was given it."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(planned_days.c.usage_day, planned_days.c.inputs).where(
+                    planned_days.c.usage_day.in_(days), planned_days.c.inputs.is_not(None)
+                )
+            )
+            return {row.usage_day: row.inputs for row in rows}
+
+    def run(self, run: str) -> dict[str, Any] | None:
+        """Who ran it, why, and when; None for a run that stated nothing and gave no reason."""
+        with self._engine.begin() as connection:
+            row = connection.execute(select(runs).where(runs.c.run == run)).one_or_none()
+        return _json(dict(row._mapping)) if row else None
+
+    def planned_by(self, run: str) -> list[tuple[Cell, int, int]]:
+        """(cell, revision, timestamp) of every event that a run planned."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_events)
+                .where(meter_events.c.planned_by == run)
+                .order_by(meter_events.c.id)
+            )
+            return [
+                (
+                    Cell(row.usage_day, row.organization_id, row.event_name),
+                    row.revision,
+                    row.timestamp,
+                )
+                for row in rows
+            ]
+
+    def last_value(
+        self, organization_id: str, event_name: str, before: int, *, without: str
+    ) -> int | None:
+        """The newest value that Stripe holds, stamped before an instant (unix seconds).
+
+        As it was without what one run has said.
+        """
+        with self._engine.begin() as connection:
+            return connection.scalar(
+                select(meter_events.c.value)
+                .where(
+                    meter_events.c.organization_id == organization_id,
+                    meter_events.c.event_name == event_name,
+                    meter_events.c.timestamp < before,
+                    meter_events.c.state.in_(SENT),
+                    meter_events.c.planned_by != without,
+                )
+                .order_by(meter_events.c.timestamp.desc())
+                .limit(1)
+            )
+
     def open_days(self, verifiable_since: date) -> set[date]:
         """Days with events whose outcome is open, however old, and days since then with events
         that were accepted and not verified."""
@@ -270,7 +325,10 @@ class Inquiry:
 
         with self._engine.begin() as connection:
             events = connection.execute(
-                select(meter_events).where(*of(meter_events)).order_by(meter_events.c.revision)
+                select(meter_events, runs.c.who, runs.c.reason)
+                .join(runs, runs.c.run == meter_events.c.planned_by, isouter=True)
+                .where(*of(meter_events))
+                .order_by(meter_events.c.revision)
             ).all()
             held = connection.execute(
                 select(held_usage).where(*of(held_usage)).order_by(held_usage.c.start_at)

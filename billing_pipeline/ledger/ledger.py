@@ -38,6 +38,7 @@ from billing_pipeline.ledger.tables import (
     meter_events,
     meters,
     planned_days,
+    runs,
     verifications,
 )
 from billing_pipeline.metering import (
@@ -154,6 +155,16 @@ class Ledger:
         self.engine = engine
         self.run = run
         self.delivery_wait_seconds = WAIT_SECONDS
+
+    def begin(self, who: str, reason: str, now: datetime) -> None:
+        """Remember who runs this, and why."""
+        with writing(self.engine) as connection:
+            upsert(
+                connection,
+                runs,
+                {"run": self.run},
+                {"who": who, "reason": reason, "started_at": now},
+            )
 
     # Whom the ledger speaks for ------------------------------------------------------------
 
@@ -298,17 +309,18 @@ class Ledger:
         now: datetime,
         *,
         basis: str | None = None,
+        inputs: str | None = None,
     ) -> None:
         """Write a day's plan down: events as `planned`, holds, and holds that are gone.
 
         `covers` tells which cells were planned; what is held of other cells is left alone.
         With a `basis` the whole day was planned from that (a snapshot, and how it was split),
-        and this is kept.
+        and this is kept, with the `inputs` that it came from.
         """
         kept = self._supersede(connection, plan, now)
         self._replace_holds(connection, plan, lambda cell: covers(cell) and cell not in kept, now)
         if basis is not None and not plan.unfinished:
-            row = {"snapshot_id": basis, "planned_at": now, "run": self.run}
+            row = {"snapshot_id": basis, "planned_at": now, "run": self.run, "inputs": inputs}
             upsert(connection, planned_days, {"usage_day": plan.usage_day}, row)
         events = [event for event in plan.events if event.cell not in kept]
         if not events:

@@ -113,6 +113,17 @@ planned_days = Table(
     Column("snapshot_id", String(64), nullable=False),
     Column("planned_at", UtcDateTime, nullable=False),
     Column("run", String(255), nullable=False),
+    Column("inputs", Text),  # JSON: its files and counts then, for saying what has changed since
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    # Who ran what, and why. `planned_by` and `run` elsewhere name these.
+    Column("run", String(255), primary_key=True),
+    Column("who", Text, nullable=False),
+    Column("reason", Text, nullable=False),  # empty: nobody gave one
+    Column("started_at", UtcDateTime, nullable=False),
 )
 
 gate_approvals = Table(

@@ -38,6 +38,7 @@ from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, running
 from billing_pipeline.sandbox.webhooks import Endpoint
 from billing_pipeline.settings import load_settings
 from billing_pipeline.statement import (
+    By,
     Progress,
     Rooms,
     apply_events,
@@ -84,11 +85,15 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
             known = _check_out(sandbox, base, now)
             _write_customers({} if known else {MISSPELT: "cus_misspelt"})
             _await_mail(sandbox)
-            outcome, run_id, error = run_days(first, last_day, progress=progress)
+            outcome, run_id, error = run_days(
+                first, last_day, By("billing demo"), progress=progress
+            )
             story = {"webhooks": dict(sandbox.post.answers)}
             if not known:
                 story |= _mend(sandbox, rooms, days) | {"gates": _approve(rooms)}
-                again, run_id, error = run_days(first, last_day, progress=progress)
+                again, run_id, error = run_days(
+                    first, last_day, By("billing demo"), progress=progress
+                )
                 again.statement.sent += outcome.statement.sent
                 outcome = again
             story["invoice"] = _invoice(sandbox, rooms)

@@ -112,6 +112,17 @@ class CountedDay:
             "quarantined_rows": self.quarantined_rows,
         }
 
+    def brief(self) -> str:
+        """The day's files (name, hash, rows) and counts as JSON, to tell later what changed."""
+        return json.dumps(
+            {
+                "files": {f.name: (f.sha256, f.rows) for f in self.files},
+                "readings": self.readings,
+                "duplicates": self.duplicates,
+                "quarantined_rows": self.quarantined_rows,
+            }
+        )
+
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> CountedDay:
         """The reverse of `as_json`."""

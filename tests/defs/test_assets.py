@@ -32,7 +32,7 @@ class Runner:
         self.defs = build_defs({"billing": self.billing})
 
     def run(
-        self, first: date, last: date, assets: list[str] | None = None, **config: str
+        self, first: date, last: date, assets: list[str] | None = None, **config: Any
     ) -> dg.ExecuteInProcessResult:
         job = self.defs.resolve_job_def("bill_days")
         return job.execute_in_process(
@@ -149,6 +149,30 @@ def test_an_implausible_day_turns_its_check_red_until_a_run_approves_it(runner: 
     assert approved.success
     assert checks(approved)["plausibility", outage] is True
     assert checks(approved)["delivery", outage] is True
+
+
+def test_a_dry_run_shows_the_plan_and_changes_nothing(runner: Runner) -> None:
+    day = yesterday()
+    runner.world.write_readings(day, {"a": {"s": 3}})
+    assert runner.run(day, day, reason="the first").success
+    runner.world.write_readings(day, {"a": {"s": 5}, "b": {"t": 1}})
+    snapshot = (runner.world.home / "snapshots" / f"usage_day={day}" / "usage.parquet").read_bytes()
+    events = len(runner.world.sandbox.account.events)
+    result = runner.run(day, day, dry_run=True)
+    assert result.success
+    assert result.get_asset_materialization_events() == []
+    [observed] = result.get_asset_observation_events()
+    told = observed.event_specific_data.asset_observation  # type: ignore[union-attr]
+    assert (told.asset_key, told.partition) == (dg.AssetKey("meter_events"), day.isoformat())
+    assert told.metadata["cause"].value == "readings.jsonl changed (3 → 6 rows); +3 readings"
+    lines = str(told.metadata["plan"].value).splitlines()
+    assert any("temperature_readings" in x and "correct" in x and " 5 " in x for x in lines)
+    assert len(runner.world.sandbox.account.events) == events
+    after = (runner.world.home / "snapshots" / f"usage_day={day}" / "usage.parquet").read_bytes()
+    assert after == snapshot
+    # It is the readings of now that a run then states.
+    assert runner.run(day, day).success
+    assert runner.world.billed() == runner.world.due({day: {"a": {"s": 5}, "b": {"t": 1}}})
 
 
 def test_assets_can_be_materialized_one_by_one(runner: Runner) -> None:

@@ -7,8 +7,9 @@ from datetime import timedelta
 
 import pytest
 
+from billing_pipeline.preview import preview_days
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import preview_days, state_days
+from billing_pipeline.statement import state_days
 from billing_pipeline.usage import take_snapshot
 from tests.support import World, yesterday
 
@@ -75,9 +76,16 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
     world.write_readings(day, {"a": {"s": 2}, "b": {"x": 1}})
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    lines, missing = preview_days(rooms, [day - timedelta(days=1), day])
-    assert missing == [day - timedelta(days=1)]
-    shown = {(x.organization_id, x.meter): (x.action, x.before, x.target, x.value) for x in lines}
+    preview = preview_days(rooms, [day - timedelta(days=1), day])
+    assert preview.missing == [day - timedelta(days=1)]
+    shown = {
+        (x.organization_id, x.meter): (x.action, x.before, x.target, x.value) for x in preview.lines
+    }
+    cause = preview.causes[day]
+    assert [(f.name, f.change, f.rows_before, f.rows) for f in cause.files] == [
+        ("readings.jsonl", "changed", 5, 3)
+    ]
+    assert cause.counts == {"readings": (5, 3)}
     assert shown == {
         ("a", "temperature_readings"): ("correct", 5, 2, -3),
         ("b", "temperature_readings"): ("hold", None, 1, 1),
