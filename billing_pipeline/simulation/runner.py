@@ -22,7 +22,7 @@ HAPPENINGS = (
     *["webhooks_come"] * 3, *["apply"] * 2, "backstop", "overlap", *["time_passes"] * 5,
     *["faults_change"] * 2, "map_anew", "check_out", "subscribe", "change_subscription",
     "delete_customer", "meter_comes_and_goes", "count", *["decide"] * 2, "let_through",
-    "a_month_passes",
+    "a_month_passes", *["undo"] * 2,
 )  # fmt: skip
 """What may happen, as often as it is named."""
 

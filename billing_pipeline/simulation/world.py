@@ -39,6 +39,7 @@ from billing_pipeline.simulation.readings import Readings, Row
 from billing_pipeline.simulation.steps import Crash, Steps
 from billing_pipeline.simulation.transport import InProcessGateway
 from billing_pipeline.statement import (
+    By,
     Rooms,
     apply_events,
     approve_gate,
@@ -48,6 +49,7 @@ from billing_pipeline.statement import (
     verify_days,
 )
 from billing_pipeline.stripe_events import Inbox, fetch_missed
+from billing_pipeline.undo import undo_run
 from billing_pipeline.usage import Engine, Folder
 from webhook_handler.envelope import read
 from webhook_handler.store import EventStore
@@ -77,6 +79,7 @@ class World:
         self.log: list[str] = []
         self.crashes = 0
         self.chance = Random(seed)
+        self.runs: list[str] = []
         self.verdicts: dict[str, bool] = {}
         """What people decided about usage of closed periods: adjustment, approved or not."""
         clock = Clock(lambda: self.now)
@@ -374,6 +377,16 @@ class World:
         crash = chance.random() < 0.4
         self._act(lambda rooms: self._bill(rooms, days), chance if crash else None, "run")
 
+    def undo(self, chance: Random) -> None:
+        """A person undoes one of the runs. It may die on the way."""
+        if self.runs:
+            name = chance.choice(self.runs)
+            crash = chance.random() < 0.3
+            by = By("person", "simulated")
+            self._act(
+                lambda rooms: undo_run(rooms, name, by), chance if crash else None, f"undo {name}"
+            )
+
     def run_unfinished(self, chance: Random) -> None:
         """What the sensor would start."""
         crash = chance.random() < 0.2
@@ -415,12 +428,12 @@ class World:
 
         def between() -> None:
             with self._living():
-                self._bill(self.rooms("second"), other)
+                self._bill(self.rooms(self._named("second")), other)
 
         self.steps.disarm()
         self.steps.arm(chance.randint(1, 60), second)
         with self._living():
-            self._bill(self.rooms("first"), days)
+            self._bill(self.rooms(self._named("first")), days)
         self.steps.disarm()
         self.log.append("two runs overlap")
 
@@ -434,9 +447,14 @@ class World:
             self.steps.arm(chance.randint(1, 80))
         before = self.crashes
         with self._living():
-            act(self.rooms(what))
+            act(self.rooms(self._named(what)))
         self.steps.disarm()
         self.log.append(f"{what}{' dies' if self.crashes > before else ''}")
+
+    def _named(self, what: str) -> str:
+        """A name for a new run."""
+        self.runs.append(f"{what} #{len(self.runs)}")
+        return self.runs[-1]
 
     @contextmanager
     def _living(self) -> Iterator[None]:
