@@ -118,12 +118,8 @@ def _undo_day(
         for cell, events in spoken.items():
             history, meter = said.get(cell, []), by_name.get(cell.event_name)
             first, last = min(events)[0], max(events)[0]
-            later = [s for s in history if s.revision > last and s.state in SENT]
-            if meter is None or any((cell, s.revision) not in ours for s in later):
-                why = "the meter is not stated to any more" if meter is None else (
-                    "it was stated again since, by another run"
-                )  # fmt: skip
-                undone.left.append(_left(cell, why))
+            if meter is None:
+                undone.left.append(_left(cell, "the meter is not stated to any more"))
                 continue
             before = [s for s in history if s.revision < first]
             parts = bounds(day, ends.get(cell.organization_id, ()))
@@ -133,6 +129,11 @@ def _undo_day(
                 if any(start <= timestamp < end for _, timestamp in events)
                 for held in (_held_before(rooms, undone.run, meter, cell, before, start, end),)
             ]
+            later = [s for s in history if s.revision > last and s.state in SENT]
+            if any((cell, s.revision) not in ours for s in later):
+                if not all(_holds(meter, history, segment) for segment in segments):
+                    undone.left.append(_left(cell, "it was stated again since, by another run"))
+                continue
             outcomes = plan_segments(
                 meter,
                 cell,
@@ -162,6 +163,12 @@ def _undo_day(
             # What waits for other reasons is none of an undoing's business.
             rooms.ledger.write_plan(connection, plan, lambda _cell: False, None, rooms.clock())
     return bool(plan.unfinished)
+
+
+def _holds(meter: Meter, history: Sequence[Said], segment: Segment) -> bool:
+    """Whether Stripe holds of a part of a cell what it is to hold, as after an earlier undoing."""
+    held = standing(meter, [s for s in history if segment.holds(s.timestamp)])
+    return (held or 0) == segment.usage.of(meter.measure)
 
 
 def _left(cell: Cell, why: str) -> dict[str, Any]:

@@ -81,6 +81,11 @@ class InProcessGateway(StripeGateway):
         self._app = app
         self._steps = steps
 
+    @property
+    def calls_per_second(self) -> int:
+        """The clock is simulated: nothing waits for the real one."""
+        return 10**6
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[stripe.StripeClient]:
         """A client for the running event loop."""
