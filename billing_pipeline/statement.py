@@ -517,6 +517,12 @@ def _basis(rooms: Rooms, day: date, snapshot_id: str, cuts: Mapping[str, set[int
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def planned_basis(rooms: Rooms, day: date, snapshot_id: str) -> str:
+    """What a day would be planned from now; `Inquiry.planned_from` has what it was planned from."""
+    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
+    return _basis(rooms, day, snapshot_id, period_ends(rooms, meters, rooms.payers(), day))
+
+
 def usage_by_organization(snapshot: Snapshot) -> dict[str, Usage]:
     """A snapshot's counts, by organization."""
     return {

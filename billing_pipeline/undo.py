@@ -76,7 +76,7 @@ def undo_run(
     days = sorted({cell.usage_day for cell, _, _ in touched})
     undone = Undone(run, days=days)
     if not dry_run:
-        rooms.ledger.begin(by.who, f"undo of {run}: {by.reason.strip()}", rooms.clock())
+        rooms.ledger.begin(by.who, f"undo of {run}: {by.reason.strip()}", rooms.clock(), undoes=run)
         # An outcome that is open is settled first: its cell waits for it.
         deliver_days(rooms, reached.meters, days, undone.statement, progress, leftovers=True)
     for _ in range(ROUNDS):

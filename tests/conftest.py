@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from billing_pipeline.database import open_database
 from billing_pipeline.sandbox.server import make_sandbox, running
+from tests.closed_period import close_period
 from tests.support import World, new_database
 
 _numbers = itertools.count(1)
@@ -72,3 +73,9 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
             monkeypatch.setenv(name, value)
         yield world
         world.close()
+
+
+@pytest.fixture
+def closed(world: World) -> World:
+    """A world in which a billing period is over and invoiced."""
+    return close_period(world)

@@ -9,17 +9,12 @@ import pytest
 from billing_pipeline import adjustments
 from billing_pipeline.alerts import alerts
 from billing_pipeline.ledger import Adjustment
-from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import state_days, unfinished_days
-from tests.support import World, yesterday
+from tests.closed_period import CLOSED, LATEST, invoiced
+from tests.support import World
 
 SUM, LAST = "temperature_readings", "active_sensors"
-CLOSED = yesterday() + timedelta(days=1)
-"""The last day of the period whose invoice is final."""
-
-LATEST = CLOSED + timedelta(days=3)
-"""The last day that is over."""
 
 
 def finish(world: World) -> None:
@@ -32,48 +27,12 @@ def finish(world: World) -> None:
     raise AssertionError("the sensor would run for ever")
 
 
-@pytest.fixture
-def closed(world: World) -> World:
-    """Acme's period has ended three days ago and is invoiced; each of its days had ten readings."""
-    world.make_meters()
-    world.make_customers(["acme"])
-    end = day_start(CLOSED) + 86_400
-    days = [CLOSED + timedelta(days=n) for n in range(-2, 4)]
-    for day in days:
-        world.write_readings(day, {"acme": {"s": 10}})
-    subscription = world.make_subscription(
-        world.customers["acme"], backdate_start_date=str(end - 3 * 86_400)
-    )
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = end
-    world.sandbox.billing.change_subscription(
-        subscription["id"], "customer.subscription.updated", items=subscription["items"]
-    )
-    world.advance(seconds=end + 600 - world.sandbox.clock())
-    world.apply()
-    world.bill(days[:3])
-    world.advance(hours=2)
-    world.apply()
-    assert invoiced(world) == 30
-    world.advance(days=3)
-    world.bill(days[3:])
-    assert unfinished_days(world.rooms()) == []
-    return world
-
-
 def late(world: World, readings: int) -> adjustments.Carried:
     """The closed day turns out to have had so many readings."""
     world.write_readings(CLOSED, {"acme": {"s": readings}})
     world.bill([CLOSED])
     [waiting] = [w for w in adjustments.carried(world.rooms()) if w.cell.event_name == SUM]
     return waiting
-
-
-def invoiced(world: World) -> int:
-    """What the invoice of the closed period bills."""
-    [invoice] = world.sandbox.billing.invoices.values()
-    quantities = world.sandbox.billing.quantities()
-    return int(quantities[world.customers["acme"], SUM, invoice["period_start"]])
 
 
 def in_stripe(world: World) -> dict[str, int]:

@@ -11,10 +11,11 @@ completed checkouts. A person's word wins; a contradiction is shown.
 """
 
 from billing_pipeline.customers.directory import (
+    BillingPeriod,
     ClosingPeriod,
     CustomerDirectory,
     ImportReport,
     Known,
 )
 
-__all__ = ["ClosingPeriod", "CustomerDirectory", "ImportReport", "Known"]
+__all__ = ["BillingPeriod", "ClosingPeriod", "CustomerDirectory", "ImportReport", "Known"]

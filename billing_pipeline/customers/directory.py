@@ -123,6 +123,32 @@ class FinalPeriod:
     finalized_at: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class BillingPeriod:
+    """A billing period of a subscription, as far as that lived to see it; in unix seconds."""
+
+    subscription: str
+    customer: str
+    start: int
+    end: int
+    meters: frozenset[str] | None = None
+    """Ids of the meters that it bills; None where that is not known."""
+    cut_short: bool = False
+    """Whether the subscription ended inside it."""
+    invoice_id: str | None = None
+    invoice_status: str | None = None
+    finalized_at: int | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether its invoice bills no more."""
+        return self.invoice_status not in (None, DRAFT, DELETED)
+
+    def bills(self, meter_id: str | None) -> bool:
+        """Whether its invoice can bill usage of a meter."""
+        return self.meters is None or meter_id in self.meters
+
+
 class CustomerDirectory:
     """Organizations, their customers and the customers' terms, in the database."""
 
@@ -238,6 +264,56 @@ class CustomerDirectory:
             for row in rows
             if row.billing_reason in CLOSING_REASONS
         ]
+
+    def billing_periods(self, first: int, last: int) -> list[BillingPeriod]:
+        """The billing periods that overlap [first, last) (unix seconds), with their invoices.
+
+        Where a subscription ended inside a period, the period ends there too.
+        """
+        with self._engine.begin() as connection:
+            owners = {row.subscription_id: row for row in connection.execute(select(subscriptions))}
+            seen = connection.execute(
+                select(billing_periods)
+                .where(billing_periods.c.start_at < last, billing_periods.c.end_at > first)
+                .order_by(billing_periods.c.start_at, billing_periods.c.end_at)
+            ).all()
+            billed = connection.execute(
+                select(invoices).where(
+                    invoices.c.subscription_id.is_not(None),
+                    invoices.c.start_at < last,
+                    invoices.c.end_at > first,
+                )
+            ).all()
+        by_bounds = {
+            (row.subscription_id, row.start_at, row.end_at): row
+            for row in billed
+            if row.billing_reason in CLOSING_REASONS
+        }
+        found: dict[tuple[str, int, int], BillingPeriod] = {}
+        for row in seen:
+            owner = owners.get(row.subscription_id)
+            lived_until = None if owner is None else owner.end_at
+            end = row.end_at if lived_until is None else min(row.end_at, lived_until)
+            key = row.subscription_id, row.start_at, end
+            invoice = by_bounds.get(key) or by_bounds.get((*key[:2], row.end_at))
+            named = owner if owner is not None else invoice
+            if named is None or not max(first, row.start_at) < min(last, end):
+                continue
+            if key in found and found[key].invoice_id is not None:
+                continue
+            found[key] = BillingPeriod(
+                *key[:1],
+                named.stripe_customer_id,
+                *key[1:],
+                None
+                if owner is None or owner.meters is None
+                else frozenset(json.loads(owner.meters)),
+                end < row.end_at,
+                None if invoice is None else invoice.invoice_id,
+                None if invoice is None else invoice.status,
+                None if invoice is None else invoice.finalized_at,
+            )
+        return list(found.values())
 
     def subscriptions_of(self, customer_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
         """The subscriptions of these customers with their periods, for people."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, or_, select, true
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    and_,
+    case,
+    func,
+    or_,
+    select,
+    true,
+)
 
 from billing_pipeline.ledger.tables import (
     account,
@@ -295,6 +306,118 @@ class Inquiry:
         ]
         return found
 
+    def stated_for(self, start: int, end: int) -> set[tuple[str, str]]:
+        """(organization, customer) of what Stripe took, stamped in [start, end) (unix seconds)."""
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_events.c.organization_id, meter_events.c.customer)
+                .where(
+                    meter_events.c.timestamp >= start,
+                    meter_events.c.timestamp < end,
+                    meter_events.c.state.in_(SENT),
+                )
+                .distinct()
+            )
+            return {(row.organization_id, row.customer) for row in rows}
+
+    def undone(self, day: date) -> dict[Cell, str]:
+        """The reason, for cells of a day whose newest statement that stands undoes a run."""
+        newest = meter_events.alias()
+        later = select(newest.c.id).where(
+            newest.c.usage_day == meter_events.c.usage_day,
+            newest.c.organization_id == meter_events.c.organization_id,
+            newest.c.event_name == meter_events.c.event_name,
+            newest.c.revision > meter_events.c.revision,
+            newest.c.state.in_(SENT),
+            _speaks_of(newest, meter_events.c.timestamp),
+        )
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(meter_events, runs.c.reason)
+                .join(runs, runs.c.run == meter_events.c.planned_by)
+                .where(
+                    meter_events.c.usage_day == day,
+                    meter_events.c.state.in_(SENT),
+                    runs.c.undoes.is_not(None),
+                    ~later.exists(),
+                )
+            )
+            return {
+                Cell(row.usage_day, row.organization_id, row.event_name): row.reason for row in rows
+            }
+
+    def verified_cells(
+        self, days: Sequence[date], organizations: Collection[str] | None
+    ) -> tuple[int, int]:
+        """The cells of these days that were stated or are held; and how many Stripe confirms.
+
+        Confirmed is a cell of which everything that stands is verified and nothing waits.
+        """
+        columns = meter_events.c
+        cell = (columns.usage_day, columns.organization_id, columns.event_name)
+        waiting = select(held_usage.c.value).where(
+            held_usage.c.usage_day == columns.usage_day,
+            held_usage.c.organization_id == columns.organization_id,
+            held_usage.c.event_name == columns.event_name,
+        )
+        said = (
+            select(
+                *cell,
+                func.count().filter(columns.state == State.VERIFIED).label("verified"),
+                func.count().filter(columns.state != State.VERIFIED).label("open"),
+                func.max(case((waiting.exists(), 1), else_=0)).label("held"),
+            )
+            .where(
+                columns.usage_day.in_(days),
+                or_(columns.state != State.REJECTED, columns.error_code.not_in(list(HARMLESS))),
+                _among(columns.organization_id, organizations),
+            )
+            .group_by(*cell)
+            .subquery()
+        )
+        only_held = (
+            select(held_usage.c.usage_day, held_usage.c.organization_id, held_usage.c.event_name)
+            .where(
+                held_usage.c.usage_day.in_(days),
+                _among(held_usage.c.organization_id, organizations),
+                ~select(said.c.usage_day)
+                .where(
+                    said.c.usage_day == held_usage.c.usage_day,
+                    said.c.organization_id == held_usage.c.organization_id,
+                    said.c.event_name == held_usage.c.event_name,
+                )
+                .exists(),
+            )
+            .distinct()
+            .subquery()
+        )
+        with self._engine.begin() as connection:
+            stated = connection.scalar(select(func.count()).select_from(said)) or 0
+            confirmed = connection.scalar(
+                select(func.count())
+                .select_from(said)
+                .where(said.c.verified > 0, said.c.open == 0, said.c.held == 0)
+            )
+            held = connection.scalar(select(func.count()).select_from(only_held)) or 0
+        return stated + held, confirmed or 0
+
+    def verified_since(self, days: Sequence[date]) -> dict[date, datetime]:
+        """When the last cell of each of these days was verified for the first time."""
+        columns = history.c
+        firsts = (
+            select(columns.usage_day, func.min(columns.at).label("at"))
+            .where(columns.usage_day.in_(days), columns.to_state == State.VERIFIED)
+            .group_by(columns.usage_day, columns.organization_id, columns.event_name)
+            .subquery()
+        )
+        with self._engine.begin() as connection:
+            rows = connection.execute(
+                select(firsts.c.usage_day, func.max(firsts.c.at).label("at")).group_by(
+                    firsts.c.usage_day
+                )
+            )
+            return {row.usage_day: row.at for row in rows}
+
     def accepted_after(
         self, customer: str, start: int, end: int, since: datetime
     ) -> list[dict[str, Any]]:
@@ -413,6 +536,10 @@ LIFTABLE = (
     HoldReason.PERIOD_CLOSED,
 )
 """Holds that something said later may lift."""
+
+
+def _among(column: Any, names: Collection[str] | None) -> ColumnElement[bool]:
+    return true() if names is None else column.in_(list(names))
 
 
 def _for_good() -> list[ColumnElement[bool]]:

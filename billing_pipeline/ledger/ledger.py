@@ -156,14 +156,14 @@ class Ledger:
         self.run = run
         self.delivery_wait_seconds = WAIT_SECONDS
 
-    def begin(self, who: str, reason: str, now: datetime) -> None:
-        """Remember who runs this, and why."""
+    def begin(self, who: str, reason: str, now: datetime, *, undoes: str | None = None) -> None:
+        """Remember who runs this, why, and which run it undoes, if it does."""
         with writing(self.engine) as connection:
             upsert(
                 connection,
                 runs,
                 {"run": self.run},
-                {"who": who, "reason": reason, "started_at": now},
+                {"who": who, "reason": reason, "started_at": now, "undoes": undoes},
             )
 
     # Whom the ledger speaks for ------------------------------------------------------------

@@ -86,6 +86,8 @@ meter_events = Table(
         postgresql_where=text("state IN ('planned', 'sending', 'ambiguous')"),
     ),
     Index("ix_meter_events_state_usage_day", "state", "usage_day"),
+    Index("ix_meter_events_customer_timestamp", "customer", "timestamp"),
+    Index("ix_meter_events_planned_by", "planned_by"),
 )
 
 held_usage = Table(
@@ -123,6 +125,7 @@ runs = Table(
     Column("run", String(255), primary_key=True),
     Column("who", Text, nullable=False),
     Column("reason", Text, nullable=False),  # empty: nobody gave one
+    Column("undoes", String(255)),  # the run that it undoes; null: it states usage
     Column("started_at", UtcDateTime, nullable=False),
 )
 

@@ -12,6 +12,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
 - `adjustments` what becomes of usage that its own period takes no more
 - `agreement`   whether Stripe's summary agrees with what was accepted
+- `reconciling` from readings to invoice, each difference with a cause
 """
 
 from billing_pipeline.metering.adjustments import CARRIED, Entry, carry, entered
@@ -33,6 +34,7 @@ from billing_pipeline.metering.planning import (
     plan_segments,
     shared_customers,
 )
+from billing_pipeline.metering.reconciling import Cause, CellFacts, HeldPart, Reconciled, Step
 from billing_pipeline.metering.segments import Segment, bounds, whole_day
 from billing_pipeline.metering.standing import standing
 from billing_pipeline.metering.terms import (
@@ -71,12 +73,15 @@ __all__ = [
     "SUPERSEDED",
     "UNSETTLED",
     "Agreement",
+    "Cause",
     "Cell",
+    "CellFacts",
     "DayPlan",
     "Entry",
     "Finding",
     "Formula",
     "Gates",
+    "HeldPart",
     "Hold",
     "HoldReason",
     "Measure",
@@ -86,9 +91,11 @@ __all__ = [
     "Payers",
     "Period",
     "Policy",
+    "Reconciled",
     "Said",
     "Segment",
     "State",
+    "Step",
     "Subscription",
     "Terms",
     "Usage",

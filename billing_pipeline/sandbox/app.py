@@ -290,6 +290,15 @@ class Sandbox:
         ]
         return _page(rows, given, "/v1/invoices")
 
+    async def get_lines(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/invoices/{id}/lines."""
+        id = request.path_params["id"]
+        return _page(self.billing.invoice(id)["lines"]["data"], given, f"/v1/invoices/{id}/lines")
+
+    async def get_price(self, request: Request, given: dict[str, Any]) -> Any:
+        """GET /v1/prices/{id}."""
+        return self.billing.price(request.path_params["id"])
+
     async def finalize_invoice(self, request: Request, given: dict[str, Any]) -> Any:
         """POST /v1/invoices/{id}/finalize."""
         return self.billing.finalize(request.path_params["id"])
@@ -425,6 +434,7 @@ def make_app(sandbox: Sandbox) -> Starlette:
     subscriptions, invoices = "/v1/subscriptions", "/v1/invoices"
     billing_routes = [
         stripe_route("/v1/prices", "POST", sandbox.post_price, PRICE_PARAMS),
+        stripe_route("/v1/prices/{id}", "GET", sandbox.get_price, {"expand"}),
         stripe_route(subscriptions, "POST", sandbox.post_subscription, SUBSCRIPTION_PARAMS),
         stripe_route(f"{subscriptions}/{{id}}", "GET", sandbox.get_subscription, {"expand"}),
         stripe_route(
@@ -441,6 +451,7 @@ def make_app(sandbox: Sandbox) -> Starlette:
         ),
         stripe_route(invoices, "GET", sandbox.get_invoices, any_list | {"customer"}),
         stripe_route(f"{invoices}/{{id}}", "GET", sandbox.get_invoice, {"expand"}),
+        stripe_route(f"{invoices}/{{id}}/lines", "GET", sandbox.get_lines, any_list),
         stripe_route(f"{invoices}/{{id}}/finalize", "POST", sandbox.finalize_invoice, {"expand"}),
         stripe_route(f"{invoices}/{{id}}/void", "POST", sandbox.void_invoice, {"expand"}),
         stripe_route("/v1/checkout/sessions", "POST", sandbox.post_checkout, CHECKOUT_PARAMS),

@@ -74,6 +74,10 @@ class Billing:
         }
         return self._keep(price)
 
+    def price(self, id: str) -> dict[str, Any]:
+        """GET /v1/prices/{id}."""
+        return _found(self.prices, id, "price")
+
     # Subscriptions ---------------------------------------------------------------------------
 
     def subscribe(self, given: dict[str, Any], at: float | None = None) -> dict[str, Any]:
@@ -282,6 +286,25 @@ class Billing:
                     "discounts": [],
                     "livemode": False,
                     "metadata": {"event_name": meter["event_name"]},
+                    "parent": {
+                        "type": "subscription_item_details",
+                        "invoice_item_details": None,
+                        "subscription_item_details": {
+                            "invoice_item": None,
+                            "proration": False,
+                            "proration_details": None,
+                            "subscription": id,
+                            "subscription_item": item["id"],
+                        },
+                    },
+                    "pricing": {
+                        "type": "price_details",
+                        "price_details": {
+                            "price": item["price"]["id"],
+                            "product": item["price"]["product"],
+                        },
+                        "unit_amount_decimal": str(item["price"]["unit_amount"]),
+                    },
                     "period": {"start": invoice["period_start"], "end": invoice["period_end"]},
                     "quantity": quantity,
                     "subtotal": quantity * item["price"]["unit_amount"],

@@ -115,6 +115,10 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     if formula == "sum":
                         truth += adjusted
                     owed = truth if formula == "last" else truth - (stands or 0)
+                    if stands is None and truth == 0 and formula == "last":
+                        if _owes_a_zero(world, rooms, organization, start):
+                            yield f"{told}: the zero was not stated"
+                        continue
                     if stands == truth or (stands is None and truth == 0):
                         continue
                     if formula == "last" and adjusted and (stands or 0) == truth + adjusted:
@@ -125,6 +129,20 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         continue
                     reasons = [(h.start, h.value, h.reason) for h in held[cell]]
                     yield f"{told}, and no reason is given; held: {reasons}"
+
+
+def _owes_a_zero(world: World, rooms: Rooms, organization: str, start: int) -> bool:
+    """Whether nothing at all stands in the way of stating a zero: the plain cases only."""
+    mapping = rooms.customers.mapping()
+    customer = mapping.get(organization)
+    return (
+        customer in world.account.customers
+        and list(mapping.values()).count(customer) == 1
+        and all(s["customer"] != customer for s in world.sandbox.billing.subscriptions.values())
+        and world.settings.billing_gates != STRICT
+        and start > world.now - OLDEST.total_seconds()
+        and not rooms.inquiry.rejected()
+    )
 
 
 def _is_so(

@@ -83,6 +83,14 @@ class Readings:
         """See `UsageSource`."""
         return self.snapshot_id(day) == self._id(day)
 
+    def proven(self, day: date) -> dict[str, tuple[int, int]]:
+        """See `UsageSource`."""
+        start, end = day_start(day), day_end(day)
+        return {
+            o: (self.active(o, end), self.volume(o, start, end))
+            for o in {row.organization for row in self.rows.get(day, [])}
+        }
+
     def before_window(self, day: date) -> str | None:
         """See `UsageSource`."""
         return self._id(date.fromordinal(day.toordinal() - 1))

@@ -6,6 +6,7 @@
 - `delivery`      from the ledger's planned events to accepted ones
 - `objects`       reading objects and events that webhooks left open
 - `summaries`     reading Stripe's own figures
+- `invoices`      what an invoice bills, and Stripe's figure of a whole billing period
 - `settlement`    deciding old ambiguous events by those figures
 - `verification`  comparing those figures with the ledger
 - `reporting`     a small Python API: state one organization's usage of one day
@@ -22,6 +23,12 @@ from billing_pipeline.stripe_meters.delivery import (
     DeliveryResult,
     deliver,
 )
+from billing_pipeline.stripe_meters.invoices import (
+    PeriodQuestion,
+    StripesFigures,
+    ask_periods,
+    minutes_of,
+)
 from billing_pipeline.stripe_meters.reporting import UsageReporter
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
 from billing_pipeline.stripe_meters.verification import VerificationReport, verify
@@ -30,12 +37,16 @@ __all__ = [
     "DeliveryReport",
     "DeliveryResult",
     "MeterCatalogue",
+    "PeriodQuestion",
     "StripeGateway",
     "StripeUnreachable",
+    "StripesFigures",
     "UsageReporter",
     "VerificationReport",
+    "ask_periods",
     "deliver",
     "ensure_meters",
     "look_up",
+    "minutes_of",
     "verify",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
@@ -268,6 +269,27 @@ def read_metadata(connection: duckdb.DuckDBPyConnection, path: str) -> dict[str,
         [path, METADATA_KEY],
     ).fetchone()
     return dict(json.loads(row[0])) if row else {}
+
+
+def proven_by(
+    engine: Engine, readings: Folder, snapshots: Folder, days: Sequence[date]
+) -> dict[str, tuple[int, int]]:
+    """By organization: sensors with a reading on any of these days, and readings on the last.
+
+    From sensor activity that says what the files say now, counted anew where they have changed.
+    Raises UnusableInput, ConservationError.
+    """
+    for day in days:
+        activity_for(engine, readings, snapshots, day)
+    paths = [snapshots.pattern(day_folder(day), ACTIVITY_FILE) for day in days]
+    with engine.connect(snapshots) as connection:
+        rows = connection.execute(
+            "SELECT organization_id, count(DISTINCT sensor_id), "
+            "coalesce(sum(readings) FILTER (WHERE usage_day = ?), 0)::BIGINT "
+            "FROM read_parquet(?) GROUP BY organization_id",
+            [days[-1], paths],
+        ).fetchall()
+    return {organization: (active, volume) for organization, active, volume in rows}
 
 
 def sensors_of(

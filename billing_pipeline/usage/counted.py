@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Protocol
 
-from billing_pipeline.usage.activity import load_counted
+from billing_pipeline.usage.activity import load_counted, proven_by
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.segments import Counts, usage_in_segments
@@ -25,6 +25,9 @@ class UsageSource(Protocol):
 
     def is_current(self, day: date) -> bool:
         """Whether there is one, and it says what the readings say now."""
+
+    def proven(self, day: date) -> dict[str, Counts]:
+        """Counts of the day by organization, as its readings prove them now."""
 
     def before_window(self, day: date) -> str | None:
         """What is known of the day before the snapshot's window, as an id."""
@@ -58,6 +61,11 @@ class CountedUsage:
         return is_current(
             self.engine, self.readings, self.snapshots, day, window_days=self.window_days
         )
+
+    def proven(self, day: date) -> dict[str, Counts]:
+        """Counts of the day by organization, from sensor activity that is up to date."""
+        days = [day - timedelta(days=back) for back in range(self.window_days - 1, -1, -1)]
+        return proven_by(self.engine, self.readings, self.snapshots, days)
 
     def before_window(self, day: date) -> str | None:
         """The activity id of the day before the snapshot's window."""

@@ -258,6 +258,10 @@ def subscriptions_and_invoices(world: World) -> None:
     invoices = client.v1.invoices.list({"customer": customer.id}).data
     assert [invoice.status for invoice in invoices] == ["paid"]
     client.v1.invoices.retrieve(str(invoices[0].id))
+    for line in client.v1.invoices.line_items.list(str(invoices[0].id)).data:
+        assert line.pricing is not None
+        assert line.pricing.price_details is not None
+        client.v1.prices.retrieve(str(line.pricing.price_details.price))
     client.v1.subscriptions.cancel(subscription.id)
     assert client.v1.subscriptions.retrieve(subscription.id).status == "canceled"
     client.v1.customers.delete(customer.id)

@@ -1,0 +1,224 @@
+"""Mutation check: each money rule broken on purpose, one at a time; the simulation must notice.
+
+`python -m tests.simulation.mutants` copies the code, breaks one rule in the copy, and lives
+through histories until one ends wrong. It fails if any broken rule is not found. Each history
+takes about a second; a rule that survives costs several minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MOST_SEEDS = 400
+SECONDS = 1800
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A rule, and how it is broken: `old` stands exactly once in `file`."""
+
+    rule: str
+    file: str
+    old: str
+    new: str
+
+
+MUTANTS = (
+    Mutant(
+        "an ambiguous event is not sent again after Stripe may have forgotten its identifier",
+        "billing_pipeline/stripe_meters/settlement.py",
+        "RESEND_WINDOW = timedelta(hours=23)",
+        "RESEND_WINDOW = timedelta(days=33)",
+    ),
+    Mutant(
+        "a correction is the signed difference, downwards too",
+        "billing_pipeline/metering/planning.py",
+        "value = target if meter.replaces else owed",
+        "value = target if meter.replaces else max(owed, 0)",
+    ),
+    Mutant(
+        "who was stated before and is gone from the readings is corrected to zero",
+        "billing_pipeline/metering/planning.py",
+        "cell.organization_id for cell in (*said, *moved) if",
+        "cell.organization_id for cell in () if",
+    ),
+    Mutant(
+        "a zero is stated on a `last` meter",
+        "billing_pipeline/metering/planning.py",
+        "if held_by_stripe is None and target == 0 and meter.formula is Formula.SUM:",
+        "if held_by_stripe is None and target == 0:",
+    ),
+    Mutant(
+        "an event of Stripe's that comes late is applied (no cursor over ids or times)",
+        "billing_pipeline/stripe_events/inbox.py",
+        ".where(_due(now))",
+        ".where(_due(now), stripe_events.c.created >= func.coalesce("
+        "select(func.max(stripe_events.c.created)).where("
+        "stripe_events.c.state != EventState.RECEIVED).scalar_subquery(), "
+        "stripe_events.c.created))",
+    ),
+    Mutant(
+        "an event is stamped inside its day, not at the midnight that ends it",
+        "billing_pipeline/metering/timestamps.py",
+        "return chosen if start <= chosen < end else None",
+        "return end",
+    ),
+    Mutant(
+        "what a crash interrupted is unknown, not sent (no mark before the request)",
+        "billing_pipeline/ledger/ledger.py",
+        'Outcome(id, State.AMBIGUOUS, error_message="interrupted")',
+        'Outcome(id, State.ACCEPTED, error_message="interrupted")',
+    ),
+    Mutant(
+        "what a crash interrupted is unknown, not unsent",
+        "billing_pipeline/ledger/ledger.py",
+        'Outcome(id, State.AMBIGUOUS, error_message="interrupted")',
+        'Outcome(id, State.REJECTED, error_code=SUPERSEDED, error_message="interrupted")',
+    ),
+    Mutant(
+        "an identifier comes from the cell and the revision alone",
+        "billing_pipeline/metering/vocabulary.py",
+        "                self.revision,\n            ],",
+        '                self.revision,\n                __import__("os").urandom(8).hex(),\n'
+        "            ],",
+    ),
+    Mutant(
+        "a 200 is not yet billed: what Stripe reports later as refused counts as refused",
+        "billing_pipeline/ledger/ledger.py",
+        "self._move(connection, now, {State.AMBIGUOUS, *SENT}, list(outcomes.values()))",
+        "self._move(connection, now, {State.AMBIGUOUS}, list(outcomes.values()))",
+    ),
+    Mutant(
+        "`already exists with identifier` means that Stripe has it",
+        "billing_pipeline/stripe_meters/answers.py",
+        'if "already exists with identifier" in message or code == "duplicate_meter_event":',
+        'if code == "no such code":',
+    ),
+    Mutant(
+        "a stated cell keeps its customer when the mapping changes",
+        "billing_pipeline/metering/planning.py",
+        "pays = stated_for or customer",
+        "pays = customer or stated_for",
+    ),
+    Mutant(
+        "a day in which a period ends is stated in parts",
+        "billing_pipeline/statement.py",
+        "    if not by_customer:\n        return {}",
+        "    return {}",
+    ),
+    Mutant(
+        "usage that cannot be stated is on record",
+        "billing_pipeline/ledger/ledger.py",
+        "holds = {(hold.cell, hold.start): hold for hold in plan.holds if covers(hold.cell)}",
+        "holds: dict[tuple[Cell, int], Hold] = {}",
+    ),
+    Mutant(
+        "nothing is stated for a period whose invoice is final",
+        "billing_pipeline/metering/terms.py",
+        "return bool(final) and all(p.subscription in final for p in covering)",
+        "return False",
+    ),
+    Mutant(
+        "what Stripe says of an object never overwrites something newer",
+        "billing_pipeline/customers/read_model.py",
+        "known.as_of > source.created",
+        "known.as_of > source.created.replace(year=9999)",
+    ),
+    Mutant(
+        "what is carried forward leaves the closed period",
+        "billing_pipeline/ledger/adjustments.py",
+        "out = Entry(cell, adjustment.at, -adjustment.amount)",
+        "out = Entry(cell, adjustment.at, 0)",
+    ),
+    Mutant(
+        "an undoing states what was before, not nothing",
+        "billing_pipeline/undo.py",
+        "before = [s for s in history if s.revision < first]",
+        "before: list[Said] = []",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The first seed that notices a mutant, and its first complaint; None: it survived."""
+
+    mutant: Mutant
+    seed: int | None
+    complaint: str
+
+
+HUNT = """
+import sys
+from billing_pipeline.simulation.runner import simulate
+for seed in range(1, int(sys.argv[1]) + 1):
+    try:
+        complaints = simulate(seed).complaints
+    except Exception as error:
+        complaints = [f"the pipeline broke: {type(error).__name__}: {error}"]
+    if complaints:
+        print(seed, complaints[0].replace(chr(10), " "))
+        break
+"""
+
+
+def break_rule(mutant: Mutant, folder: Path) -> None:
+    """Copy the code into `folder`, with one rule broken. Raises ValueError if it is gone."""
+    for package in ("billing_pipeline", "webhook_handler"):
+        shutil.copytree(
+            ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    path = folder / mutant.file
+    text = path.read_text("utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} has not exactly one {mutant.old!r}")
+    path.write_text(text.replace(mutant.old, mutant.new), "utf-8")
+
+
+def hunt(mutant: Mutant, most_seeds: int = MOST_SEEDS) -> Found:
+    """Live through histories with a broken rule until one ends wrong."""
+    with tempfile.TemporaryDirectory(prefix="mutant-") as folder:
+        break_rule(mutant, Path(folder))
+        done = subprocess.run(
+            [sys.executable, "-c", HUNT, str(most_seeds)],
+            env={**os.environ, "PYTHONPATH": folder},
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    if done.returncode:
+        raise RuntimeError(f"{mutant.rule}: {done.stderr[-2000:]}")
+    seed, _, complaint = done.stdout.strip().partition(" ")
+    return Found(mutant, int(seed) if seed else None, complaint)
+
+
+def main() -> int:
+    """Hunt every mutant; 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=MOST_SEEDS, help="histories at most, each")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    given = parser.parse_args()
+    survivors = 0
+    with ThreadPoolExecutor(given.processes) as pool:
+        for found in pool.map(lambda mutant: hunt(mutant, given.seeds), MUTANTS):
+            survivors += found.seed is None
+            verdict = "SURVIVED" if found.seed is None else f"found by seed {found.seed}"
+            print(f"{found.mutant.rule}: {verdict}", flush=True)
+            print(f"    {found.complaint[:160]}", flush=True)
+    print(f"{len(MUTANTS) - survivors} of {len(MUTANTS)} broken rules were found.")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
