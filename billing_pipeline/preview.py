@@ -202,7 +202,11 @@ def plan_lines(
         line(e, "state" if e.revision == 1 else "correct", e.value, f"revision {e.revision}")
         for e in plan.events
     ]
-    lines += [line(h, "hold", h.value, f"{h.reason}: {h.explanation}") for h in plan.holds]
+    lines += [
+        line(h, "hold", h.value, f"{h.reason}: {h.explanation}")
+        for h in plan.holds
+        if not h.is_silent
+    ]
     lines += [line(w, "wait", 0, "an earlier event is not settled yet") for w in plan.waiting]
     return sorted(lines, key=lambda each: (each.day, each.organization_id, each.meter))
 

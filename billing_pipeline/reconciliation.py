@@ -31,7 +31,9 @@ from billing_pipeline.metering import (
     Step,
     Usage,
     entered,
+    possible_figures,
 )
+from billing_pipeline.metering.standing import stated_customer
 from billing_pipeline.metering.timestamps import day_end, day_start, is_over
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import (
@@ -267,7 +269,7 @@ def _add_up(
     for tally in tallies:
         for day in tally.span.days:
             by_day.setdefault(day, []).append(tally)
-    nobodys = _Nobodys(rooms, month, {o for t in tallies for o in t.organizations}, wanted)
+    nobodys = _Nobodys(rooms, month, wanted)
     planned, problems = rooms.inquiry.planned_from(), []
     for number, (day, here) in enumerate(sorted(by_day.items()), start=1):
         if rooms.settings.billing_start_day <= day <= rooms.clock().date():
@@ -305,6 +307,13 @@ class _Day:
     undone: Mapping[Cell, str]
     stale: str | None
     changed: str | None
+    customers: Mapping[str, str]
+    """By organization, as mapped today."""
+
+    def payer(self, organization: str, meter: str) -> str | None:
+        """Whose usage a cell is: the customer's that it was stated for, else today's."""
+        stated = stated_customer(self.said.get(Cell(self.day, organization, meter), ()))
+        return stated or self.customers.get(organization)
 
     @classmethod
     def read(
@@ -317,12 +326,14 @@ class _Day:
         counts = rooms.usage.in_parts(day, spans) if spans else {}
         snapshot = rooms.usage.snapshot(day) if over else None
         held: dict[Cell, list[HeldPart]] = defaultdict(list)
-        for each in rooms.inquiry.held([day]):
+        for each in rooms.inquiry.held([day], zeros=True):
             held[each.cell].append(HeldPart(HoldReason(each.reason), each.start, each.value))
         stale = changed = None
-        if over and snapshot is None:
+        if not over:
+            stale = f"{day} is not over, and its part in the period is not stated yet"
+        elif snapshot is None:
             stale = changed = f"{day} is not counted yet"
-        elif snapshot is not None:
+        else:
             if not rooms.usage.is_current(day):
                 changed = f"the readings of {day} changed after they were counted"
             if planned_from != planned_basis(rooms, day, snapshot.snapshot_id):
@@ -347,6 +358,7 @@ class _Day:
             rooms.inquiry.undone(day),
             stale,
             changed,
+            rooms.payers().customers,
         )
 
 
@@ -370,17 +382,20 @@ def _add_day(tally: _Tally, look: _Day) -> None:
     start, end = _within(tally.span, look.day)
     if end > look.now:
         return
-    if tally.meter.formula is Formula.LAST:
+    payers = {o: look.payer(o, tally.meter.event_name) for o in tally.organizations}
+    theirs = [o for o, customer in payers.items() if customer == tally.span.customer]
+    if tally.meter.formula is Formula.LAST and theirs:
         # Only what the period ends with counts: a later day takes the place of an earlier one.
         tally.readings, tally.snapshot, tally.causes = 0, 0, []
     before = tally.snapshot - tally.readings
-    for organization in tally.organizations:
+    for organization in theirs:
         proven, counted = _usage(look, organization, start, end)
         facts = _facts(tally, look, organization, Segment(start, end, counted))
         tally.readings += proven.of(tally.meter.measure)
         tally.snapshot += facts.target
-        tally.causes += facts.causes()
         _add_events(tally, facts)
+        keeps_one = tally.meter.formula is Formula.LAST
+        tally.causes += facts.reasons() if keeps_one else facts.causes()
     difference = tally.snapshot - tally.readings - before
     if difference and look.changed is not None:
         tally.causes.append(Cause(Step.SNAPSHOT, look.changed, difference))
@@ -402,7 +417,6 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
     cell = Cell(look.day, organization, tally.meter.event_name)
     return CellFacts(
         tally.meter,
-        tally.span.customer,
         segment,
         look.said.get(cell, ()),
         look.held.get(cell, ()),
@@ -416,7 +430,7 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
 def _add_events(tally: _Tally, facts: CellFacts) -> None:
     """Add what the ledger says that Stripe holds of a part of a cell."""
     if tally.meter.formula is Formula.LAST:
-        newest = max(facts.ours, key=lambda each: each.timestamp, default=None)
+        newest = max(facts.taken, key=lambda each: each.timestamp, default=None)
         if newest is not None and newest.timestamp > tally.newest_at:
             tally.newest_at, tally.ledger = newest.timestamp, newest.value
         return
@@ -426,7 +440,6 @@ def _add_events(tally: _Tally, facts: CellFacts) -> None:
         each.value
         for each in facts.said
         if each.state in SENT
-        and each.customer == tally.span.customer
         and first <= each.timestamp < last
         and not tally.span.start <= each.timestamp < tally.span.end
     )
@@ -435,22 +448,19 @@ def _add_events(tally: _Tally, facts: CellFacts) -> None:
 class _Nobodys:
     """Rows of the calendar month for organizations without a customer."""
 
-    def __init__(
-        self, rooms: Rooms, month: Span, known: Collection[str], wanted: Collection[str] | None
-    ) -> None:
+    def __init__(self, rooms: Rooms, month: Span, wanted: Collection[str] | None) -> None:
         self.tallies: dict[tuple[str, str], _Tally] = {}
         self._meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
-        self._month, self._known, self._wanted = month, known, wanted
+        self._month, self._wanted = month, wanted
 
     def add_day(self, look: _Day) -> None:
         """Add what a day says of them."""
         present = {*look.proven, *look.counted, *(cell.organization_id for cell in look.held)}
-        for organization in present - set(self._known):
-            if self._wanted is None or organization in self._wanted:
-                for meter in self._meters:
-                    key = organization, meter.event_name
-                    if key not in self.tallies:
-                        self.tallies[key] = _Tally(self._month, (organization,), meter)
+        for organization in present if self._wanted is None else present & set(self._wanted):
+            for meter in self._meters:
+                key = organization, meter.event_name
+                if key not in self.tallies and look.payer(*key) is None:
+                    self.tallies[key] = _Tally(self._month, (organization,), meter)
         for tally in self.tallies.values():
             _add_day(tally, look)
 
@@ -472,14 +482,14 @@ def _ask_stripe(
     return ask_periods(rooms.gateway, sorted(questions, key=str), watch)
 
 
-Late = Mapping[tuple[str, str], Sequence[int]]
-"""By invoice and meter: the values of what Stripe took after the invoice was final."""
+Late = Mapping[tuple[str, str], Sequence[tuple[int, bool]]]
+"""By invoice and meter, what Stripe took after the invoice was final: value, and if certainly."""
 
 
 def _late(rooms: Rooms) -> Late:
-    found: dict[tuple[str, str], list[int]] = defaultdict(list)
+    found: dict[tuple[str, str], list[tuple[int, bool]]] = defaultdict(list)
     for event in unbilled(rooms):
-        found[event["invoice"], event["meter"]].append(event["value"])
+        found[event["invoice"], event["meter"]].append((event["value"], event["certain"]))
     return found
 
 
@@ -530,10 +540,15 @@ def _invoice_causes(tally: _Tally, figures: Reconciled, late: Late) -> list[Caus
         return [Cause(Step.INVOICE, told, None)] if period.cut_short else []
     causes = []
     if missed := late.get((period.invoice_id, tally.meter.event_name), ()):
-        told = f"{len(missed)} event(s) were taken after the invoice was final"
-        keeps_one = tally.meter.formula is Formula.LAST
-        causes.append(Cause(Step.INVOICE, told, None if keeps_one else -sum(missed)))
-        difference += 0 if keeps_one else sum(missed)
+        told = f"{len(missed)} event(s) were taken, or tried again, after the invoice was final"
+        if tally.meter.formula is Formula.LAST:
+            return [Cause(Step.INVOICE, told, None)]
+        surely = sum(value for value, certain in missed if certain)
+        perhaps = [value for value, certain in missed if not certain]
+        amounts = {-surely - more for more in possible_figures(0, perhaps, replaces=False) or ()}
+        amount = int(difference) if difference in amounts else -surely
+        causes.append(Cause(Step.INVOICE, told, amount))
+        difference -= amount
     if figures.invoiced == 0 and difference > 0:
         causes.append(Cause(Step.INVOICE, "a total below zero bills 0", int(difference)))
     return causes

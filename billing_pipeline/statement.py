@@ -23,6 +23,7 @@ from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
     Entry,
     Finding,
+    Hold,
     Meter,
     MeterEvent,
     Payers,
@@ -55,6 +56,7 @@ from billing_pipeline.usage import (
     Folder,
     Snapshot,
     UsageSource,
+    take_snapshot,
 )
 
 Clock = Callable[[], datetime]
@@ -205,6 +207,21 @@ def contact(rooms: Rooms) -> Contact:
     return Contact(catalogue.meters)
 
 
+def count_usage(rooms: Rooms, day: date) -> Snapshot:
+    """Take a day's snapshot. Until it is planned from, the day is unfinished, however old it is.
+
+    Raises DAY_ERRORS.
+    """
+    rooms.ledger.reopen([day])
+    return take_snapshot(
+        rooms.engine,
+        rooms.readings,
+        rooms.snapshots,
+        day,
+        window_days=rooms.settings.billing_active_window_days,
+    )
+
+
 def state_days(
     rooms: Rooms,
     days: Sequence[date],
@@ -342,7 +359,9 @@ def _plan(
                 None if snapshot is None else snapshot.snapshot_id,
                 rooms.clock(),
                 basis=(
-                    None if snapshot is None else _basis(rooms, day, snapshot.snapshot_id, cuts)
+                    None
+                    if snapshot is None
+                    else _basis(rooms, payers, day, snapshot.snapshot_id, cuts)
                 ),
                 inputs=None if snapshot is None else snapshot.counted.brief(),
             )
@@ -505,22 +524,26 @@ def period_ends(
     return dict(cuts)
 
 
-def _basis(rooms: Rooms, day: date, snapshot_id: str, cuts: Mapping[str, set[int]]) -> str:
-    """What a day is planned from, as one id: its snapshot, and how it is split.
+def _basis(
+    rooms: Rooms, payers: Payers, day: date, snapshot_id: str, cuts: Mapping[str, set[int]]
+) -> str:
+    """What a day is planned from, as one id: its snapshot, how it is split, and who pays.
 
-    The active sensors of a part also depend on the day before the snapshot's window.
+    The active sensors of a part also depend on the day before the snapshot's window. An
+    organization that gets a customer later owes its zeros too, of which nothing is held.
     """
-    if not cuts:
-        return snapshot_id
+    before = rooms.usage.before_window(day) if cuts else None
     parts = {organization: sorted(instants) for organization, instants in cuts.items()}
-    content = json.dumps([snapshot_id, rooms.usage.before_window(day), parts], sort_keys=True)
+    content = json.dumps([snapshot_id, payers.mapping_id, before, parts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def planned_basis(rooms: Rooms, day: date, snapshot_id: str) -> str:
     """What a day would be planned from now; `Inquiry.planned_from` has what it was planned from."""
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
-    return _basis(rooms, day, snapshot_id, period_ends(rooms, meters, rooms.payers(), day))
+    payers = rooms.payers()
+    cuts = period_ends(rooms, meters, payers, day)
+    return _basis(rooms, payers, day, snapshot_id, cuts)
 
 
 def usage_by_organization(snapshot: Snapshot) -> dict[str, Usage]:
@@ -541,6 +564,7 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     payers = rooms.payers()
     found = rooms.inquiry.open_days(today - VERIFIABLE) | _released(rooms, meters, payers)
     planned_from = rooms.inquiry.planned_from()
+    found |= {day for day, basis in planned_from.items() if not basis and _is_whole(rooms, day)}
     first = max(today - OLDEST, rooms.settings.billing_start_day)
     for n in range((today - first).days):
         day = first + timedelta(days=n)
@@ -548,13 +572,22 @@ def unfinished_days(rooms: Rooms) -> list[date]:
             snapshot_id = rooms.usage.snapshot_id(day)
             if snapshot_id is not None:
                 cuts = period_ends(rooms, meters, payers, day)
-                if _basis(rooms, day, snapshot_id, cuts) != planned_from.get(day):
+                if _basis(rooms, payers, day, snapshot_id, cuts) != planned_from.get(day):
                     found.add(day)
     return sorted(found)
 
 
+def _is_whole(rooms: Rooms, day: date) -> bool:
+    """Whether there is a snapshot of the day to plan from."""
+    try:
+        return rooms.usage.snapshot_id(day) is not None
+    except DAY_ERRORS:  # it is to be counted anew first
+        return False
+
+
 def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date]:
-    """Days with usage that was held or refused, and that the rules would state now."""
+    """Days with usage that was held or refused, and that the rules would state or hold
+    for another reason now."""
     by_name = {meter.event_name: meter for meter in meters}
     left_out: dict[date, list[LeftOut]] = defaultdict(list)
     for each in rooms.inquiry.left_out():
@@ -587,7 +620,11 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 # What adjustments took back from it is in the target already.
                 moved=[Entry(item.cell, start, min(0, item.target))],
             )
-            if any(isinstance(outcome, MeterEvent) for outcome in outcomes):
+            if any(
+                isinstance(each, MeterEvent)
+                or (isinstance(each, Hold) and each.reason not in item.held_as)
+                for each in outcomes
+            ):
                 found.add(day)
     return found
 
@@ -595,7 +632,8 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
 def unbilled(rooms: Rooms) -> list[dict[str, Any]]:
     """Events that Stripe took for a period whose invoice was final by then: no invoice has them.
 
-    This can happen while the news of a final invoice is on its way.
+    This can happen while the news of a final invoice is on its way. Where an event was tried
+    before and after, `certain` is False: only the invoice tells.
     """
     return [
         {**event, "invoice": period.invoice_id, "finalized_at": period.finalized_at.isoformat()}

@@ -21,13 +21,13 @@ from billing_pipeline.statement import (
     Rooms,
     Statement,
     apply_events,
+    count_usage,
     state_days,
     utc_now,
     verify_days,
 )
 from billing_pipeline.stripe_events import Applied
 from billing_pipeline.stripe_meters import VerificationReport, ensure_meters
-from billing_pipeline.usage import take_snapshot
 from webhook_handler.envelope import read
 from webhook_handler.store import EventStore
 
@@ -138,7 +138,7 @@ class World:
         rooms = rooms or self.rooms()
         days = list(days)
         for day in days:
-            take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+            count_usage(rooms, day)
         statement = state_days(rooms, days)
         verify_days(rooms, days)
         return statement

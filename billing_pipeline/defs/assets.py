@@ -26,11 +26,12 @@ from billing_pipeline.statement import (
     Rooms,
     approve_gate,
     closed_gates,
+    count_usage,
     ends_inside,
     state_days,
     verify_days,
 )
-from billing_pipeline.usage import DAY_ERRORS, UnusableInput, count_day, take_snapshot
+from billing_pipeline.usage import DAY_ERRORS, UnusableInput, count_day
 from billing_pipeline.usage.inputs import folder_name
 
 Events = Iterator[Any]
@@ -156,13 +157,7 @@ def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome)
             specs.SENSOR_ACTIVITY, day, metadata.of_activity(rooms, counted), counted.activity_id
         )
     if "usage_snapshot" in selected:
-        snapshot = take_snapshot(
-            rooms.engine,
-            rooms.readings,
-            rooms.snapshots,
-            day,
-            window_days=rooms.settings.billing_active_window_days,
-        )
+        snapshot = count_usage(rooms, day)
         outcome.counted, outcome.snapshot_id = snapshot.counted, snapshot.snapshot_id
         yield _materialized(
             specs.USAGE_SNAPSHOT, day, metadata.of_snapshot(rooms, snapshot), snapshot.snapshot_id

@@ -10,12 +10,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, delete, insert, select
 
+from billing_pipeline.ledger.ledger import reopen
 from billing_pipeline.ledger.tables import (
     adjustment_entries,
     adjustments,
     held_usage,
     history,
-    planned_days,
 )
 from billing_pipeline.metering import Cell, Entry, State
 
@@ -195,7 +195,7 @@ class AdjustmentBook:
             )
         )
         stated_on = {entry.cell.usage_day for entry in adjustment.entries}
-        connection.execute(delete(planned_days).where(planned_days.c.usage_day.in_(stated_on)))
+        reopen(connection, stated_on, self._run)
 
 
 def _entry(row: Any) -> Entry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -77,11 +78,12 @@ class HeldUsage:
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """A cell, or the part of it around `instant` (unix seconds; None: all of it), that is not as
-    it should be: `target` is what it should be."""
+    it should be: `target` is what it should be, `held_as` why any of it is held."""
 
     cell: Cell
     instant: int | None
     target: int
+    held_as: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,19 @@ class Inquiry:
                 connection.scalar(
                     select(func.count())
                     .select_from(held_usage)
-                    .where(held_usage.c.usage_day.in_(days))
+                    .where(held_usage.c.usage_day.in_(days), _shown())
                 )
                 or 0
             )
         return counts
 
-    def held(self, days: Sequence[date]) -> list[HeldUsage]:
-        """The usage of these days that waits."""
+    def held(self, days: Sequence[date], *, zeros: bool = False) -> list[HeldUsage]:
+        """The usage of these days that waits; with `zeros`, also those that nobody misses yet."""
         found = []
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(held_usage)
-                .where(held_usage.c.usage_day.in_(days))
+                .where(held_usage.c.usage_day.in_(days), true() if zeros else _shown())
                 .order_by(*held_usage.primary_key.columns)
             )
             found += [_held(row) for row in rows]
@@ -198,7 +200,7 @@ class Inquiry:
             return [(name, events, verified) for name, events, verified in rows]
 
     def planned_from(self) -> dict[date, str]:
-        """What each day was last planned from: the id of its snapshot, or of how it was split."""
+        """What each day was last planned from, as an id; empty where it is to be planned anew."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
             return {row.usage_day: row.snapshot_id for row in rows}
@@ -293,18 +295,21 @@ class Inquiry:
             .scalar_subquery()
         )
         with self._engine.begin() as connection:
-            held = connection.execute(
-                select(held_usage).where(held_usage.c.reason.in_(list(LIFTABLE)))
-            ).all()
+            held = connection.execute(select(held_usage)).all()
             refused = connection.execute(_refused().add_columns(targets.label("newest"))).all()
-        found = [LeftOut(_held(row).cell, row.start_at or None, row.target) for row in held]
+        why: dict[Cell, set[str]] = defaultdict(set)
+        for row in held:
+            why[_held(row).cell].add(row.reason)
+        found = [
+            (_held(row).cell, row.start_at or None, row.target)
+            for row in held
+            if row.reason in LIFTABLE
+        ]
         found += [
-            LeftOut(
-                Cell(row.usage_day, row.organization_id, row.event_name), row.timestamp, row.newest
-            )
+            (Cell(row.usage_day, row.organization_id, row.event_name), row.timestamp, row.newest)
             for row in refused
         ]
-        return found
+        return [LeftOut(*each, frozenset(why[each[0]])) for each in found]
 
     def stated_for(self, start: int, end: int) -> set[tuple[str, str]]:
         """(organization, customer) of what Stripe took, stamped in [start, end) (unix seconds)."""
@@ -321,26 +326,27 @@ class Inquiry:
             return {(row.organization_id, row.customer) for row in rows}
 
     def undone(self, day: date) -> dict[Cell, str]:
-        """The reason, for cells of a day whose newest statement that stands undoes a run."""
-        newest = meter_events.alias()
-        later = select(newest.c.id).where(
-            newest.c.usage_day == meter_events.c.usage_day,
-            newest.c.organization_id == meter_events.c.organization_id,
-            newest.c.event_name == meter_events.c.event_name,
-            newest.c.revision > meter_events.c.revision,
-            newest.c.state.in_(SENT),
-            _speaks_of(newest, meter_events.c.timestamp),
+        """The reason, for cells of a day about which the last decision undid a run.
+
+        It stated again what had been before, or withdrew what was not sent yet.
+        """
+        columns = history.c
+        decisions = (
+            select(func.max(columns.id))
+            .where(
+                columns.usage_day == day,
+                or_(
+                    columns.to_state == State.PLANNED,
+                    and_(columns.from_state == State.PLANNED, columns.to_state == State.REJECTED),
+                ),
+            )
+            .group_by(columns.organization_id, columns.event_name)
         )
         with self._engine.begin() as connection:
             rows = connection.execute(
-                select(meter_events, runs.c.reason)
-                .join(runs, runs.c.run == meter_events.c.planned_by)
-                .where(
-                    meter_events.c.usage_day == day,
-                    meter_events.c.state.in_(SENT),
-                    runs.c.undoes.is_not(None),
-                    ~later.exists(),
-                )
+                select(history, runs.c.reason)
+                .join(runs, runs.c.run == columns.run)
+                .where(columns.id.in_(decisions), runs.c.undoes.is_not(None))
             )
             return {
                 Cell(row.usage_day, row.organization_id, row.event_name): row.reason for row in rows
@@ -359,6 +365,7 @@ class Inquiry:
             held_usage.c.usage_day == columns.usage_day,
             held_usage.c.organization_id == columns.organization_id,
             held_usage.c.event_name == columns.event_name,
+            _shown(),
         )
         said = (
             select(
@@ -379,6 +386,7 @@ class Inquiry:
             select(held_usage.c.usage_day, held_usage.c.organization_id, held_usage.c.event_name)
             .where(
                 held_usage.c.usage_day.in_(days),
+                _shown(),
                 _among(held_usage.c.organization_id, organizations),
                 ~select(said.c.usage_day)
                 .where(
@@ -421,7 +429,10 @@ class Inquiry:
     def accepted_after(
         self, customer: str, start: int, end: int, since: datetime
     ) -> list[dict[str, Any]]:
-        """What Stripe took for a customer, stamped in [start, end), only after `since`."""
+        """What Stripe took for a customer, stamped in [start, end), later than `since`.
+
+        `certain` is False where it was tried before and after, and may have been taken in time.
+        """
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(meter_events)
@@ -429,12 +440,12 @@ class Inquiry:
                     meter_events.c.customer == customer,
                     meter_events.c.timestamp >= start,
                     meter_events.c.timestamp < end,
-                    meter_events.c.accepted_at >= since,
+                    meter_events.c.last_attempt_at >= since,
                     meter_events.c.state.in_(SENT),
                 )
                 .order_by(meter_events.c.id)
             )
-            return [_event_json(row) for row in rows]
+            return [{**_event_json(row), "certain": row.first_attempt_at >= since} for row in rows]
 
     def story(self, cell: Cell) -> CellStory:
         """All there is about one cell."""
@@ -454,7 +465,7 @@ class Inquiry:
                 .order_by(meter_events.c.revision)
             ).all()
             held = connection.execute(
-                select(held_usage).where(*of(held_usage)).order_by(held_usage.c.start_at)
+                select(held_usage).where(*of(held_usage), _shown()).order_by(held_usage.c.start_at)
             ).all()
             changes = connection.execute(
                 select(history).where(*of(history)).order_by(history.c.id)
@@ -540,6 +551,15 @@ LIFTABLE = (
 
 def _among(column: Any, names: Collection[str] | None) -> ColumnElement[bool]:
     return true() if names is None else column.in_(list(names))
+
+
+def _shown() -> ColumnElement[bool]:
+    """See `Hold.is_silent`."""
+    return or_(
+        held_usage.c.value != 0,
+        held_usage.c.difference != 0,
+        held_usage.c.reason == HoldReason.GATE_CLOSED,
+    )
 
 
 def _for_good() -> list[ColumnElement[bool]]:

@@ -8,7 +8,7 @@ a second unsettled event for a cell. Delivery is serialized by `Ledger.deliverin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass
 from datetime import date, datetime, timedelta
@@ -108,6 +108,16 @@ class Settled:
     pending_ids: tuple[int, ...]
     pending_since: tuple[datetime, ...]
     last_accepted_at: datetime
+    timestamp: int
+    """Of the newest event (unix seconds)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamped:
+    """A value, and the instant that it is stamped with (unix seconds)."""
+
+    value: int
+    timestamp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +325,19 @@ class Ledger:
 
         `covers` tells which cells were planned; what is held of other cells is left alone.
         With a `basis` the whole day was planned from that (a snapshot, and how it was split),
-        and this is kept, with the `inputs` that it came from.
+        and this is kept, with the `inputs` that it came from, unless the day waits for outcomes.
         """
         kept = self._supersede(connection, plan, now)
+        self._put_to_rest(connection, plan, now)
         self._replace_holds(connection, plan, lambda cell: covers(cell) and cell not in kept, now)
-        if basis is not None and not plan.unfinished:
-            row = {"snapshot_id": basis, "planned_at": now, "run": self.run, "inputs": inputs}
+        if basis is not None:
+            planned_from = basis if plan.is_whole and not kept else ""
+            row = {
+                "snapshot_id": planned_from,
+                "planned_at": now,
+                "run": self.run,
+                "inputs": inputs,
+            }
             upsert(connection, planned_days, {"usage_day": plan.usage_day}, row)
         events = [event for event in plan.events if event.cell not in kept]
         if not events:
@@ -354,6 +371,14 @@ class Ledger:
             [_change(e.cell, e.revision, None, State.PLANNED, f"value {e.value}") for e in events],
         )
 
+    def reopen(self, days: Collection[date], connection: Connection | None = None) -> None:
+        """Remember that these days are to be planned anew, whatever may crash before they are."""
+        if connection is None:
+            with writing(self.engine) as own:
+                return self.reopen(days, own)
+        reopen(connection, days, self.run)
+        return None
+
     def approve_gate(self, day: date, snapshot_id: str, reason: str, now: datetime) -> None:
         """Let a day's counts through as this snapshot has them; the day is then unfinished."""
         with writing(self.engine) as connection:
@@ -363,7 +388,7 @@ class Ledger:
                 {"usage_day": day, "snapshot_id": snapshot_id},
                 {"reason": reason, "run": self.run, "approved_at": now},
             )
-            connection.execute(delete(planned_days).where(planned_days.c.usage_day == day))
+            reopen(connection, [day], self.run)
 
     def gate_approved(
         self, day: date, snapshot_id: str, connection: Connection | None = None
@@ -408,6 +433,28 @@ class Ledger:
         ]
         self._move(connection, now, {State.PLANNED}, outcomes)
         return {cell for cell, revision in wanted - ids.keys()}
+
+    def _put_to_rest(self, connection: Connection, plan: DayPlan, now: datetime) -> None:
+        """Refusals where nothing is owed any more ask for nobody's attention."""
+        if not plan.moot:
+            return
+        rows = connection.execute(
+            select(meter_events).where(
+                meter_events.c.usage_day == plan.usage_day, meter_events.c.state == State.REJECTED
+            )
+        )
+        told = "nothing is owed any more; before: "
+        outcomes = [
+            Outcome(
+                row.id,
+                State.REJECTED,
+                error_code=SUPERSEDED,
+                error_message=f"{told}{row.error_code}: {row.error_message}",
+            )
+            for row in rows
+            if (_cell(row), row.revision) in plan.moot
+        ]
+        self._move(connection, now, {State.REJECTED}, outcomes)
 
     def _replace_holds(
         self,
@@ -720,6 +767,49 @@ class Ledger:
         ]
         return [s for s in found if s.pending_ids or not unverified_only]
 
+    def doubt_zero_after(self, check: Checked, now: datetime) -> date | None:
+        """Have the zero after a value looked at again: before, nothing could tell that it is there.
+
+        See `summaries.figure_of_a_zero`. Returns its day, None where no verified zero follows.
+        """
+        columns, settled = meter_events.c, check.settled
+        with writing(self.engine) as connection:
+            row = connection.execute(
+                select(columns.id, columns.value, columns.usage_day)
+                .where(
+                    columns.customer == settled.customer,
+                    columns.event_name == settled.event_name,
+                    columns.timestamp > settled.timestamp,
+                    columns.state.in_(SENT),
+                )
+                .order_by(columns.timestamp)
+                .limit(1)
+            ).one_or_none()
+            if row is None or row.value:
+                return None
+            told = "to be verified again: the value before it is new"
+            again = Outcome(row.id, State.ACCEPTED, error_message=told)
+            moved = self._move(connection, now, {State.VERIFIED}, [again])
+        day: date = row.usage_day
+        return day if moved else None
+
+    def newest_before(self, event_name: str, customer: str, timestamp: int) -> Stamped | None:
+        """The newest value that Stripe took for a customer, stamped before `timestamp`."""
+        columns = meter_events.c
+        with self.engine.begin() as connection:
+            row = connection.execute(
+                select(columns.value, columns.timestamp)
+                .where(
+                    columns.customer == customer,
+                    columns.event_name == event_name,
+                    columns.timestamp < timestamp,
+                    columns.state.in_(SENT),
+                )
+                .order_by(columns.timestamp.desc())
+                .limit(1)
+            ).one_or_none()
+        return None if row is None else Stamped(row.value, row.timestamp)
+
     def _take_back(self, connection: Connection, check: Checked, now: datetime) -> bool:
         """Reject what Stripe does not show, if a report tells of errors that it did not name.
 
@@ -787,6 +877,17 @@ class Ledger:
             self._move(
                 connection, now, {State.ACCEPTED}, [Outcome(id, State.VERIFIED) for id in verified]
             )
+
+
+def reopen(connection: Connection, days: Collection[date], run: str) -> None:
+    """Have days planned anew; what they were planned from stays known, to say what changed."""
+    known = planned_days.c
+    connection.execute(
+        update(planned_days).where(known.usage_day.in_(days)).values(snapshot_id="", run=run)
+    )
+    there = set(connection.scalars(select(known.usage_day).where(known.usage_day.in_(days))))
+    for day in sorted(set(days) - there):
+        upsert(connection, planned_days, {"usage_day": day}, {"snapshot_id": "", "run": run})
 
 
 def _refuse_another(bound: Row[Any], account_id: str | None, livemode: bool) -> None:
@@ -899,4 +1000,5 @@ def _settled(
         tuple(e.id for e in pending),
         tuple(e.accepted_at for e in pending),
         max(e.accepted_at for e in events),
+        events[-1].timestamp,
     )

@@ -109,11 +109,11 @@ held_usage = Table(
 planned_days = Table(
     "planned_days",
     metadata,
-    # What each day was last planned from: its snapshot, and how it was split. What is newer still
-    # has to be.
+    # What each day was last planned from: its snapshot, how it was split, who pays. What is newer
+    # still has to be; an empty id: it was counted since, or something was decided about it.
     Column("usage_day", Date, primary_key=True),
     Column("snapshot_id", String(64), nullable=False),
-    Column("planned_at", UtcDateTime, nullable=False),
+    Column("planned_at", UtcDateTime),  # null: never yet
     Column("run", String(255), nullable=False),
     Column("inputs", Text),  # JSON: its files and counts then, for saying what has changed since
 )

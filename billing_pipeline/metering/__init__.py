@@ -25,7 +25,6 @@ from billing_pipeline.metering.agreement import (
 from billing_pipeline.metering.gates import Finding, Gates, implausible
 from billing_pipeline.metering.planning import (
     HARMLESS,
-    NOT_COUNTED,
     SUPERSEDED,
     DayPlan,
     meter_is_back,
@@ -47,6 +46,7 @@ from billing_pipeline.metering.terms import (
 )
 from billing_pipeline.metering.timestamps import too_old
 from billing_pipeline.metering.vocabulary import (
+    NOT_COUNTED,
     SENT,
     UNSETTLED,
     Cell,

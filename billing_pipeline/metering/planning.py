@@ -22,6 +22,7 @@ from billing_pipeline.metering.terms import Payers, Terms
 from billing_pipeline.metering.timestamps import stamp, too_old
 from billing_pipeline.metering.values import check_target
 from billing_pipeline.metering.vocabulary import (
+    NOT_COUNTED,
     UNSETTLED,
     Cell,
     Formula,
@@ -35,9 +36,6 @@ from billing_pipeline.metering.vocabulary import (
     Waiting,
     usage_of,
 )
-
-NOT_COUNTED = "not_counted"
-"""Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
 
 SUPERSEDED = "superseded"
 """Error code of a planned event that was replaced before it could be counted: its customer, its
@@ -60,7 +58,8 @@ class DayPlan:
     """What one usage day asks for: events to state, usage to hold, cells that wait.
 
     `superseded` are (cell, revision) of planned events that no longer say what is to be said,
-    `unfinished` cells that ask for another event once this plan's is settled.
+    `moot` those of refused ones where nothing is owed any more; `unfinished` are cells that ask
+    for another event once this plan's is settled.
     """
 
     usage_day: date
@@ -68,7 +67,13 @@ class DayPlan:
     holds: list[Hold] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
     superseded: list[tuple[Cell, int]] = field(default_factory=list)
+    moot: list[tuple[Cell, int]] = field(default_factory=list)
     unfinished: list[Cell] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the day has to be planned again after what is planned now."""
+        return not self.unfinished and all(waiting.stands for waiting in self.waiting)
 
     def add(self, cell: Cell, outcomes: Iterable[Outcome], said: Sequence[Said] = ()) -> None:
         """Put what was planned for a cell, given what was `said`, where it belongs."""
@@ -195,7 +200,7 @@ def plan_segments(
             and any(s.holds(planned.timestamp) and s.holds(first.timestamp) for s in segments)
         ):
             holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
-            return [*holds, Waiting(cell, first.target)]
+            return [*holds, Waiting(cell, first.target, stands=True)]
     return outcomes
 
 
@@ -260,10 +265,9 @@ def _next(
     if reason is None and target < 0:
         return Hold(cell, value, target, HoldReason.BELOW_ZERO, difference=owed)
     if reason is not None:
-        # A first zero that cannot be stated is no usage: there is nothing to hold.
         first_zero = held_by_stripe is None and target == 0
-        decided = reason in CARRIED and owed == 0
-        return None if first_zero or decided else Hold(cell, value, target, reason, 0, owed)
+        decided = reason in CARRIED and owed == 0 and not first_zero
+        return None if decided else Hold(cell, value, target, reason, 0, owed)
     if (
         last is not None
         and last.state is State.REJECTED
@@ -372,7 +376,29 @@ def plan_day(
                 retry_rejected=retry_rejected,
             )
             plan.add(cell, outcomes, history)
+            refused = [
+                (cell, said.revision)
+                for said in history
+                if said.state is State.REJECTED and said.error_code not in HARMLESS
+            ]
+            parts, entries = splits.get(organization_id, [day]), moved.get(cell, ())
+            if refused and not outcomes and _nothing_is_owed(meter, parts, history, entries):
+                plan.moot.extend(refused)
     return plan
+
+
+def _nothing_is_owed(
+    meter: Meter, segments: Sequence[Segment], said: Sequence[Said], moved: Sequence[Entry]
+) -> bool:
+    """Whether Stripe holds of every part of a cell what it should, without what it refused."""
+    for segment in segments:
+        target = segment.usage.of(meter.measure)
+        held = standing(meter, [s for s in said if segment.holds(s.timestamp)])
+        if meter.formula is Formula.LAST and held != target:
+            return False
+        if meter.formula is Formula.SUM and (held or 0) != target + entered(moved, segment):
+            return False
+    return True
 
 
 def shared_customers(

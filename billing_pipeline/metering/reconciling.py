@@ -10,7 +10,7 @@ stays unexplained is for a person.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from billing_pipeline.metering.segments import Segment
@@ -98,10 +98,9 @@ class HeldPart:
 
 @dataclass(frozen=True)
 class CellFacts:
-    """What is known of one part of a cell that a customer's period takes in."""
+    """What is known of one part of a cell."""
 
     meter: Meter
-    customer: str | None
     segment: Segment
     said: Sequence[Said] = ()
     held: Sequence[HeldPart] = ()
@@ -120,14 +119,14 @@ class CellFacts:
         return self.segment.usage.of(self.meter.measure)
 
     @property
-    def ours(self) -> list[Said]:
-        """What Stripe took of it for this customer."""
-        return self._inside(ours=True)
+    def taken(self) -> list[Said]:
+        """What Stripe took of it, by the ledger."""
+        return [s for s in self.said if s.state in SENT and self.segment.holds(s.timestamp)]
 
     @property
     def stated(self) -> int:
-        """What Stripe holds of it for this customer, by the ledger."""
-        return standing(self.meter, self.ours) or 0
+        """What Stripe holds of it, by the ledger."""
+        return standing(self.meter, self.taken) or 0
 
     def causes(self) -> list[Cause]:
         """Why `stated` is not the target; empty where it is, or where nothing explains it."""
@@ -136,21 +135,24 @@ class CellFacts:
             return []
         found = list(self._certain())
         if self.meter.replaces:
-            return [Cause(Step.LEDGER, each.text, missing) for each in found[:1]] or self._rest(
-                missing
-            )
+            return [replace(each, amount=missing) for each in (*found, *self._rest(missing))][:1]
         return found + self._rest(missing - sum(each.amount or 0 for each in found))
+
+    def reasons(self) -> list[Cause]:
+        """The same where only the newest of a period's values counts, so that there is no amount.
+
+        A part of which nothing was stated leaves the period with the value of an earlier one.
+        """
+        if self.taken and self.stated == self.target:
+            return []
+        return [replace(each, amount=None) for each in (*self._certain(), *self._rest(1))]
 
     def _certain(self) -> Iterable[Cause]:
         """Causes whose amounts are known."""
-        elsewhere = self._inside(ours=False)
-        if amount := standing(self.meter, elsewhere) or 0:
-            to = ", ".join(sorted({each.customer for each in elsewhere}))
-            yield _cause(f"stated for {to}, its customer then", -amount)
         if self.adjusted:
             yield _cause("by adjustments: `billing adjustments list`", self.adjusted)
         for part in self.held:
-            if part.start in (0, self.segment.start):
+            if part.start == 0 or self.segment.holds(part.start):
                 yield _cause(f"held: {HOLD_EXPLANATIONS[part.reason]}", -part.value)
         for each in self.said:
             if each.state in UNSETTLED and self.segment.holds(each.timestamp):
@@ -162,15 +164,6 @@ class CellFacts:
         why = self.stale or (self.undone and f"undone: {self.undone}")
         why = why or (self.refused and f"refused by Stripe: {self.refused}")
         return [_cause(why, amount)] if amount and why else []
-
-    def _inside(self, *, ours: bool) -> list[Said]:
-        return [
-            each
-            for each in self.said
-            if each.state in SENT
-            and self.segment.holds(each.timestamp)
-            and (each.customer == self.customer) is ours
-        ]
 
 
 def _cause(text: str, amount: int) -> Cause:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from billing_pipeline.metering.vocabulary import SENT, Meter, Said, State
+from billing_pipeline.metering.vocabulary import NOT_COUNTED, SENT, Meter, Said, State
 
 
 def standing(meter: Meter, said: Iterable[Said]) -> int | None:
@@ -16,6 +16,14 @@ def standing(meter: Meter, said: Iterable[Said]) -> int | None:
 
 
 def stated_customer(said: Sequence[Said]) -> str | None:
-    """The customer the cell belongs to: that of its first statement which was not refused."""
-    kept = [s for s in said if s.state is not State.REJECTED]
+    """The customer the cell belongs to: that of its first statement which was not refused.
+
+    Of a zero that was taken for not counted nobody can be sure: stated again for the same
+    customer it makes no difference, beside one of another customer it might.
+    """
+    kept = [
+        s
+        for s in said
+        if s.state is not State.REJECTED or (s.error_code == NOT_COUNTED and s.value == 0)
+    ]
     return min(kept, key=lambda s: s.revision).customer if kept else None

@@ -14,9 +14,12 @@ instants are unix seconds; what lies at an end belongs to what follows.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 
 from billing_pipeline.metering.vocabulary import HoldReason
 
@@ -153,6 +156,12 @@ class Payers:
     customers: Mapping[str, str] = field(default_factory=dict)
     undecided: frozenset[str] = frozenset()
     terms: Mapping[str, Terms] = field(default_factory=dict)
+
+    @cached_property
+    def mapping_id(self) -> str:
+        """The mapping as an id: with another one, days may have to be stated that were not."""
+        content = json.dumps([sorted(self.customers.items()), sorted(self.undecided)])
+        return hashlib.sha256(content.encode()).hexdigest()
 
     def terms_of(self, customer: str | None) -> Terms:
         """A customer's terms; those of one without any known subscription allow everything."""

@@ -39,6 +39,9 @@ class State(StrEnum):
 UNSETTLED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
 """States in which a cell waits: no new revision is stated before these are settled."""
 
+NOT_COUNTED = "not_counted"
+"""Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
+
 SENT = frozenset({State.ACCEPTED, State.VERIFIED})
 """States of events that Stripe holds."""
 
@@ -240,10 +243,24 @@ class Hold:
         """The reason in words for a person."""
         return HOLD_EXPLANATIONS[self.reason]
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing is missing yet: a zero, to be stated once the reason is gone.
+
+        Until then it is nobody's concern; forgotten, the value of an earlier day would be the
+        last one of its period. What waits at the gate a person should see all the same.
+        """
+        return (self.value, self.difference) == (0, 0) and self.reason != HoldReason.GATE_CLOSED
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A cell whose earlier event is unsettled; planned again once that is settled."""
+    """A cell whose earlier event is unsettled.
+
+    `stands` where that event is planned and says just what is to be said; else the cell is planned
+    again once the outcome is known.
+    """
 
     cell: Cell
     target: int
+    stands: bool = False

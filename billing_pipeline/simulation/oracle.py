@@ -7,12 +7,15 @@ the difference must be in the ledger with a reason that the world bears out.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
+from itertools import combinations
+from typing import Any
 
 from billing_pipeline.ledger import HeldUsage
 from billing_pipeline.metering import NOT_COUNTED, SENT, Cell, HoldReason, Said, bounds
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start
+from billing_pipeline.reconciliation import reconcile_month
 from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
 from billing_pipeline.statement import Rooms, closed_gates, unbilled, unfinished_days
 
@@ -27,6 +30,7 @@ def complaints(world: World) -> list[str]:
         *_ledger_and_stripe_agree(world, rooms),
         *_cells_are_right(world, rooms),
         *_invoices_are_right(world, rooms),
+        *_every_difference_has_a_cause(world, rooms),
         *_decisions_are_kept(world, rooms),
         *_nothing_is_left(world, rooms),
     ]
@@ -47,7 +51,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
     }
     counted = {e.identifier: e for e in world.account.events if e.counted and not e.cancelled}
     ours: dict[str, object] = {}
-    for day in world.days():
+    for day in (*world.days(), world.clock().date()):  # parts of today may be stated
         for organization in _organizations(world):
             for meter, _ in METERS:
                 story = rooms.inquiry.story(_cell(day, organization, meter))
@@ -60,7 +64,9 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                     # Where newer values replace older ones, an event may be stated again whose
                     # absence is not certain: the figure is right either way.
                     # And what a deleted customer has is on no bill.
-                    doubtful = meter == LAST and row["error_code"] == NOT_COUNTED
+                    doubtful = meter == LAST and (
+                        row["error_code"] == NOT_COUNTED or _is_covered(row, story.events)
+                    )
                     doubtful |= row["customer"] not in world.account.customers
                     if sent != (event is not None) and where not in flagged and not doubtful:
                         yield f"{told}: {row['state']} here, counted there: {event is not None}"
@@ -76,10 +82,21 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
         yield f"Stripe counts {identifier}, which the ledger does not know"
 
 
+def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
+    """Whether a later statement about the same part of its day has taken an event's place."""
+    return any(
+        later["state"] in SENT
+        and later["revision"] > row["revision"]
+        and later["part_start"] == row["part_start"]
+        for later in events
+    )
+
+
 def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
     """Each part of each day is stated as the readings prove, or held or refused for a reason."""
     refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
     for day in world.days():
+        undone = rooms.inquiry.undone(day)
         said = rooms.ledger.said([day])[day]
         moved = rooms.adjustments.moved([day])[day]
         held = defaultdict(list)
@@ -116,7 +133,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         truth += adjusted
                     owed = truth if formula == "last" else truth - (stands or 0)
                     if stands is None and truth == 0 and formula == "last":
-                        if _owes_a_zero(world, rooms, organization, start):
+                        if _owes_a_zero(world, rooms, cell, said, start):
                             yield f"{told}: the zero was not stated"
                         continue
                     if stands == truth or (stands is None and truth == 0):
@@ -125,19 +142,23 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         continue  # written off
                     if any(hold.value == owed for hold in holds):
                         continue
-                    if (day.isoformat(), organization, meter) in refused:
+                    if (day.isoformat(), organization, meter) in refused or cell in undone:
                         continue
                     reasons = [(h.start, h.value, h.reason) for h in held[cell]]
                     yield f"{told}, and no reason is given; held: {reasons}"
 
 
-def _owes_a_zero(world: World, rooms: Rooms, organization: str, start: int) -> bool:
+def _owes_a_zero(
+    world: World, rooms: Rooms, cell: Cell, said: Mapping[Cell, list[Said]], start: int
+) -> bool:
     """Whether nothing at all stands in the way of stating a zero: the plain cases only."""
     mapping = rooms.customers.mapping()
-    customer = mapping.get(organization)
+    customer = mapping.get(cell.organization_id)
     return (
         customer in world.account.customers
+        and not said.get(cell)
         and list(mapping.values()).count(customer) == 1
+        and all(s.customer != customer for history in said.values() for s in history)
         and all(s["customer"] != customer for s in world.sandbox.billing.subscriptions.values())
         and world.settings.billing_gates != STRICT
         and start > world.now - OLDEST.total_seconds()
@@ -151,7 +172,7 @@ def _is_so(
     """Whether the world bears out the reason of a hold."""
     organization = hold.cell.organization_id
     mapping = rooms.customers.mapping()
-    kept = [s.customer for s in history if s.state != "rejected"]
+    kept = [s.customer for s in history if s.state != "rejected" or s.error_code == NOT_COUNTED]
     customer = kept[0] if kept else mapping.get(organization)
     subscriptions = [
         s for s in world.sandbox.billing.subscriptions.values() if s["customer"] == customer
@@ -184,7 +205,7 @@ def _is_so(
 
 def _invoices_are_right(world: World, rooms: Rooms) -> Iterator[str]:
     """Each final invoice bills what the ledger says of its period, less what is shown as late."""
-    late = {(row["identifier"], row["invoice"]) for row in unbilled(rooms)}
+    late = {(row["identifier"], row["invoice"]): row["certain"] for row in unbilled(rooms)}
     counted = {e.identifier for e in world.account.events if e.counted and not e.cancelled}
     rows = [
         row
@@ -209,15 +230,39 @@ def _invoices_are_right(world: World, rooms: Rooms) -> Iterator[str]:
             for row in rows
             if (row["customer"], row["meter"]) == (customer, meter)
             and start <= row["timestamp"] < invoice["period_end"]
-            and (row["identifier"], invoice["id"]) not in late
+            and not late.get((row["identifier"], invoice["id"]))
         ]
-        if meter == SUM:
-            ours = max(0, sum(row["value"] for row in inside))
-        else:
-            latest = max(inside, key=lambda row: row["timestamp"], default=None)
-            ours = latest["value"] if latest else 0
-        if ours != billed and (customer, meter) not in flagged:
+        perhaps = [row for row in inside if (row["identifier"], invoice["id"]) in late]
+        ours = {
+            _total(meter, [row for row in inside if row not in left_out])
+            for number in range(len(perhaps) + 1)
+            for left_out in combinations(perhaps, number)
+        }
+        if billed not in ours and (customer, meter) not in flagged:
             yield f"invoice {invoice['id']} bills {billed} {meter}, the ledger says {ours}"
+
+
+def _total(meter: str, rows: Sequence[dict[str, Any]]) -> int:
+    """What a period with these events bills."""
+    if meter == SUM:
+        return max(0, sum(int(row["value"]) for row in rows))
+    latest = max(rows, key=lambda row: int(row["timestamp"]), default={"value": 0})
+    value: int = latest["value"]
+    return value
+
+
+def _every_difference_has_a_cause(world: World, rooms: Rooms) -> Iterator[str]:
+    """The reconciliation of each month finds the same: figures that agree, or why they do not."""
+    flagged = {(r["customer"], r["event_name"]) for r in rooms.inquiry.checks(None, "mismatch")}
+    strangers = {customer for _, customer in world.ever_mapped} - set(world.account.customers)
+    for month in sorted({day.replace(day=1) for day in world.days()}):
+        found = reconcile_month(rooms, month)
+        for row in found.rows:
+            if not row.is_right and (row.span.customer, row.meter) not in flagged:
+                yield f"{month:%Y-%m} reconciled: {row.as_json()}"
+        for problem in found.problems:
+            if not problem.endswith(tuple(f"customer: '{gone}'" for gone in strangers)):
+                yield f"{month:%Y-%m} reconciled: {problem}"
 
 
 def _decisions_are_kept(world: World, rooms: Rooms) -> Iterator[str]:

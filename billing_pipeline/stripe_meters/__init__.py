@@ -27,10 +27,10 @@ from billing_pipeline.stripe_meters.invoices import (
     PeriodQuestion,
     StripesFigures,
     ask_periods,
-    minutes_of,
 )
 from billing_pipeline.stripe_meters.reporting import UsageReporter
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
+from billing_pipeline.stripe_meters.summaries import minutes_of
 from billing_pipeline.stripe_meters.verification import VerificationReport, verify
 
 __all__ = [

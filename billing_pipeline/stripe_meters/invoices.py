@@ -14,17 +14,10 @@ from aiolimiter import AsyncLimiter
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, reading
+from billing_pipeline.stripe_meters.summaries import figure_between
 
 AT_ONCE = 20
 """Objects read side by side."""
-
-MINUTE = 60
-"""Summaries are aligned to it."""
-
-
-def minutes_of(start: int, end: int) -> tuple[int, int]:
-    """The whole minutes that [start, end) lies in: what a summary can be asked for."""
-    return start // MINUTE * MINUTE, -(-end // MINUTE) * MINUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +88,9 @@ async def _ask(
 async def _summary(
     client: stripe.StripeClient, question: PeriodQuestion, found: StripesFigures
 ) -> None:
-    start, end = minutes_of(question.start, question.end)
-    page = await reading(
-        lambda: client.v1.billing.meters.event_summaries.list_async(
-            question.meter_id,
-            {"customer": question.customer, "start_time": start, "end_time": end, "limit": 1},
-        ),
-        f"the summary of {question.customer}",
+    found.summaries[question] = await figure_between(
+        client, question.meter_id, question.customer, question.start, question.end
     )
-    found.summaries[question] = page.data[0].aggregated_value if page.data else 0.0
 
 
 async def _lines(

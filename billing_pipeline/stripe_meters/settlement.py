@@ -20,7 +20,7 @@ from billing_pipeline.ledger import CUSTOMER_UNKNOWN, Ledger, Outcome, Outgoing,
 from billing_pipeline.metering import NOT_COUNTED, Meter, State, possible_figures, too_old
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
-from billing_pipeline.stripe_meters.summaries import daily_figures
+from billing_pipeline.stripe_meters.summaries import daily_figures, figure_of_a_zero
 
 RESEND_WINDOW = timedelta(hours=23)
 
@@ -63,6 +63,11 @@ async def settle(
             figures = await daily_figures(
                 client, str(meter.meter_id), event.customer, key[0], key[0]
             )
+            at_zero = (
+                None
+                if event.value
+                else await figure_of_a_zero(client, ledger, meter, event.customer, event.timestamp)
+            )
         except stripe.InvalidRequestError as error:
             final = outgoing.id in never_again or needs_settlement(outgoing, now)
             if error.code == "resource_missing" and final:
@@ -79,6 +84,7 @@ async def settle(
                 meter,
                 known.get(key),
                 beside,
+                at_zero,
                 figures.get(key[0], 0.0),
                 now,
                 final=outgoing.id in never_again or needs_settlement(outgoing, now),
@@ -92,6 +98,7 @@ def _decide(
     meter: Meter,
     known: Settled | None,
     beside: Sequence[int],
+    at_zero: tuple[int, float] | None,
     reported: float,
     now: datetime,
     *,
@@ -100,10 +107,12 @@ def _decide(
     """Present, absent, or not to be told yet, from one figure that may lag.
 
     `final`: whether the event will not be sent again, so that its absence can be believed.
-    `beside` are other events that may be in the figure or not.
+    `beside` are other events that may be in the figure or not; `at_zero` see `figure_of_a_zero`.
     """
     value = outgoing.event.value
     certain, pending = _settled_by_now(known, meter, now) if known else (None, [])
+    if at_zero is not None:
+        certain, reported = at_zero
     without = possible_figures(certain, [*pending, *beside], meter.replaces)
     if without is None:
         return _undecided(outgoing, "too many events of its day are not verified yet")

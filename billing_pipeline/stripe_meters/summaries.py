@@ -7,8 +7,18 @@ from typing import Any
 
 import stripe
 
+from billing_pipeline.ledger import Ledger
+from billing_pipeline.metering import Formula, Meter
 from billing_pipeline.metering.timestamps import day_end, day_start
 from billing_pipeline.stripe_meters.retrying import reading
+
+MINUTE = 60
+"""Summaries that are not grouped are aligned to it."""
+
+
+def minutes_of(start: int, end: int) -> tuple[int, int]:
+    """The whole minutes that [start, end) lies in: what a summary can be asked for."""
+    return start // MINUTE * MINUTE, -(-end // MINUTE) * MINUTE
 
 
 async def daily_figures(
@@ -38,3 +48,40 @@ async def daily_figures(
         day = datetime.fromtimestamp(summary.start_time, UTC).date()
         figures[day] = summary.aggregated_value
     return figures
+
+
+async def figure_between(
+    client: stripe.StripeClient, meter_id: str, customer: str, start: int, end: int
+) -> float:
+    """Stripe's one aggregated value of the minutes in which [start, end) lies; none is 0.
+
+    Raises as `daily_figures` does.
+    """
+    first, last = minutes_of(start, end)
+    page = await reading(
+        lambda: client.v1.billing.meters.event_summaries.list_async(
+            meter_id, {"customer": customer, "start_time": first, "end_time": last, "limit": 1}
+        ),
+        f"the summary of {customer}",
+    )
+    return page.data[0].aggregated_value if page.data else 0.0
+
+
+async def figure_of_a_zero(
+    client: stripe.StripeClient, ledger: Ledger, meter: Meter, customer: str, timestamp: int
+) -> tuple[int, float] | None:
+    """Where a zero stamped so takes the place of another value: that value, and Stripe's figure.
+
+    A day with a zero and a day without any event may look alike in a summary by day. Over the time
+    since the value before, the figure is 0 only if the zero was counted. None where the meter adds
+    up, or the value before was a zero too: then it makes no difference to any bill.
+    """
+    if meter.formula is not Formula.LAST:
+        return None
+    before = ledger.newest_before(meter.event_name, customer, timestamp)
+    if before is None or before.value == 0:
+        return None
+    figure = await figure_between(
+        client, str(meter.meter_id), customer, before.timestamp, timestamp + 1
+    )
+    return before.value, figure

@@ -12,11 +12,11 @@ import stripe
 from aiolimiter import AsyncLimiter
 
 from billing_pipeline.ledger import Checked, Ledger, Settled
-from billing_pipeline.metering import Meter, judge, missing_from
+from billing_pipeline.metering import Formula, Meter, judge, missing_from
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Clock, Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
-from billing_pipeline.stripe_meters.summaries import daily_figures
+from billing_pipeline.stripe_meters.summaries import daily_figures, figure_of_a_zero
 
 AT_ONCE = 20
 """Summaries read side by side."""
@@ -50,10 +50,15 @@ def verify(
     """
     by_name = {meter.event_name: meter for meter in meters}
     replacing = {name: meter.replaces for name, meter in by_name.items()}
+    report = VerificationReport()
     settled = ledger.settled(days, replacing, unverified_only=not everything)
-    if not settled:
-        return VerificationReport()
-    return asyncio.run(_verify(gateway, ledger, by_name, settled, clock, wait_seconds, progress))
+    while settled:
+        doubted = asyncio.run(
+            _verify(gateway, ledger, by_name, settled, report, clock, wait_seconds, progress)
+        )
+        # Zeros that follow what was verified now; they follow no further ones.
+        settled = ledger.settled(sorted(doubted), replacing, unverified_only=True)
+    return report
 
 
 async def _verify(
@@ -61,19 +66,25 @@ async def _verify(
     ledger: Ledger,
     meters: Mapping[str, Meter],
     settled: list[Settled],
+    report: VerificationReport,
     clock: Clock,
     wait_seconds: float,
     progress: Progress | None,
-) -> VerificationReport:
-    report = VerificationReport()
+) -> set[date]:
+    """Look until nothing lags or the time is over; returns days to be looked at once more."""
+    doubted: set[date] = set()
     loop = asyncio.get_running_loop()
     give_up = loop.time() + wait_seconds
     total = len(settled)
     attempt = 0
     async with gateway.client() as client:
         while True:
-            checks = await _look(gateway, client, meters, settled, clock, report)
+            checks = await _look(gateway, client, ledger, meters, settled, clock, report)
             ledger.record_checks(checks, clock())
+            for check in checks:
+                if _is_a_new_value(check, meters):
+                    day = ledger.doubt_zero_after(check, clock())
+                    doubted |= {day} if day is not None else set()
             report.agreed += sum(check.outcome == "agrees" for check in checks)
             report.mismatched += [check for check in checks if check.outcome == "mismatch"]
             settled = [check.settled for check in checks if check.outcome == "lagging"]
@@ -83,13 +94,21 @@ async def _verify(
             attempt += 1
             pause = backoff(attempt, "summaries")
             if not settled or loop.time() + pause > give_up:
-                return report
+                return doubted
             await asyncio.sleep(pause)
+
+
+def _is_a_new_value(check: Checked, meters: Mapping[str, Meter]) -> bool:
+    """Whether a value has come before the zeros that follow it on a `last` meter."""
+    settled = check.settled
+    newly = check.outcome == "agrees" and bool(settled.pending) and settled.expected != 0
+    return newly and meters[settled.event_name].formula is Formula.LAST
 
 
 async def _look(
     gateway: StripeGateway,
     client: stripe.StripeClient,
+    ledger: Ledger,
     meters: Mapping[str, Meter],
     settled: list[Settled],
     clock: Clock,
@@ -101,6 +120,12 @@ async def _look(
     limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
     gate = asyncio.Semaphore(AT_ONCE)
 
+    async def zero(each: Settled, meter: Meter) -> tuple[int, float] | None:
+        if each.expected or not each.pending:
+            return None
+        await limiter.acquire()
+        return await figure_of_a_zero(client, ledger, meter, each.customer, each.timestamp)
+
     async def one(customer: str, meter: Meter, span: list[Settled]) -> list[Checked]:
         days = [each.usage_day for each in span]
         async with gate:
@@ -109,6 +134,7 @@ async def _look(
                 figures = await daily_figures(
                     client, str(meter.meter_id), customer, min(days), max(days)
                 )
+                zeros = [await zero(each, meter) for each in span]
             except StripeUnreachable as error:
                 report.unread.append(str(error))
                 return []
@@ -123,25 +149,35 @@ async def _look(
                     Checked(each, code, "mismatch", each.pending_ids if gone else (), gone)
                     for each in span
                 ]
-        return [_check(each, meter, figures, clock) for each in span]
+        return [
+            _check(each, meter, figures.get(each.usage_day), at_zero, clock)
+            for each, at_zero in zip(span, zeros, strict=True)
+        ]
 
     looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]
     return [check for checks in await asyncio.gather(*looks) for check in checks]
 
 
-def _check(each: Settled, meter: Meter, figures: dict[date, float], clock: Clock) -> Checked:
-    shown = figures.get(each.usage_day)
+def _check(
+    each: Settled,
+    meter: Meter,
+    shown: float | None,
+    at_zero: tuple[int, float] | None,
+    clock: Clock,
+) -> Checked:
+    certain = each.certain
+    if at_zero is not None:
+        certain, shown = at_zero
     reported = shown or 0.0
     outcome = judge(
         each.expected,
-        each.certain,
+        certain,
         each.pending,
         meter.replaces,
         reported,
         each.last_accepted_at,
         clock(),
     )
-    # A zero that replaces a value, and a day without any event, look alike.
-    lost = missing_from(each.certain, each.pending, meter.replaces, shown)
+    lost = missing_from(certain, each.pending, meter.replaces, shown)
     missing = tuple(each.pending_ids[n] for n in lost or ())
     return Checked(each, f"{reported:.15g}", outcome, missing)

@@ -137,12 +137,16 @@ def plan(meter: Meter, payers: Payers, said: list[Said] | None = None, target: i
     )
 
 
-def test_barred_usage_is_held_with_its_amount_and_a_zero_is_nothing() -> None:
+def test_barred_usage_is_held_with_its_amount_and_a_zero_waits_in_silence() -> None:
     payers = Payers({"org": "cus"}, terms={"cus": subscription("paused")})
     held = plan(SUM, payers)
     assert isinstance(held, Hold)
     assert (held.value, held.reason) == (7, HoldReason.SUBSCRIPTION_INACTIVE)
-    assert plan(LAST, payers, target=0) is None
+    # Forgotten, it would leave the period with the value of an earlier day.
+    zero = plan(LAST, payers, target=0)
+    assert isinstance(zero, Hold)
+    assert (zero.value, zero.is_silent, held.is_silent) == (0, True, False)
+    assert plan(SUM, payers, target=0) is None
 
 
 def test_the_correction_of_a_closed_period_is_held_and_says_how_much() -> None:
