@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -78,6 +78,16 @@ def _day(text: str) -> date:
     if day is None or day.isoformat() != text:
         raise typer.BadParameter(f"{text!r} is not a day; write it as YYYY-MM-DD")
     return day
+
+
+def _month(text: str) -> date:
+    try:
+        month = datetime.strptime(text, "%Y-%m").replace(tzinfo=UTC).date()
+    except ValueError:
+        month = None
+    if month is None or f"{month:%Y-%m}" != text:
+        raise typer.BadParameter(f"{text!r} is not a month; write it as YYYY-MM")
+    return month
 
 
 _at_the_end = ExitStack()
@@ -253,19 +263,69 @@ def verify(
 @app.command()
 def explain(
     organization: Annotated[str, typer.Option(help="Organization id, as in the readings.")],
-    day: Annotated[date, typer.Option(parser=_day, metavar="DAY", help="UTC usage day.")],
+    day: Annotated[
+        date | None, typer.Option(parser=_day, metavar="DAY", help="UTC usage day.")
+    ] = None,
+    period: Annotated[
+        str | None,
+        typer.Option(help="Billing period: YYYY-MM, a day inside it, or an invoice (in_…)."),
+    ] = None,
     meter: Annotated[str | None, typer.Option(help="One meter only, by its event name.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as a page to this file.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Explain an organization's day, from Stripe's figure down to the files."""
-    from billing_pipeline.explain import explain_document, show_explanation
+    """Explain a day or a billing period, from what is billed down to the files.
 
+    Every link on the way is checked; exits with 1 if one does not hold.
+    """
+    from billing_pipeline.explain import (
+        explain_day,
+        explain_period,
+        show_explanation,
+        write_page,
+    )
+
+    if (day is None) == (period is None):
+        raise typer.BadParameter("name a --day or a --period")
     settings = load_settings()
     names = [spec.event_name for spec in settings.billing_meters]
     if meter is not None and meter not in names:
         raise typer.BadParameter(f"no meter is called {meter!r}; there are {', '.join(names)}")
-    document = explain_document(_rooms(settings), organization, day, [meter] if meter else names)
+    rooms, meters = _rooms(settings), [meter] if meter else names
+    if day is not None:
+        document = explain_day(rooms, organization, day, meters)
+    else:
+        assert period is not None
+        with _progress() as progress:
+            document = explain_period(rooms, organization, period, meters, progress=progress)
+    if html is not None:
+        write_page(html, document, f"{rooms.clock():%Y-%m-%d %H:%M} UTC")
+        document["page"] = str(html)
     _print(as_json, document, lambda: show_explanation(out, document))
+    raise typer.Exit(1 if document["checked"]["broken"] else 0)
+
+
+@app.command()
+def reconcile(
+    month: Annotated[
+        date, typer.Option(parser=_month, metavar="MONTH", help="YYYY-MM: periods that end in it.")
+    ],
+    organization: Annotated[str | None, typer.Option(help="One organization only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Follow a month's figures from readings to invoice lines; each difference needs a cause.
+
+    Exits with 1 if one has none.
+    """
+    from billing_pipeline.reconciliation import reconcile_month
+    from billing_pipeline.report import show_reconciliation
+
+    rooms = _rooms(load_settings())
+    chosen = None if organization is None else [organization]
+    with _progress() as progress:
+        found = reconcile_month(rooms, month, organizations=chosen, progress=progress)
+    _print(as_json, found.as_json(), lambda: show_reconciliation(out, found))
+    raise typer.Exit(0 if found.is_right else 1)
 
 
 # Meters and customers --------------------------------------------------------------------------

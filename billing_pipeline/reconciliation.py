@@ -1,9 +1,9 @@
 """Reconcile a month: readings → snapshot → ledger → Stripe's summary → invoice line.
 
 One row per billing period (or, where no subscription is known, calendar month), organization and
-meter, with the difference at each step and its cause. A month has the periods that end in it,
-each as far as it is over. Changes nothing, but for sensor activity that is counted anew where
-files have changed.
+meter, with the difference at each step and its cause. A month has the periods that end in it; the
+month that runs has those that run, too, each as far as it is over. Changes nothing, but for sensor
+activity that is counted anew where files have changed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+
+import pandas as pd
 
 from billing_pipeline.customers import BillingPeriod
 from billing_pipeline.metering import (
@@ -75,6 +77,20 @@ class Span:
         return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one usage day gives to a row: [start, end) in unix seconds, and units."""
+
+    day: date
+    organization: str
+    start: int
+    end: int
+    readings: int
+    snapshot: int
+    ledger: int
+    causes: tuple[Cause, ...]
+
+
 @dataclass(frozen=True)
 class Row:
     """One organization and meter in one span. Several organizations with one customer are one."""
@@ -86,6 +102,8 @@ class Row:
     status: str
     """final, draft, open (not over, or no invoice yet), missing (no invoice, though there should
     be one by now), none (no billing period)."""
+    parts: tuple[Part, ...] = ()
+    """Day by day; only where single organizations were asked for."""
 
     @property
     def is_right(self) -> bool:
@@ -186,6 +204,22 @@ def reconcile_month(
     )
 
 
+REPORT_FILE = "reconciliation.csv"
+
+
+def keep(rooms: Rooms, found: Reconciliation) -> str:
+    """Write a month's rows as CSV beside the snapshots, replacing those of before; the path."""
+    folder = f"month={found.month:%Y-%m}"
+    rows = [row.as_json() for row in found.rows]
+    for row in rows:
+        row["causes"] = "; ".join(f"{each['step']}: {each['text']}" for each in row["causes"])
+        row["unexplained"] = ", ".join(row["unexplained"])
+        row |= {f"difference_{step}": much for step, much in row.pop("differences").items()}
+    with rooms.snapshots.replacing(folder, REPORT_FILE) as draft:
+        pd.DataFrame(rows).to_csv(draft, index=False)
+    return rooms.snapshots.path(folder, REPORT_FILE)
+
+
 # Whose usage, in which period ---------------------------------------------------------------
 
 
@@ -202,6 +236,7 @@ class _Tally:
     beside: int = 0
     """What else was stated in the minutes in which the span begins and ends."""
     causes: list[Cause] = field(default_factory=list)
+    parts: list[Part] | None = None
     newest_at: int = -1
     """Timestamp of the newest event, on a meter of which only that one counts."""
 
@@ -224,6 +259,7 @@ def _tallies(rooms: Rooms, month: Span, wanted: Collection[str] | None) -> list[
     belongs: dict[str, set[str]] = defaultdict(set)
     for organization, customer in rooms.payers().customers.items():
         belongs[customer].add(organization)
+    is_running = month.start <= rooms.clock().timestamp() < month.end
     since = min([month.start, *(period.start for period in periods)])
     for organization, customer in rooms.inquiry.stated_for(since, month.end):
         belongs[customer].add(organization)
@@ -236,11 +272,13 @@ def _tallies(rooms: Rooms, month: Span, wanted: Collection[str] | None) -> list[
             spans = [
                 Span(period.start, period.end, customer, period)
                 for period in theirs
-                if period.end <= month.end
+                if period.end <= month.end or is_running
             ]
             covered = [(period.start, period.end) for period in theirs]
             spans += [Span(start, end, customer) for start, end in _gaps(month, covered)]
-            found += [_Tally(span, tuple(sorted(names)), meter) for span in spans]
+            for span in spans:
+                parts: list[Part] | None = None if wanted is None else []
+                found.append(_Tally(span, tuple(sorted(names)), meter, parts=parts))
     return found
 
 
@@ -396,6 +434,19 @@ def _add_day(tally: _Tally, look: _Day) -> None:
         _add_events(tally, facts)
         keeps_one = tally.meter.formula is Formula.LAST
         tally.causes += facts.reasons() if keeps_one else facts.causes()
+        if tally.parts is not None:
+            tally.parts.append(
+                Part(
+                    look.day,
+                    organization,
+                    start,
+                    end,
+                    proven.of(tally.meter.measure),
+                    facts.target,
+                    facts.stated,
+                    tuple(facts.causes()),
+                )
+            )
     difference = tally.snapshot - tally.readings - before
     if difference and look.changed is not None:
         tally.causes.append(Cause(Step.SNAPSHOT, look.changed, difference))
@@ -460,7 +511,8 @@ class _Nobodys:
             for meter in self._meters:
                 key = organization, meter.event_name
                 if key not in self.tallies and look.payer(*key) is None:
-                    self.tallies[key] = _Tally(self._month, (organization,), meter)
+                    parts: list[Part] | None = None if self._wanted is None else []
+                    self.tallies[key] = _Tally(self._month, (organization,), meter, parts=parts)
         for tally in self.tallies.values():
             _add_day(tally, look)
 
@@ -510,10 +562,18 @@ def _row(tally: _Tally, found: StripesFigures, late: Late, now: datetime) -> Row
         stripe,
         invoiced,
         tuple(tally.causes),
+        tally.meter.formula is Formula.LAST,
     )
     more = _invoice_causes(tally, figures, late)
     figures = replace(figures, causes=(*figures.causes, *more))
-    return Row(tally.span, tally.organizations, tally.meter.event_name, figures, status)
+    return Row(
+        tally.span,
+        tally.organizations,
+        tally.meter.event_name,
+        figures,
+        status,
+        tuple(tally.parts or ()),
+    )
 
 
 def _status(span: Span, now: datetime) -> str:

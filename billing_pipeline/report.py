@@ -14,6 +14,7 @@ from rich.text import Text
 
 from billing_pipeline.defs import DayOutcome, RunOutcome
 from billing_pipeline.preview import Preview
+from billing_pipeline.reconciliation import Reconciliation
 from billing_pipeline.statement import Rooms
 from billing_pipeline.stripe_meters import VerificationReport
 from billing_pipeline.undo import Undone
@@ -215,6 +216,42 @@ def show_plan(console: Console, preview: Preview, days: int) -> None:
         )
     for day, error in preview.errors.items():
         console.print(Text.assemble((str(day), "red"), f": {error}"))
+
+
+def show_reconciliation(console: Console, found: Reconciliation) -> None:
+    """Print a month: a row per organization, meter and period, then what differs, and why."""
+    table = Table("organization", "meter", "period", "invoice", _right("readings"),
+                  _right("counted"), _right("stated"), _right("Stripe"), _right("invoiced"), "",
+                  title=f"{found.month:%Y-%m}: from readings to invoices")  # fmt: skip
+    for row in found.rows:
+        line, figures = row.as_json(), row.figures
+        differs = any(figures.differences.values())
+        verdict = ("differs", "yellow") if differs else ("right", "green")
+        table.add_row(
+            line["organization_id"], row.meter,
+            f"{line['period_start'][5:16]} – {line['period_end'][5:16]}".replace("T", " "),
+            line["invoice"] or row.status, str(figures.readings), str(figures.snapshot),
+            str(figures.ledger), "–" if figures.stripe is None else f"{figures.stripe:g}",
+            "–" if figures.invoiced is None else str(figures.invoiced),
+            Text(*verdict) if row.is_right else Text("no cause known", "bold red"),
+        )  # fmt: skip
+    console.print(table if found.rows else f"Nothing is known of {found.month:%Y-%m}.")
+    for row in found.rows:
+        for step, amount in row.figures.differences.items():
+            if amount:
+                known = [cause.text for cause in row.figures.causes if cause.step is step]
+                why = "; ".join(dict.fromkeys(known)) or "no cause is known"
+                console.print(
+                    f"{', '.join(row.organizations)}, {row.meter}, {step}: {amount:+g}: {why}"
+                )
+    for problem in found.problems:
+        console.print(Text(problem, "red"))
+    verified = found.verified
+    hours = "" if verified.hours is None else f", {verified.hours:.1f} hours after a day's end"
+    console.print(
+        f"Confirmed by Stripe's summaries: {verified.verified} of {verified.cells} cells "
+        f"({verified.share:.1%}){hours}."
+    )
 
 
 def undone_document(rooms: Rooms, undone: Undone) -> dict[str, Any]:

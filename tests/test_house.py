@@ -29,9 +29,10 @@ MAY_IMPORT = {
     "adjustments": {*ROOMS, "statement", "settings"},
     "undo": {*ROOMS, "statement", "preview", "settings"},
     "alerts": {"statement", "stripe_events"},
-    "defs": {*ROOMS, "statement", "preview", "stripe_events", "alerts", *SHARED},
-    "report": {*ROOMS, "statement", "preview", "undo", "defs", *SHARED},
-    "explain": {*ROOMS, "statement"},
+    "defs": {*ROOMS, "statement", "preview", "reconciliation", "stripe_events", "alerts", *SHARED},
+    "report": {*ROOMS, "statement", "preview", "undo", "reconciliation", "defs", *SHARED},
+    "reconciliation": {*ROOMS, "customers", "statement", "settings"},
+    "explain": {*ROOMS, "statement", "reconciliation", "settings"},
     "doctor": {"statement", "settings", "stripe_meters"},
 }
 

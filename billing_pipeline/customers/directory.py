@@ -11,7 +11,7 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +47,9 @@ class ImportReport:
     unchanged: int = 0
     problems: list[str] = field(default_factory=list)
 
+
+NEVER = 2**62
+"""Unix seconds, later than anything ends."""
 
 CLOSING_REASONS = (None, "subscription", "subscription_cycle")
 """Why an invoice is made that bills a whole period; others (a threshold, a change of plan, an
@@ -268,20 +271,18 @@ class CustomerDirectory:
     def billing_periods(self, first: int, last: int) -> list[BillingPeriod]:
         """The billing periods that overlap [first, last) (unix seconds), with their invoices.
 
-        Where a subscription ended inside a period, the period ends there too.
+        Where a subscription ended inside a period, or the next one began, it ends there too.
         """
         with self._engine.begin() as connection:
             owners = {row.subscription_id: row for row in connection.execute(select(subscriptions))}
             seen = connection.execute(
                 select(billing_periods)
-                .where(billing_periods.c.start_at < last, billing_periods.c.end_at > first)
+                .where(billing_periods.c.end_at > first)
                 .order_by(billing_periods.c.start_at, billing_periods.c.end_at)
             ).all()
             billed = connection.execute(
                 select(invoices).where(
-                    invoices.c.subscription_id.is_not(None),
-                    invoices.c.start_at < last,
-                    invoices.c.end_at > first,
+                    invoices.c.subscription_id.is_not(None), invoices.c.end_at > first
                 )
             ).all()
         by_bounds = {
@@ -289,31 +290,36 @@ class CustomerDirectory:
             for row in billed
             if row.billing_reason in CLOSING_REASONS
         }
-        found: dict[tuple[str, int, int], BillingPeriod] = {}
+        by_subscription: dict[str, list[tuple[int, int]]] = defaultdict(list)
         for row in seen:
-            owner = owners.get(row.subscription_id)
-            lived_until = None if owner is None else owner.end_at
-            end = row.end_at if lived_until is None else min(row.end_at, lived_until)
-            key = row.subscription_id, row.start_at, end
-            invoice = by_bounds.get(key) or by_bounds.get((*key[:2], row.end_at))
-            named = owner if owner is not None else invoice
-            if named is None or not max(first, row.start_at) < min(last, end):
-                continue
-            if key in found and found[key].invoice_id is not None:
-                continue
-            found[key] = BillingPeriod(
-                *key[:1],
-                named.stripe_customer_id,
-                *key[1:],
-                None
-                if owner is None or owner.meters is None
-                else frozenset(json.loads(owner.meters)),
-                end < row.end_at,
-                None if invoice is None else invoice.invoice_id,
-                None if invoice is None else invoice.status,
-                None if invoice is None else invoice.finalized_at,
-            )
-        return list(found.values())
+            by_subscription[row.subscription_id].append((row.start_at, row.end_at))
+        found = []
+        for subscription, bounds in by_subscription.items():
+            owner = owners.get(subscription)
+            lived_until = NEVER if owner is None or owner.end_at is None else owner.end_at
+            meters = None if owner is None or owner.meters is None else json.loads(owner.meters)
+            for start, planned_end in _one_after_the_other(bounds):
+                end = min(planned_end, lived_until)
+                invoice = by_bounds.get((subscription, start, end)) or by_bounds.get(
+                    (subscription, start, planned_end)
+                )
+                named = owner if owner is not None else invoice
+                if named is None or not max(first, start) < min(last, end):
+                    continue
+                found.append(
+                    BillingPeriod(
+                        subscription,
+                        named.stripe_customer_id,
+                        start,
+                        end,
+                        None if meters is None else frozenset(meters),
+                        end < planned_end,
+                        None if invoice is None else invoice.invoice_id,
+                        None if invoice is None else invoice.status,
+                        None if invoice is None else invoice.finalized_at,
+                    )
+                )
+        return sorted(found, key=lambda period: (period.start, period.subscription))
 
     def subscriptions_of(self, customer_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
         """The subscriptions of these customers with their periods, for people."""
@@ -386,6 +392,18 @@ class CustomerDirectory:
                 }
                 upsert(connection, customers, {"organization_id": organization_id}, row)
         return report
+
+
+def _one_after_the_other(bounds: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A subscription's periods as they came to be: an end that was moved gives way to the next."""
+    ends: dict[int, int] = {}
+    for start, end in bounds:
+        ends[start] = min(end, ends.get(start, end))
+    starts = sorted(ends)
+    following = [*starts[1:], NEVER]
+    return [
+        (start, min(ends[start], after)) for start, after in zip(starts, following, strict=True)
+    ]
 
 
 def _instant(seconds: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from billing_pipeline.defs import alerting, assets, events, jobs, schedules, sensors, specs
+from billing_pipeline.defs import alerting, assets, events, jobs, months, schedules, sensors, specs
 from billing_pipeline.defs.resources import Billing
 
 
@@ -18,14 +18,20 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
             specs.STRIPE_EVENTS,
             assets.bill_usage_days,
             events.subscriptions,
+            months.reconciliation,
         ],
         jobs=[
             jobs.bill_days,
             jobs.state_days,
             jobs.apply_stripe_events,
             jobs.missed_stripe_events,
+            months.reconcile_months,
         ],
-        schedules=[schedules.bill_yesterday, schedules.missed_webhooks],
+        schedules=[
+            schedules.bill_yesterday,
+            schedules.missed_webhooks,
+            months.reconcile_daily,
+        ],
         sensors=[
             sensors.changed_readings,
             sensors.unfinished_usage,

@@ -10,6 +10,7 @@ import dagster as dg
 import pandas as pd
 
 from billing_pipeline.preview import PlanLine
+from billing_pipeline.reconciliation import Reconciliation, Row
 from billing_pipeline.statement import Rooms
 from billing_pipeline.stripe_events import Applied
 from billing_pipeline.usage import CountedDay, Snapshot
@@ -139,6 +140,44 @@ def of_verification(rooms: Rooms, day: date) -> dict[str, Any]:
             ]
         ),
     }  # fmt: skip
+
+
+def reconciled_rows(rows: Sequence[Row]) -> dg.MarkdownMetadataValue:
+    """Rows of a reconciliation, with their causes."""
+    return table(
+        [
+            {
+                "organization": ", ".join(row.organizations), "meter": row.meter,
+                "period": row.as_json()["period_start"][:16],
+                "readings": row.figures.readings, "snapshot": row.figures.snapshot,
+                "ledger": row.figures.ledger, "Stripe": row.figures.stripe,
+                "invoiced": row.figures.invoiced,
+                "why": "; ".join(dict.fromkeys(cause.text for cause in row.figures.causes)),
+            }
+            for row in rows
+        ],
+        PREVIEWED,
+    )  # fmt: skip
+
+
+def of_reconciliation(found: Reconciliation, path: str, seconds: float) -> dict[str, Any]:
+    """How a month came out; the figures are plotted over time in the UI."""
+    verified = found.verified
+    facts: dict[str, Any] = {
+        "dagster/row_count": len(found.rows),
+        "path": dg.MetadataValue.path(path),
+        "with_a_difference": sum(any(row.figures.differences.values()) for row in found.rows),
+        "without_a_cause": sum(not row.is_right for row in found.rows),
+        "verified_share": verified.share,
+        "cells": verified.cells,
+        "seconds": round(seconds, 3),
+        "differences": reconciled_rows(
+            [row for row in found.rows if any(row.figures.differences.values())]
+        ),
+    }
+    if verified.hours is not None:
+        facts["hours_until_verified"] = round(verified.hours, 2)
+    return facts
 
 
 def _counts(counted: CountedDay) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The one partitioning: UTC usage days."""
+"""The partitionings: UTC usage days, and the months in which billing periods end."""
 
 from __future__ import annotations
 
@@ -10,4 +10,10 @@ from billing_pipeline.settings import load_settings
 # being stated before it is over.
 usage_days = dg.DailyPartitionsDefinition(
     start_date=load_settings().billing_start_day.isoformat(), timezone="UTC", end_offset=1
+)
+
+billing_months = dg.MonthlyPartitionsDefinition(
+    start_date=load_settings().billing_start_day.replace(day=1).isoformat(),
+    timezone="UTC",
+    end_offset=1,
 )

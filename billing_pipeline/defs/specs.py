@@ -6,7 +6,7 @@ import warnings
 
 import dagster as dg
 
-from billing_pipeline.defs.partitions import usage_days
+from billing_pipeline.defs.partitions import billing_months, usage_days
 
 OWNERS = ["team:billing"]
 
@@ -127,6 +127,45 @@ VERIFICATION = dg.AssetSpec(
     ),
 )
 
+
+RECONCILIATION = dg.AssetSpec(
+    "reconciliation",
+    deps=[VERIFICATION],
+    description=(
+        "One row per organization, meter and billing period that ends in the month: readings, "
+        "snapshot, ledger, Stripe's summary and invoice line, with the cause of each difference."
+    ),
+    group_name="stripe",
+    owners=OWNERS,
+    kinds={"stripe", "csv"},
+    partitions_def=billing_months,
+    metadata=_columns(
+        organization_id=("string", "several with one Stripe customer are one row"),
+        meter=("string", "the meter's event name"),
+        period_start=("timestamp", "UTC"),
+        period_end=("timestamp", "UTC"),
+        invoice=("string", "the period's invoice, where one is known"),
+        status=("string", "final, draft, open, missing or none (no billing period)"),
+        readings=("int64", "units that the readings prove now"),
+        snapshot=("int64", "units in the usage snapshots"),
+        ledger=("int64", "units stated, as the ledger has them"),
+        stripe=("float64", "Stripe's own figure of the period"),
+        invoiced=("int64", "units on the final invoice"),
+        causes=("string", "why they differ, step by step"),
+        unexplained=("string", "steps at which they differ and nobody knows why"),
+    ),
+)
+
+RECONCILED = dg.AssetCheckSpec(
+    "reconciled",
+    asset=RECONCILIATION.key,
+    description="Every difference between readings and invoices has a cause.",
+)
+VERIFIED = dg.AssetCheckSpec(
+    "verified",
+    asset=RECONCILIATION.key,
+    description="Stripe's summaries confirm every cell of the month.",
+)
 
 STRIPE_EVENTS = dg.AssetSpec(
     "stripe_events",

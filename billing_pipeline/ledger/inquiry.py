@@ -357,8 +357,10 @@ class Inquiry:
     ) -> tuple[int, int]:
         """The cells of these days that were stated or are held; and how many Stripe confirms.
 
-        Confirmed is a cell of which everything that stands is verified and nothing waits.
+        Confirmed is a cell of which everything that stands is verified, nothing waits, and nothing
+        is refused that was not made good.
         """
+        refused = _refused().with_only_columns(meter_events.c.id)
         columns = meter_events.c
         cell = (columns.usage_day, columns.organization_id, columns.event_name)
         waiting = select(held_usage.c.value).where(
@@ -371,7 +373,14 @@ class Inquiry:
             select(
                 *cell,
                 func.count().filter(columns.state == State.VERIFIED).label("verified"),
-                func.count().filter(columns.state != State.VERIFIED).label("open"),
+                func.count()
+                .filter(
+                    or_(
+                        columns.state.not_in([State.VERIFIED, State.REJECTED]),
+                        columns.id.in_(refused),
+                    )
+                )
+                .label("open"),
                 func.max(case((waiting.exists(), 1), else_=0)).label("held"),
             )
             .where(

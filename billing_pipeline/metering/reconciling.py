@@ -57,6 +57,8 @@ class Reconciled:
     stripe: float | None = None
     invoiced: int | None = None
     causes: tuple[Cause, ...] = ()
+    keeps_one: bool = False
+    """Whether only the newest value of the period counts; else its values add up."""
 
     @property
     def differences(self) -> dict[Step, float]:

@@ -8,6 +8,7 @@ Knows nothing of Stripe, Dagster or the ledger. DuckDB does the counting.
 - `activity`   exact counting: one row per sensor and usage day, duplicates removed
 - `segments`   the same for parts of a day, where a billing period ends inside it
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
+- `duplicates` which readings of an organization had more than one row
 - `counted`    all of this as the one source that statements ask
 """
 
@@ -15,10 +16,13 @@ from billing_pipeline.usage.activity import (
     DAY_ERRORS,
     CountedDay,
     activity_for,
+    activity_totals,
     count_day,
     load_counted,
+    proven_by,
 )
 from billing_pipeline.usage.counted import CountedUsage, UsageSource
+from billing_pipeline.usage.duplicates import duplicates_of
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.inputs import DayInputs, UnusableInput, list_day
@@ -42,11 +46,14 @@ __all__ = [
     "UnusableInput",
     "UsageSource",
     "activity_for",
+    "activity_totals",
     "count_day",
+    "duplicates_of",
     "is_current",
     "list_day",
     "load_counted",
     "load_snapshot",
+    "proven_by",
     "snapshot_id_of",
     "take_snapshot",
     "usage_in_segments",

@@ -281,6 +281,13 @@ def proven_by(
     """
     for day in days:
         activity_for(engine, readings, snapshots, day)
+    return activity_totals(engine, snapshots, days)
+
+
+def activity_totals(
+    engine: Engine, snapshots: Folder, days: Sequence[date]
+) -> dict[str, tuple[int, int]]:
+    """The same from the sensor activity that lies there, whatever has become of the files."""
     paths = [snapshots.pattern(day_folder(day), ACTIVITY_FILE) for day in days]
     with engine.connect(snapshots) as connection:
         rows = connection.execute(

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from billing_pipeline.defs import build_defs
-from billing_pipeline.defs.partitions import usage_days
+from billing_pipeline.defs.partitions import billing_months, usage_days
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,16 +39,21 @@ def test_the_graph_has_these_assets_checks_jobs_schedules_and_sensors(
         "verification": ["meter_events"],
         "stripe_events": [],
         "subscriptions": ["stripe_events"],
+        "reconciliation": ["verification"],
     }
     checks = {key.name for key in repository.asset_graph.asset_check_keys}
     assert checks == {
         "conservation", "completeness", "plausibility", "delivery", "agreement",
-        "events_applied", "meter_errors", "unbilled", "contradictions",
+        "events_applied", "meter_errors", "unbilled", "contradictions", "reconciled",
+        "verified",
     }  # fmt: skip
     assert {job.name for job in repository.get_all_jobs()} >= {
         "bill_days", "state_days", "apply_stripe_events", "missed_stripe_events",
+        "reconcile_months",
     }  # fmt: skip
-    assert {s.name for s in repository.schedule_defs} == {"bill_yesterday", "missed_webhooks"}
+    assert {s.name for s in repository.schedule_defs} == {
+        "bill_yesterday", "missed_webhooks", "reconcile_daily",
+    }  # fmt: skip
     assert {s.name for s in repository.sensor_defs} == {
         "changed_readings", "unfinished_usage", "stripe_event_sensor", "closing_periods",
         "alert_sensor", "failed_runs",
@@ -64,8 +69,9 @@ def test_every_asset_tells_what_it_is(graph: dg.Definitions) -> None:
         assert spec.kinds
         schema = spec.metadata["dagster/column_schema"]
         assert len(schema.columns) >= 4
-        by_day = "day" in spec.description.lower()
-        assert spec.partitions_def == (usage_days if by_day else None)
+        told = spec.description.lower()
+        partitions = usage_days if "day" in told else billing_months if "month" in told else None
+        assert spec.partitions_def == partitions
 
 
 def test_the_money_checks_block(graph: dg.Definitions) -> None:
@@ -98,7 +104,7 @@ def test_a_fresh_interpreter_loads_the_workspace_without_any_key() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "7"
+    assert done.stdout.strip() == "8"
     assert "Warning" not in done.stderr
 
 

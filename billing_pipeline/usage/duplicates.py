@@ -1,0 +1,32 @@
+"""Which readings of an organization had more than one row: for explaining, not for counting."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from billing_pipeline.usage.engine import Engine, sql
+from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.inputs import list_day
+from billing_pipeline.usage.readings import create_readings
+
+MOST = 200
+"""Readings that are named; the counts by sensor are whole."""
+
+
+def duplicates_of(
+    engine: Engine, readings: Folder, day: date, organization_id: str
+) -> list[dict[str, Any]]:
+    """The first MOST readings of a day with several rows: sensor, instant, rows, distinct values.
+
+    Raises UnusableInput and the other DAY_ERRORS.
+    """
+    with engine.connect(readings) as connection:
+        create_readings(connection, readings, list_day(readings, day))
+        result = connection.execute(
+            sql("duplicates"),
+            {"organization_id": organization_id, "usage_day": day.isoformat(), "most": MOST},
+        )
+        names = [column[0] for column in result.description]
+        rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    return [{**row, "recorded_at": str(row["recorded_at"])} for row in rows]
