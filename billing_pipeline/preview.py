@@ -167,6 +167,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             rooms.clock(),
             splits=splits,
             gated=behind_gate(judge_gate(rooms, snapshot, recent, approved)),
+            # What was undone is shown as a person's run would state it again.
             moved=moved[day],
             retry_rejected=retry_rejected,
         )

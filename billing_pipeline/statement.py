@@ -21,6 +21,7 @@ from billing_pipeline.customers import CustomerDirectory
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
+    Cell,
     Entry,
     Finding,
     Hold,
@@ -207,12 +208,24 @@ def contact(rooms: Rooms) -> Contact:
     return Contact(catalogue.meters)
 
 
+def reopen_for(rooms: Rooms, day: date) -> None:
+    """Have a day planned anew that is about to be counted.
+
+    The window of a later day's parts reaches into it. Of days that Stripe still takes something
+    for, `unfinished_days` sees that by itself.
+    """
+    days = [day]
+    if day_start(day) < (rooms.clock() - OLDEST).timestamp():
+        days.append(day + timedelta(days=rooms.settings.billing_active_window_days))
+    rooms.ledger.reopen(days)
+
+
 def count_usage(rooms: Rooms, day: date) -> Snapshot:
     """Take a day's snapshot. Until it is planned from, the day is unfinished, however old it is.
 
     Raises DAY_ERRORS.
     """
-    rooms.ledger.reopen([day])
+    reopen_for(rooms, day)
     return take_snapshot(
         rooms.engine,
         rooms.readings,
@@ -228,9 +241,12 @@ def state_days(
     *,
     by: By = NOBODY_SAID,
     retry_rejected: bool = False,
+    restate_undone: bool = False,
     progress: Progress | None = None,
 ) -> Statement:
     """Plan and deliver these days from their snapshots; `by` says who does it, and why.
+
+    What was undone stays so until its snapshot is another one, or with `restate_undone`.
 
     What Stripe has said meanwhile comes first (a mapping, a cancellation, a closed period), then
     what an earlier run left unsettled or unverified: its cells wait for it.
@@ -251,7 +267,10 @@ def state_days(
     for _ in range(MOST_SEGMENTS):
         unfinished = []
         for number, day in enumerate(to_plan, start=1):
-            if _plan(rooms, reached.meters, day, retry_rejected, statement, recent):
+            if _plan(
+                rooms, reached.meters, day, statement, recent,
+                retry_rejected=retry_rejected, restate_undone=restate_undone,
+            ):  # fmt: skip
                 unfinished.append(day)
             if progress is not None:
                 progress("planning", number, len(to_plan))
@@ -313,9 +332,11 @@ def _plan(
     rooms: Rooms,
     meters: Sequence[Meter],
     day: date,
-    retry_rejected: bool,
     statement: Statement,
     recent: Recent,
+    *,
+    retry_rejected: bool,
+    restate_undone: bool,
 ) -> bool:
     """Plan one day and write the plan down; True if another round has more of it to state."""
     try:
@@ -332,8 +353,11 @@ def _plan(
                 return False
             usage = {} if snapshot is None else usage_by_organization(snapshot)
             said = rooms.ledger.said([day], connection)[day]
-            findings = []
+            findings, undone = [], set[Cell]()
             if snapshot is not None:
+                undone = rooms.ledger.still_undone(
+                    connection, day, None if restate_undone else snapshot.snapshot_id
+                )
                 approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id, connection)
                 findings = judge_gate(rooms, snapshot, recent, approved)
             plan = plan_day(
@@ -346,6 +370,7 @@ def _plan(
                 splits=splits,
                 only_splits=partly,
                 gated=behind_gate(findings),
+                undone=undone,
                 moved=rooms.adjustments.moved([day], connection)[day],
                 retry_rejected=retry_rejected,
             )
@@ -593,6 +618,8 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     for each in rooms.inquiry.left_out():
         left_out[each.cell.usage_day].append(each)
     said = rooms.ledger.said(list(left_out))
+    # What was refused, became too old, and was decided on since.
+    decided = rooms.adjustments.moved(list(left_out), out_only=True)
     found = set()
     for day, items in left_out.items():
         cuts = period_ends(rooms, meters, payers, day)
@@ -617,8 +644,11 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 rooms.clock(),
                 shared=customer in shared[meter.event_name],
                 payers=payers,
-                # What adjustments took back from it is in the target already.
-                moved=[Entry(item.cell, start, min(0, item.target))],
+                # What adjustments took back from what is held is in its target already.
+                moved=[
+                    Entry(item.cell, start, min(0, item.target)),
+                    *(decided[day].get(item.cell, ()) if item.was_refused else ()),
+                ],
             )
             if any(
                 isinstance(each, MeterEvent)

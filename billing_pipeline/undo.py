@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
@@ -39,6 +40,7 @@ from billing_pipeline.statement import (
     period_ends,
     verify_days,
 )
+from billing_pipeline.usage import DAY_ERRORS
 
 ROUNDS = 6
 """A cell has one unsettled event at a time: the parts of a split day follow one another."""
@@ -49,6 +51,7 @@ class Undone:
     """What undoing a run did. `left` says of cells why they stay as they are."""
 
     run: str
+    reason: str
     lines: list[PlanLine] = field(default_factory=list)
     left: list[dict[str, Any]] = field(default_factory=list)
     days: list[date] = field(default_factory=list)
@@ -74,7 +77,7 @@ def undo_run(
     if reached.unreachable is not None:
         raise ConfigurationError(f"Stripe cannot be reached: {reached.unreachable}")
     days = sorted({cell.usage_day for cell, _, _ in touched})
-    undone = Undone(run, days=days)
+    undone = Undone(run, by.reason.strip(), days=days)
     if not dry_run:
         rooms.ledger.begin(by.who, f"undo of {run}: {by.reason.strip()}", rooms.clock(), undoes=run)
         # An outcome that is open is settled first: its cell waits for it.
@@ -114,12 +117,13 @@ def _undo_day(
     ours = {(cell, revision) for cell, revision, _ in rooms.inquiry.planned_by(rooms.ledger.run)}
     with rooms.ledger.planning() as connection:
         said = rooms.ledger.said([day], connection)[day]
-        plan = DayPlan(day)
+        plan, kept = DayPlan(day), set[Cell]()
         for cell, events in spoken.items():
             history, meter = said.get(cell, []), by_name.get(cell.event_name)
             first, last = min(events)[0], max(events)[0]
             if meter is None:
                 undone.left.append(_left(cell, "the meter is not stated to any more"))
+                kept.add(cell)
                 continue
             before = [s for s in history if s.revision < first]
             parts = bounds(day, ends.get(cell.organization_id, ()))
@@ -133,6 +137,7 @@ def _undo_day(
             if any((cell, s.revision) not in ours for s in later):
                 if not all(_holds(meter, history, segment) for segment in segments):
                     undone.left.append(_left(cell, "it was stated again since, by another run"))
+                    kept.add(cell)
                 continue
             outcomes = plan_segments(
                 meter,
@@ -161,8 +166,19 @@ def _undo_day(
         undone.lines += plan_lines(plan, meters, said, cause)
         if not dry_run:
             # What waits for other reasons is none of an undoing's business.
-            rooms.ledger.write_plan(connection, plan, lambda _cell: False, None, rooms.clock())
+            now = rooms.clock()
+            rooms.ledger.write_plan(connection, plan, lambda _cell: False, None, now)
+            rooms.ledger.mark_undone(
+                connection, spoken.keys() - kept, _snapshot_id(rooms, day), undone.reason, now
+            )
     return bool(plan.unfinished)
+
+
+def _snapshot_id(rooms: Rooms, day: date) -> str:
+    """The day's snapshot at present; empty where there is none that can be read."""
+    with suppress(*DAY_ERRORS):
+        return rooms.usage.snapshot_id(day) or ""
+    return ""
 
 
 def _holds(meter: Meter, history: Sequence[Said], segment: Segment) -> bool:

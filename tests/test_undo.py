@@ -8,9 +8,8 @@ import pytest
 
 from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import By, state_days, unfinished_days
+from billing_pipeline.statement import By, count_usage, state_days, unfinished_days
 from billing_pipeline.undo import Undone, undo_run
-from billing_pipeline.usage import take_snapshot
 from tests.support import World, yesterday
 
 SUM, LAST = "temperature_readings", "active_sensors"
@@ -22,8 +21,8 @@ def run(world: World, name: str) -> None:
     """A run under this name, over all days."""
     rooms = world.rooms(name)
     for day in DAYS:
-        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    state_days(rooms, DAYS, by=By("bob", "backfill"))
+        count_usage(rooms, day)
+    state_days(rooms, DAYS, by=By("bob", "backfill"), restate_undone=True)
     world.verify(DAYS)
 
 
@@ -65,9 +64,22 @@ def test_what_was_before_is_stated_again_as_new_revisions(backfilled: World) -> 
 
 def test_it_stays_undone_until_somebody_runs_it_again(backfilled: World) -> None:
     undo(backfilled, "second")
-    assert unfinished_days(backfilled.rooms()) == []
+    right = backfilled.billed()
+    # What runs by itself leaves it undone, and shows what is missing; so does a new customer.
+    for new in (0, 1):
+        days = unfinished_days(backfilled.rooms())
+        assert days
+        assert backfilled.bill(days).sent == new * len(DAYS)  # the new one's zeros
+        assert backfilled.billed() == right
+        held = backfilled.rooms().inquiry.held(DAYS)
+        assert {h.reason for h in held} == {"undone"}
+        assert {h.cell.usage_day for h in held} == set(DAYS[:2])
+        assert unfinished_days(backfilled.rooms()) == []
+        backfilled.make_customers(["zoe"])
     assert undo(backfilled, "second").statement.sent == 0
+    assert {k: v for k, v in backfilled.billed().items() if k in right} == right
     run(backfilled, "third")
+    assert backfilled.rooms().inquiry.held(DAYS) == []
     wrong = {day: {"a": {"s": 9}, "b": {"u": 4}} for day in DAYS[:2]}
     assert backfilled.billed() == backfilled.due(wrong | {DAYS[2]: {"a": {"s": 3, "t": 2}}})
 

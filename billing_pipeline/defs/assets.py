@@ -48,6 +48,10 @@ STARTERS = ("dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", 
 """Dagster's own tags that say so, where that one is missing."""
 
 
+BY_ITSELF = ("dagster/schedule_name", "dagster/sensor_name")
+"""Tags of runs that nobody asked for: they leave undone what a person undid."""
+
+
 class BillingConfig(dg.Config):
     """Options of a run."""
 
@@ -99,7 +103,8 @@ def bill_usage_days(
                 days = yield from _count(rooms, billing, days, selected)
             if "meter_events" in selected:
                 by = By(_started_by(context.run.tags), config.reason)
-                yield from _state(rooms, billing, days, config, by)
+                by_a_person = not set(context.run.tags) & set(BY_ITSELF)
+                yield from _state(rooms, billing, days, config, by, by_a_person=by_a_person)
             if "verification" in selected:
                 yield from _verify(rooms, billing, days, config)
     except ConfigurationError as error:
@@ -194,14 +199,25 @@ def _preview(rooms: Rooms, billing: Billing, days: list[date], config: BillingCo
 
 
 def _state(
-    rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig, by: By
+    rooms: Rooms,
+    billing: Billing,
+    days: list[date],
+    config: BillingConfig,
+    by: By,
+    *,
+    by_a_person: bool,
 ) -> Events:
     """State the days; each gets its own materialization and check."""
     if config.approve_gate:
         for gate in closed_gates(rooms, days):
             approve_gate(rooms, gate.day, config.approve_gate)
     statement = state_days(
-        rooms, days, by=by, retry_rejected=config.retry_rejected, progress=billing.progress
+        rooms,
+        days,
+        by=by,
+        retry_rejected=config.retry_rejected,
+        restate_undone=by_a_person,
+        progress=billing.progress,
     )
     billing.outcome.statement = statement
     for day, error in statement.not_planned.items():

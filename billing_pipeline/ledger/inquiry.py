@@ -30,6 +30,7 @@ from billing_pipeline.ledger.tables import (
     meters,
     planned_days,
     runs,
+    undone_cells,
     verifications,
 )
 from billing_pipeline.metering import (
@@ -84,6 +85,7 @@ class LeftOut:
     instant: int | None
     target: int
     held_as: frozenset[str] = frozenset()
+    was_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -301,15 +303,17 @@ class Inquiry:
         for row in held:
             why[_held(row).cell].add(row.reason)
         found = [
-            (_held(row).cell, row.start_at or None, row.target)
+            LeftOut(cell, row.start_at or None, row.target, frozenset(why[cell]))
             for row in held
             if row.reason in LIFTABLE
+            for cell in (_held(row).cell,)
         ]
         found += [
-            (Cell(row.usage_day, row.organization_id, row.event_name), row.timestamp, row.newest)
+            LeftOut(cell, row.timestamp, row.newest, frozenset(why[cell]), was_refused=True)
             for row in refused
+            for cell in (Cell(row.usage_day, row.organization_id, row.event_name),)
         ]
-        return [LeftOut(*each, frozenset(why[each[0]])) for each in found]
+        return found
 
     def stated_for(self, start: int, end: int) -> set[tuple[str, str]]:
         """(organization, customer) of what Stripe took, stamped in [start, end) (unix seconds)."""
@@ -326,28 +330,9 @@ class Inquiry:
             return {(row.organization_id, row.customer) for row in rows}
 
     def undone(self, day: date) -> dict[Cell, str]:
-        """The reason, for cells of a day about which the last decision undid a run.
-
-        It stated again what had been before, or withdrew what was not sent yet.
-        """
-        columns = history.c
-        decisions = (
-            select(func.max(columns.id))
-            .where(
-                columns.usage_day == day,
-                or_(
-                    columns.to_state == State.PLANNED,
-                    and_(columns.from_state == State.PLANNED, columns.to_state == State.REJECTED),
-                ),
-            )
-            .group_by(columns.organization_id, columns.event_name)
-        )
+        """The cells of a day of which a run was undone, with the reason."""
         with self._engine.begin() as connection:
-            rows = connection.execute(
-                select(history, runs.c.reason)
-                .join(runs, runs.c.run == columns.run)
-                .where(columns.id.in_(decisions), runs.c.undoes.is_not(None))
-            )
+            rows = connection.execute(select(undone_cells).where(undone_cells.c.usage_day == day))
             return {
                 Cell(row.usage_day, row.organization_id, row.event_name): row.reason for row in rows
             }

@@ -24,6 +24,7 @@ from sqlalchemy import (
     insert,
     select,
     text,
+    true,
     update,
 )
 
@@ -39,9 +40,11 @@ from billing_pipeline.ledger.tables import (
     meters,
     planned_days,
     runs,
+    undone_cells,
     verifications,
 )
 from billing_pipeline.metering import (
+    NOT_COUNTED,
     SENT,
     SUPERSEDED,
     Cell,
@@ -379,6 +382,47 @@ class Ledger:
         reopen(connection, days, self.run)
         return None
 
+    def mark_undone(
+        self,
+        connection: Connection,
+        cells: Collection[Cell],
+        snapshot_id: str,
+        reason: str,
+        now: datetime,
+    ) -> None:
+        """Remember that what was said of these cells from this snapshot was taken back."""
+        for cell in cells:
+            upsert(
+                connection,
+                undone_cells,
+                {
+                    "usage_day": cell.usage_day,
+                    "organization_id": cell.organization_id,
+                    "event_name": cell.event_name,
+                },
+                {
+                    "snapshot_id": snapshot_id,
+                    "reason": reason,
+                    "run": self.run,
+                    "undone_at": now,
+                },
+            )
+        reopen(connection, {cell.usage_day for cell in cells}, self.run)
+
+    def still_undone(self, connection: Connection, day: date, snapshot_id: str | None) -> set[Cell]:
+        """The undone cells of a day while its snapshot is this one; None forgets all of them."""
+        undone = undone_cells.c
+        connection.execute(
+            delete(undone_cells).where(
+                undone.usage_day == day,
+                true() if snapshot_id is None else undone.snapshot_id != snapshot_id,
+            )
+        )
+        return {
+            _cell(row)
+            for row in connection.execute(select(undone_cells).where(undone.usage_day == day))
+        }
+
     def approve_gate(self, day: date, snapshot_id: str, reason: str, now: datetime) -> None:
         """Let a day's counts through as this snapshot has them; the day is then unfinished."""
         with writing(self.engine) as connection:
@@ -595,6 +639,8 @@ class Ledger:
             if not rows:
                 continue
             moved |= {row.id for row in rows}
+            uncounted = {row.usage_day for row in rows if by_id[row.id].error_code == NOT_COUNTED}
+            reopen(connection, uncounted, self.run)  # what they said is to be said again
             connection.execute(
                 update(meter_events)
                 .where(meter_events.c.id == bindparam("_id"))

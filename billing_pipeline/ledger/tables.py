@@ -129,6 +129,19 @@ runs = Table(
     Column("started_at", UtcDateTime, nullable=False),
 )
 
+undone_cells = Table(
+    "undone_cells",
+    metadata,
+    # What a person took back, until the day's snapshot is another one or a person runs it again.
+    Column("usage_day", Date, primary_key=True),
+    Column("organization_id", Text, primary_key=True),
+    Column("event_name", String(100), primary_key=True),
+    Column("snapshot_id", String(64), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("run", String(255), nullable=False),
+    Column("undone_at", UtcDateTime, nullable=False),
+)
+
 gate_approvals = Table(
     "gate_approvals",
     metadata,

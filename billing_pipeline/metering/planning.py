@@ -83,7 +83,7 @@ class DayPlan:
         events = [o for o in found if isinstance(o, MeterEvent)]
         # A cell has at most one unsettled event: the others follow when it is settled.
         self.events.extend(events[:1])
-        if len(events) > 1:
+        if len(events) > 1 or any(isinstance(o, Waiting) and o.more for o in found):
             self.unfinished.append(cell)
         if not any(isinstance(o, Waiting) for o in found):
             self.superseded.extend((cell, s.revision) for s in said if s.state is State.PLANNED)
@@ -138,6 +138,7 @@ def plan_segments(
     at: int | None = None,
     shared: bool = False,
     gated: bool = False,
+    undone: bool = False,
     payers: Payers = NOBODY,
     moved: Sequence[Entry] = (),
     retry_rejected: bool = False,
@@ -146,8 +147,9 @@ def plan_segments(
 
     `customer` is the organization's customer today, `said` everything said about the cell so
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
-    wait for a person, `payers` where the customers' terms stand, `moved` what adjustments add to
-    the cell. Of several events only the first may be sent before it is settled.
+    wait for a person, `undone` whether a person took back what was said from these counts,
+    `payers` where the customers' terms stand, `moved` what adjustments add to the cell. Of several
+    events only the first may be sent before it is settled.
     Raises UsageDefect for a target that no correct counting can produce.
     """
     if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
@@ -180,6 +182,7 @@ def plan_segments(
             at=at,
             shared=shared,
             gated=gated,
+            undone=undone,
             payers=payers,
             adjusted=entered(moved, segment),
             retry_rejected=retry_rejected,
@@ -200,7 +203,8 @@ def plan_segments(
             and any(s.holds(planned.timestamp) and s.holds(first.timestamp) for s in segments)
         ):
             holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
-            return [*holds, Waiting(cell, first.target, stands=True)]
+            more = sum(isinstance(o, MeterEvent) for o in outcomes) > 1
+            return [*holds, Waiting(cell, first.target, stands=True, more=more)]
     return outcomes
 
 
@@ -230,6 +234,7 @@ def _next(
     at: int | None,
     shared: bool,
     gated: bool,
+    undone: bool,
     payers: Payers,
     adjusted: int,
     retry_rejected: bool,
@@ -262,6 +267,8 @@ def _next(
     )
     if reason is None and gated:
         return Hold(cell, value, target, HoldReason.GATE_CLOSED, difference=owed)
+    if reason is None and undone:
+        return Hold(cell, value, target, HoldReason.UNDONE, difference=owed)
     if reason is None and target < 0:
         return Hold(cell, value, target, HoldReason.BELOW_ZERO, difference=owed)
     if reason is not None:
@@ -333,6 +340,7 @@ def plan_day(
     splits: Mapping[str, Sequence[Segment]] | None = None,
     only_splits: bool = False,
     gated: Container[str] = (),
+    undone: Container[Cell] = (),
     moved: Mapping[Cell, Sequence[Entry]] | None = None,
     retry_rejected: bool = False,
 ) -> DayPlan:
@@ -343,7 +351,8 @@ def plan_day(
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
     `splits` gives the segments of organizations whose periods end inside the day; with
     `only_splits` nothing else is planned, because the day itself is not over. `gated` are the
-    organizations whose counts wait for a person, `moved` what adjustments add to the cells.
+    organizations whose counts wait for a person, `undone` the cells of which a run was undone,
+    `moved` what adjustments add to the cells.
     """
     plan = DayPlan(usage_day)
     splits, moved = splits or {}, moved or {}
@@ -371,6 +380,7 @@ def plan_day(
                 now,
                 shared=customer in shared,
                 gated=organization_id in gated,
+                undone=cell in undone,
                 payers=payers,
                 moved=moved.get(cell, ()),
                 retry_rejected=retry_rejected,

@@ -155,7 +155,10 @@ class CellFacts:
             yield _cause("by adjustments: `billing adjustments list`", self.adjusted)
         for part in self.held:
             if part.start == 0 or self.segment.holds(part.start):
-                yield _cause(f"held: {HOLD_EXPLANATIONS[part.reason]}", -part.value)
+                told = f"held: {HOLD_EXPLANATIONS[part.reason]}"
+                if part.reason is HoldReason.UNDONE and self.undone:
+                    told = f"undone: {self.undone}"
+                yield _cause(told, -part.value)
         for each in self.said:
             if each.state in UNSETTLED and self.segment.holds(each.timestamp):
                 yield _cause(f"not settled yet: revision {each.revision} is {each.state}",
@@ -163,8 +166,12 @@ class CellFacts:
 
     def _rest(self, amount: int) -> list[Cause]:
         """What accounts for all that the certain causes leave."""
-        why = self.stale or (self.undone and f"undone: {self.undone}")
-        why = why or (self.refused and f"refused by Stripe: {self.refused}")
+        if self.undone is not None:
+            why: str | None = f"undone: {self.undone}"
+        elif self.stale is not None:
+            why = self.stale
+        else:
+            why = self.refused and f"refused by Stripe: {self.refused}"
         return [_cause(why, amount)] if amount and why else []
 
 

@@ -63,6 +63,7 @@ class HoldReason(StrEnum):
     NO_ROOM_IN_DAY = "no_room_in_day"
     GATE_CLOSED = "gate_closed"
     BELOW_ZERO = "below_zero"
+    UNDONE = "undone"
 
 
 HOLD_EXPLANATIONS: dict[HoldReason, str] = {
@@ -90,6 +91,9 @@ HOLD_EXPLANATIONS: dict[HoldReason, str] = {
         "gate closed: the day's counts are implausible; `billing gate list` says why"
     ),
     HoldReason.NO_ROOM_IN_DAY: "no later second is left inside the usage day",
+    HoldReason.UNDONE: (
+        "a run that stated it was undone: `billing run` over its day states it again"
+    ),
     HoldReason.BELOW_ZERO: (
         "an adjustment takes back more than the day has now; `billing adjustments list` shows it"
     ),
@@ -258,9 +262,10 @@ class Waiting:
     """A cell whose earlier event is unsettled.
 
     `stands` where that event is planned and says just what is to be said; else the cell is planned
-    again once the outcome is known.
+    again once the outcome is known. `more`: other parts of the day are to be stated after it.
     """
 
     cell: Cell
     target: int
     stands: bool = False
+    more: bool = False

@@ -7,7 +7,7 @@ the difference must be in the ledger with a reason that the world bears out.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from itertools import combinations
 from typing import Any
@@ -16,6 +16,7 @@ from billing_pipeline.ledger import HeldUsage
 from billing_pipeline.metering import NOT_COUNTED, SENT, Cell, HoldReason, Said, bounds
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start
 from billing_pipeline.reconciliation import reconcile_month
+from billing_pipeline.sandbox.stripe_state import ReceivedEvent
 from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
 from billing_pipeline.statement import Rooms, closed_gates, unbilled, unfinished_days
 
@@ -68,6 +69,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                         row["error_code"] == NOT_COUNTED or _is_covered(row, story.events)
                     )
                     doubtful |= row["customer"] not in world.account.customers
+                    doubtful |= meter == LAST and _makes_no_difference(row, counted.values())
                     if sent != (event is not None) and where not in flagged and not doubtful:
                         yield f"{told}: {row['state']} here, counted there: {event is not None}"
                     if event is not None and (
@@ -80,6 +82,18 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                         yield f"{told}: stated for {row['customer']}, never its customer"
     for identifier in counted.keys() - ours.keys():
         yield f"Stripe counts {identifier}, which the ledger does not know"
+
+
+def _makes_no_difference(row: dict[str, Any], counted: Iterable[ReceivedEvent]) -> bool:
+    """Whether a zero is the value that its customer has at that instant anyway."""
+    before = [
+        event
+        for event in counted
+        if (event.customer, event.event_name) == (row["customer"], row["meter"])
+        and event.timestamp < row["timestamp"]
+    ]
+    newest = max(before, key=lambda event: event.timestamp, default=None)
+    return row["value"] == 0 and (newest is None or newest.value == 0)
 
 
 def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
@@ -96,7 +110,6 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
     """Each part of each day is stated as the readings prove, or held or refused for a reason."""
     refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
     for day in world.days():
-        undone = rooms.inquiry.undone(day)
         said = rooms.ledger.said([day])[day]
         moved = rooms.adjustments.moved([day])[day]
         held = defaultdict(list)
@@ -142,7 +155,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         continue  # written off
                     if any(hold.value == owed for hold in holds):
                         continue
-                    if (day.isoformat(), organization, meter) in refused or cell in undone:
+                    if (day.isoformat(), organization, meter) in refused:
                         continue
                     reasons = [(h.start, h.value, h.reason) for h in held[cell]]
                     yield f"{told}, and no reason is given; held: {reasons}"
@@ -195,6 +208,7 @@ def _is_so(
         ),
         HoldReason.TOO_OLD: start < world.now - OLDEST.total_seconds(),
         HoldReason.NO_ROOM_IN_DAY: True,
+        HoldReason.UNDONE: any(name.startswith("undo ") for name in world.runs),
         HoldReason.DAY_NOT_OVER: False,
         HoldReason.GATE_CLOSED: world.settings.billing_gates == STRICT and bool(
             closed_gates(rooms, [hold.cell.usage_day])

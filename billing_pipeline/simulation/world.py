@@ -45,6 +45,7 @@ from billing_pipeline.statement import (
     approve_gate,
     closed_gates,
     closing_days,
+    reopen_for,
     state_days,
     unfinished_days,
     verify_days,
@@ -369,7 +370,7 @@ class World:
 
     def _count(self, day: date) -> None:
         """Take a day's snapshot, as `count_usage` does."""
-        Ledger(self.database, "count").reopen([day])
+        reopen_for(self.rooms("count"), day)
         self.readings.count(day, self.clock())
 
     def run(self, chance: Random) -> None:
@@ -381,7 +382,11 @@ class World:
             for day in days:
                 self._count(day)
         crash = chance.random() < 0.4
-        self._act(lambda rooms: self._bill(rooms, days), chance if crash else None, "run")
+        self._act(
+            lambda rooms: self._bill(rooms, days, restate_undone=True),
+            chance if crash else None,
+            "run",
+        )
 
     def undo(self, chance: Random) -> None:
         """A person undoes one of the runs. It may die on the way."""
@@ -443,8 +448,8 @@ class World:
         self.steps.disarm()
         self.log.append("two runs overlap")
 
-    def _bill(self, rooms: Rooms, days: list[date]) -> None:
-        state_days(rooms, days)
+    def _bill(self, rooms: Rooms, days: list[date], *, restate_undone: bool = False) -> None:
+        state_days(rooms, days, restate_undone=restate_undone)
         verify_days(rooms, days)
 
     def _act(self, act: Callable[[Rooms], Any], chance: Random | None, what: str) -> None:
