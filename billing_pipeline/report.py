@@ -223,10 +223,14 @@ def show_reconciliation(console: Console, found: Reconciliation) -> None:
     table = Table("organization", "meter", "period", "invoice", _right("readings"),
                   _right("counted"), _right("stated"), _right("Stripe"), _right("invoiced"), "",
                   title=f"{found.month:%Y-%m}: from readings to invoices")  # fmt: skip
+    subscribers = {row.span.customer for row in found.rows if row.span.period is not None}
     for row in found.rows:
         line, figures = row.as_json(), row.figures
-        differs = any(figures.differences.values())
-        verdict = ("differs", "yellow") if differs else ("right", "green")
+        verdict = ("right", "green")
+        if any(figures.differences.values()):
+            verdict = ("differs", "yellow")
+        elif row.status == "none" and figures.ledger and row.span.customer in subscribers:
+            verdict = ("on no invoice", "yellow")
         table.add_row(
             line["organization_id"], row.meter,
             f"{line['period_start'][5:16]} – {line['period_end'][5:16]}".replace("T", " "),
