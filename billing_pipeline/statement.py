@@ -617,38 +617,53 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     left_out: dict[date, list[LeftOut]] = defaultdict(list)
     for each in rooms.inquiry.left_out():
         left_out[each.cell.usage_day].append(each)
-    said = rooms.ledger.said(list(left_out))
-    # What was refused, became too old, and was decided on since.
-    decided = rooms.adjustments.moved(list(left_out), out_only=True)
+    said, moved = rooms.ledger.said(list(left_out)), rooms.adjustments.moved(list(left_out))
     found = set()
     for day, items in left_out.items():
         cuts = period_ends(rooms, meters, payers, day)
+        undone = rooms.inquiry.undone(day)
+        counted: dict[str, Usage] | None = None
+        again: dict[str, list[Segment]] = {}
+        with suppress(*DAY_ERRORS):  # such a day is counted anew first
+            snapshot = rooms.usage.snapshot(day)
+            counted = None if snapshot is None else usage_by_organization(snapshot)
+            refused = {item.cell.organization_id for item in items if item.was_refused}
+            again = split_day(rooms, day, {o: cuts[o] for o in refused & cuts.keys()})
         shared = {m.event_name: shared_customers(m, payers.customers, said[day]) for m in meters}
         for item in items:
             meter = by_name.get(item.cell.event_name)
             if meter is None or day in found:
                 continue
-            customer = payers.customers.get(item.cell.organization_id)
+            organization = item.cell.organization_id
+            customer = payers.customers.get(organization)
             parts = bounds(day, cuts.get(item.cell.organization_id, ()))
             [*_, (start, end)] = [
                 (start, end)
                 for start, end in parts
                 if item.instant is None or start <= item.instant < end
             ]
+            entries = moved[day].get(item.cell, [])
+            part = next((s for s in again.get(organization, ()) if s.start == start), None)
+            if part is not None:
+                usage = part.usage
+            elif counted is not None and len(parts) == 1:
+                usage = counted.get(organization, Usage())
+            else:
+                # A part that is held is not counted again for asking. What adjustments took back
+                # from it is in its target already.
+                usage = usage_of(meter.measure, max(0, item.target))
+                entries = [Entry(item.cell, start, min(0, item.target))]
             outcomes = plan_segments(
                 meter,
                 item.cell,
-                [Segment(start, end, usage_of(meter.measure, max(0, item.target)))],
+                [Segment(start, end, usage)],
                 customer,
                 said[day].get(item.cell, ()),
                 rooms.clock(),
                 shared=customer in shared[meter.event_name],
+                undone=item.cell in undone,
                 payers=payers,
-                # What adjustments took back from what is held is in its target already.
-                moved=[
-                    Entry(item.cell, start, min(0, item.target)),
-                    *(decided[day].get(item.cell, ()) if item.was_refused else ()),
-                ],
+                moved=entries,
             )
             if any(
                 isinstance(each, MeterEvent)

@@ -66,22 +66,17 @@ class AdjustmentBook:
         self._run = run
 
     def moved(
-        self,
-        days: Sequence[date],
-        connection: Connection | None = None,
-        *,
-        out_only: bool = False,
+        self, days: Sequence[date], connection: Connection | None = None
     ) -> dict[date, dict[Cell, list[Entry]]]:
-        """What adjustments add to the cells of these days; `out_only`: what they carried out."""
+        """What adjustments add to the cells of these days."""
         if connection is None:
             with self._engine.begin() as own:
-                return self.moved(days, own, out_only=out_only)
+                return self.moved(days, own)
         found: dict[date, dict[Cell, list[Entry]]] = {day: defaultdict(list) for day in days}
         columns = adjustment_entries.c
-        query = select(adjustment_entries).where(columns.usage_day.in_(days))
-        if out_only:
-            query = query.where(columns.carried_out)
-        for row in connection.execute(query.order_by(columns.id)):
+        for row in connection.execute(
+            select(adjustment_entries).where(columns.usage_day.in_(days)).order_by(columns.id)
+        ):
             entry = _entry(row)
             found[row.usage_day][entry.cell].append(entry)
         return found

@@ -117,10 +117,16 @@ class Settled:
 
 @dataclass(frozen=True, slots=True)
 class Stamped:
-    """A value, and the instant that it is stamped with (unix seconds)."""
+    """A value, and the instant that it is stamped with (unix seconds).
+
+    `since` is when Stripe took it, None where its summary has shown it. `followed` tells whether
+    events of unknown outcome lie between it and what was asked about.
+    """
 
     value: int
     timestamp: int
+    since: datetime | None
+    followed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -816,7 +822,7 @@ class Ledger:
     def doubt_zero_after(self, check: Checked, now: datetime) -> date | None:
         """Have the zero after a value looked at again: before, nothing could tell that it is there.
 
-        See `summaries.figure_of_a_zero`. Returns its day, None where no verified zero follows.
+        See `summaries.figure_of_a_zero`. Returns its day, None where no zero follows.
         """
         columns, settled = meter_events.c, check.settled
         with writing(self.engine) as connection:
@@ -835,16 +841,16 @@ class Ledger:
                 return None
             told = "to be verified again: the value before it is new"
             again = Outcome(row.id, State.ACCEPTED, error_message=told)
-            moved = self._move(connection, now, {State.VERIFIED}, [again])
+            self._move(connection, now, {State.VERIFIED}, [again])
         day: date = row.usage_day
-        return day if moved else None
+        return day
 
     def newest_before(self, event_name: str, customer: str, timestamp: int) -> Stamped | None:
         """The newest value that Stripe took for a customer, stamped before `timestamp`."""
         columns = meter_events.c
         with self.engine.begin() as connection:
             row = connection.execute(
-                select(columns.value, columns.timestamp)
+                select(columns.value, columns.timestamp, columns.state, columns.accepted_at)
                 .where(
                     columns.customer == customer,
                     columns.event_name == event_name,
@@ -854,7 +860,21 @@ class Ledger:
                 .order_by(columns.timestamp.desc())
                 .limit(1)
             ).one_or_none()
-        return None if row is None else Stamped(row.value, row.timestamp)
+            if row is None:
+                return None
+            between = connection.execute(
+                select(columns.id)
+                .where(
+                    columns.customer == customer,
+                    columns.event_name == event_name,
+                    columns.timestamp > row.timestamp,
+                    columns.timestamp < timestamp,
+                    columns.state.in_([State.SENDING, State.AMBIGUOUS]),
+                )
+                .limit(1)
+            ).first()
+        since = None if row.state == State.VERIFIED else row.accepted_at
+        return Stamped(row.value, row.timestamp, since, between is not None)
 
     def _take_back(self, connection: Connection, check: Checked, now: datetime) -> bool:
         """Reject what Stripe does not show, if a report tells of errors that it did not name.

@@ -20,7 +20,7 @@ from billing_pipeline.ledger import CUSTOMER_UNKNOWN, Ledger, Outcome, Outgoing,
 from billing_pipeline.metering import NOT_COUNTED, Meter, State, possible_figures, too_old
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
-from billing_pipeline.stripe_meters.summaries import daily_figures, figure_of_a_zero
+from billing_pipeline.stripe_meters.summaries import AtZero, daily_figures, figure_of_a_zero
 
 RESEND_WINDOW = timedelta(hours=23)
 
@@ -66,7 +66,9 @@ async def settle(
             at_zero = (
                 None
                 if event.value
-                else await figure_of_a_zero(client, ledger, meter, event.customer, event.timestamp)
+                else await figure_of_a_zero(
+                    client, ledger, meter, event.customer, event.timestamp, now
+                )
             )
         except stripe.InvalidRequestError as error:
             final = outgoing.id in never_again or needs_settlement(outgoing, now)
@@ -98,7 +100,7 @@ def _decide(
     meter: Meter,
     known: Settled | None,
     beside: Sequence[int],
-    at_zero: tuple[int, float] | None,
+    at_zero: AtZero | None,
     reported: float,
     now: datetime,
     *,
@@ -111,19 +113,22 @@ def _decide(
     """
     value = outgoing.event.value
     certain, pending = _settled_by_now(known, meter, now) if known else (None, [])
+    proves = at_zero is None or at_zero.alone
     if at_zero is not None:
-        certain, reported = at_zero
+        if at_zero.figure is None:
+            return _undecided(outgoing, "the value before it may not be in Stripe's summary yet")
+        certain, reported = at_zero.before, at_zero.figure
     without = possible_figures(certain, [*pending, *beside], meter.replaces)
     if without is None:
         return _undecided(outgoing, "too many events of its day are not verified yet")
     with_it = {value} if meter.replaces else {figure + value for figure in without}
-    if reported in with_it - without:
+    if proves and reported in with_it - without:
         return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
     last = outgoing.last_attempt_at
     lag_over = last is None or now - last > LAG_ALLOWANCE
     if meter.replaces:
         # What cannot be told from its absence may be stated again: the figure is right either way.
-        absent = reported in without
+        absent = reported in without or not proves
     else:
         # A figure that lacks what was accepted lags, and proves no absence.
         absent = reported == (certain or 0) + sum(pending) and reported not in with_it

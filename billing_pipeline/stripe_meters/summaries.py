@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -9,6 +10,7 @@ import stripe
 
 from billing_pipeline.ledger import Ledger
 from billing_pipeline.metering import Formula, Meter
+from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.metering.timestamps import day_end, day_start
 from billing_pipeline.stripe_meters.retrying import reading
 
@@ -67,21 +69,40 @@ async def figure_between(
     return page.data[0].aggregated_value if page.data else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class AtZero:
+    """The value before a zero, and Stripe's figure since: None while that may lag behind.
+
+    `alone`: no other event of unknown outcome may have made the figure 0.
+    """
+
+    before: int
+    figure: float | None
+    alone: bool = True
+
+
 async def figure_of_a_zero(
-    client: stripe.StripeClient, ledger: Ledger, meter: Meter, customer: str, timestamp: int
-) -> tuple[int, float] | None:
+    client: stripe.StripeClient,
+    ledger: Ledger,
+    meter: Meter,
+    customer: str,
+    timestamp: int,
+    now: datetime,
+) -> AtZero | None:
     """Where a zero stamped so takes the place of another value: that value, and Stripe's figure.
 
-    A day with a zero and a day without any event may look alike in a summary by day. Over the time
-    since the value before, the figure is 0 only if the zero was counted. None where the meter adds
-    up, or the value before was a zero too: then it makes no difference to any bill.
+    A day with a zero and a day without any event may look alike in a summary by day. Over the
+    time since the value before, the figure is 0 only if the zero was counted. None where the meter
+    adds up, or the value before was a zero too: then it makes no difference to any bill.
     """
     if meter.formula is not Formula.LAST:
         return None
     before = ledger.newest_before(meter.event_name, customer, timestamp)
     if before is None or before.value == 0:
         return None
+    if before.since is not None and now - before.since <= LAG_ALLOWANCE:
+        return AtZero(before.value, None)
     figure = await figure_between(
         client, str(meter.meter_id), customer, before.timestamp, timestamp + 1
     )
-    return before.value, figure
+    return AtZero(before.value, figure, not before.followed)

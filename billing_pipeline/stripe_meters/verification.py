@@ -16,7 +16,7 @@ from billing_pipeline.metering import Formula, Meter, judge, missing_from
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Clock, Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
-from billing_pipeline.stripe_meters.summaries import daily_figures, figure_of_a_zero
+from billing_pipeline.stripe_meters.summaries import AtZero, daily_figures, figure_of_a_zero
 
 AT_ONCE = 20
 """Summaries read side by side."""
@@ -120,11 +120,11 @@ async def _look(
     limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def zero(each: Settled, meter: Meter) -> tuple[int, float] | None:
+    async def zero(each: Settled, meter: Meter) -> AtZero | None:
         if each.expected or not each.pending:
             return None
         await limiter.acquire()
-        return await figure_of_a_zero(client, ledger, meter, each.customer, each.timestamp)
+        return await figure_of_a_zero(client, ledger, meter, each.customer, each.timestamp, clock())
 
     async def one(customer: str, meter: Meter, span: list[Settled]) -> list[Checked]:
         days = [each.usage_day for each in span]
@@ -162,12 +162,14 @@ def _check(
     each: Settled,
     meter: Meter,
     shown: float | None,
-    at_zero: tuple[int, float] | None,
+    at_zero: AtZero | None,
     clock: Clock,
 ) -> Checked:
     certain = each.certain
     if at_zero is not None:
-        certain, shown = at_zero
+        certain, shown = at_zero.before, at_zero.figure
+        if shown is None:
+            return Checked(each, "0", "lagging")
     reported = shown or 0.0
     outcome = judge(
         each.expected,

@@ -12,6 +12,7 @@ import pytest
 from billing_pipeline.defs import Billing
 from billing_pipeline.defs.schedules import bill_yesterday
 from billing_pipeline.defs.sensors import changed_readings, unfinished_usage
+from billing_pipeline.metering.timestamps import day_start
 from tests.support import World, yesterday
 
 START, END = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -41,7 +42,9 @@ def counted(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """Three finished days, all of them billed."""
     first = yesterday() - timedelta(days=2)
     monkeypatch.setenv("BILLING_START_DAY", first.isoformat())
-    world.advance(hours=1)  # past the grace of a day that has just ended
+    # Six in the morning: past the grace of a day that has just ended, far from the next one.
+    six = day_start(yesterday()) + 30 * 3600
+    world.advance(seconds=six - world.clock().timestamp())
     world.make_meters()
     world.make_customers(["a"])
     for n in range(3):
