@@ -8,7 +8,7 @@ SEEDS ?= 1..2000
 export DAGSTER_HOME ?= $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test simulate lint format types ui bench lock clean
+.PHONY: help setup demo test simulate mutants lint format types ui bench lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -34,6 +34,9 @@ test: $(READY)  ## all tests
 
 simulate: $(READY)  ## thousands of simulated histories; SEEDS=1..2000
 	$(BIN)/billing simulate --seeds $(SEEDS)
+
+mutants: $(READY)  ## break each money rule on purpose; the simulation must find every one
+	$(BIN)/python -m tests.simulation.mutants
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

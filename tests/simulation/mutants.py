@@ -134,6 +134,30 @@ MUTANTS = (
         "known.as_of > source.created.replace(year=9999)",
     ),
     Mutant(
+        "a zero of a `last` meter that cannot be stated yet is not forgotten",
+        "billing_pipeline/metering/planning.py",
+        "decided = reason in CARRIED and owed == 0 and not first_zero",
+        "decided = (reason in CARRIED and owed == 0) or first_zero",
+    ),
+    Mutant(
+        "an organization that gets its customer later owes its days before",
+        "billing_pipeline/metering/terms.py",
+        "content = json.dumps([sorted(self.customers.items()), sorted(self.undecided)])",
+        "content = json.dumps([])",
+    ),
+    Mutant(
+        "a day is planned again when the outcome that it waited for is known",
+        "billing_pipeline/ledger/ledger.py",
+        'planned_from = basis if plan.is_whole and not kept else ""',
+        "planned_from = basis",
+    ),
+    Mutant(
+        "what was never counted is said again",
+        "billing_pipeline/ledger/ledger.py",
+        "reopen(connection, uncounted, self.run)",
+        "uncounted.clear()",
+    ),
+    Mutant(
         "what is carried forward leaves the closed period",
         "billing_pipeline/ledger/adjustments.py",
         "out = Entry(cell, adjustment.at, -adjustment.amount)",
