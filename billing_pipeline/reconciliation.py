@@ -18,6 +18,7 @@ import pandas as pd
 
 from billing_pipeline.customers import BillingPeriod
 from billing_pipeline.metering import (
+    NOT_COUNTED,
     SENT,
     Cause,
     Cell,
@@ -239,6 +240,8 @@ class _Tally:
     parts: list[Part] | None = None
     newest_at: int = -1
     """Timestamp of the newest event, on a meter of which only that one counts."""
+    unsure_at: int = -1
+    """Timestamp of the newest zero that was taken for not counted: of these nobody is sure."""
 
     @property
     def question(self) -> PeriodQuestion | None:
@@ -481,6 +484,10 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
 def _add_events(tally: _Tally, facts: CellFacts) -> None:
     """Add what the ledger says that Stripe holds of a part of a cell."""
     if tally.meter.formula is Formula.LAST:
+        for each in facts.said:
+            unsure = each.value == 0 and each.error_code == NOT_COUNTED
+            if unsure and facts.segment.holds(each.timestamp):
+                tally.unsure_at = max(tally.unsure_at, each.timestamp)
         newest = max(facts.taken, key=lambda each: each.timestamp, default=None)
         if newest is not None and newest.timestamp > tally.newest_at:
             tally.newest_at, tally.ledger = newest.timestamp, newest.value
@@ -565,6 +572,9 @@ def _row(tally: _Tally, found: StripesFigures, late: Late, now: datetime) -> Row
         tally.meter.formula is Formula.LAST,
     )
     more = _invoice_causes(tally, figures, late)
+    if figures.keeps_one and stripe == 0 and tally.unsure_at > tally.newest_at:
+        told = "a zero whose outcome stayed unknown was counted, and could not be stated again"
+        more.append(Cause(Step.STRIPE, told, None))
     figures = replace(figures, causes=(*figures.causes, *more))
     return Row(
         tally.span,

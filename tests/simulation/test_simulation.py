@@ -9,7 +9,7 @@ import pytest
 
 from billing_pipeline.simulation.runner import history, shorten, simulate
 
-SEEDS = 120
+SEEDS = 240
 
 
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, 10))
