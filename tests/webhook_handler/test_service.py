@@ -104,6 +104,7 @@ GOOD = event_body("evt_refused")
         (event_body("evt_x", object="charge"), None, 400, "unreadable"),
         (b"x" * (2**20 + 1), None, 413, "too_large"),
     ],
+    ids=lambda value: type(value).__name__,  # signatures carry the second, and processes differ
 )
 def test_what_is_refused_is_told_why_and_leaves_no_row(
     service: Handler,
