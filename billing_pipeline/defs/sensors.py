@@ -9,6 +9,7 @@ undone is asked for again after a while.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 
 import dagster as dg
@@ -26,6 +27,12 @@ ASK_AGAIN_SOON = timedelta(minutes=10)
 GRACE = timedelta(minutes=15)
 """A day that has just ended is the schedule's."""
 
+OLDER_AT_ONCE = 10
+"""Older days looked at in one tick: a year of them in about half an hour."""
+
+TURN = "older"
+"""Where the cursor keeps whose turn it is among the older days."""
+
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
 
@@ -33,10 +40,23 @@ RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_e
 def changed_readings(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
-    """Bill again the days of the last 34 whose files changed, or that were never counted."""
+    """Bill again the days of the last 34 whose files changed, or that were never counted.
+
+    Older days that were counted are looked at in turn, a few at a time: what comes for them can
+    only be carried forward, but it must not go unnoticed.
+    """
     with billing.open("changed_readings") as rooms:
-        reasons, seen = _changed(rooms)
-        asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+        before = json.loads(context.cursor) if context.cursor else {}
+        older, following = _older_days(rooms, before.pop(TURN, None))
+        reasons, seen = _changed(rooms, [*older, *_stateable_days(rooms)])
+        asked, cursor = _not_asked_lately(json.dumps(before), reasons, rooms.clock())
+        if following is not None:
+            # What was asked for in another turn is remembered until it is looked at again.
+            recent = _stateable_days(rooms)[0].isoformat()
+            looked_at = {day.isoformat() for day in older}
+            kept = {d: was for d, was in before.items() if d < recent and d not in looked_at}
+            turn = {TURN: following.isoformat()}
+            cursor = json.dumps({**kept, **json.loads(cursor), **turn})
     return dg.SensorResult(
         run_requests=_requests(asked),
         asset_events=[event for event in seen if date.fromisoformat(str(event.partition)) in asked],
@@ -99,11 +119,33 @@ def closing_periods(
     return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
 
 
-def _changed(rooms: Rooms) -> tuple[dict[date, str], list[dg.AssetObservation]]:
-    """The days to count anew, with a mark of what lies there, and what was seen of them."""
+def _older_days(rooms: Rooms, turn: str | None) -> tuple[list[date], date | None]:
+    """A few counted days that Stripe takes nothing for any more, and where the next look begins.
+
+    A day whose files are all gone is left alone: they were archived.
+    """
+    first = rooms.settings.billing_start_day
+    last = _stateable_days(rooms)[0] - timedelta(days=1)
+    if first > last:
+        return [], None
+    at = first if turn is None else date.fromisoformat(turn)
+    days = [at + timedelta(days=n) for n in range(OLDER_AT_ONCE) if at + timedelta(days=n) <= last]
+    found = []
+    for day in days:
+        with suppress(*DAY_ERRORS):
+            if rooms.usage.snapshot_id(day) is not None and list_day(rooms.readings, day).files:
+                found.append(day)
+    following = at + timedelta(days=OLDER_AT_ONCE)
+    return found, following if following <= last else first
+
+
+def _changed(
+    rooms: Rooms, days: Iterable[date]
+) -> tuple[dict[date, str], list[dg.AssetObservation]]:
+    """Of these days those to count anew, with a mark of what lies there, and what was seen."""
     reasons: dict[date, str] = {}
     seen = []
-    for day in _stateable_days(rooms):
+    for day in days:
         files = 0
         try:
             inputs = list_day(rooms.readings, day)

@@ -88,6 +88,33 @@ def test_a_day_whose_run_never_succeeded_is_asked_for_again_after_an_hour(
     assert len(tick(changed_readings, cursor)[0]) == 1
 
 
+def test_a_file_for_a_day_that_stripe_takes_no_more_is_noticed_in_its_turn(
+    counted: World, tick: Tick
+) -> None:
+    day = yesterday()
+    counted.advance(days=60)
+    counted.write_readings(day, {"a": {"late": 1}}, "late.jsonl")
+
+    def older(cursor: str | None) -> tuple[list[tuple[str, str]], str | None]:
+        """What a few ticks ask for of the days of two months ago."""
+        asked = []
+        for _ in range(8):
+            ranges, cursor = tick(changed_readings, cursor)
+            asked += [span for span in ranges if span[0] <= day.isoformat()]
+        return asked, cursor
+
+    asked, cursor = older(None)
+    assert asked == [(day.isoformat(), day.isoformat())]
+    counted.advance(minutes=61)
+    assert older(cursor)[0] == asked  # nobody did it: once more
+    counted.bill([day])
+    assert {held.reason for held in counted.rooms().inquiry.held([day])} == {"too_old"}
+    # Files that were archived are no news.
+    for file in (counted.home / "readings" / f"reading_date={day}").iterdir():
+        file.unlink()
+    assert older(None)[0] == []
+
+
 def test_a_day_that_was_billed_is_forgotten_by_the_cursor(counted: World, tick: Tick) -> None:
     counted.write_readings(yesterday(), {"a": {"late": 1}}, "late.jsonl")
     _, cursor = tick(changed_readings, None)
