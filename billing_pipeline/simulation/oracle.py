@@ -6,11 +6,14 @@ the difference must be in the ledger with a reason that the world bears out.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import date
+from datetime import date, datetime
 from itertools import combinations
 from typing import Any
+
+from sqlalchemy import select
 
 from billing_pipeline.ledger import HeldUsage
 from billing_pipeline.metering import NOT_COUNTED, SENT, Cell, HoldReason, Said, bounds
@@ -19,6 +22,8 @@ from billing_pipeline.reconciliation import reconcile_month
 from billing_pipeline.sandbox.stripe_state import ReceivedEvent
 from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
 from billing_pipeline.statement import Rooms, closed_gates, unbilled, unfinished_days
+from billing_pipeline.stripe_events.inbox import EventState
+from webhook_handler.tables import stripe_events
 
 LAST, SUM = "active_sensors", "temperature_readings"
 
@@ -31,6 +36,7 @@ def complaints(world: World) -> list[str]:
         *_ledger_and_stripe_agree(world, rooms),
         *_cells_are_right(world, rooms),
         *_invoices_are_right(world, rooms),
+        *_closed_stays_closed(world, rooms),
         *_every_difference_has_a_cause(world, rooms),
         *_decisions_are_kept(world, rooms),
         *_nothing_is_left(world, rooms),
@@ -254,6 +260,25 @@ def _invoices_are_right(world: World, rooms: Rooms) -> Iterator[str]:
         }
         if billed not in ours and (customer, meter) not in flagged:
             yield f"invoice {invoice['id']} bills {billed} {meter}, the ledger says {ours}"
+
+
+def _closed_stays_closed(world: World, rooms: Rooms) -> Iterator[str]:
+    """Once the news of a final invoice is applied, nothing more is sent for its period."""
+    known: dict[str, datetime] = {}
+    with world.database.begin() as connection:
+        for row in connection.execute(
+            select(stripe_events.c.payload, stripe_events.c.processed_at).where(
+                stripe_events.c.type == "invoice.finalized",
+                stripe_events.c.state == EventState.PROCESSED,
+            )
+        ):
+            invoice = str(json.loads(row.payload)["data"]["object"]["id"])
+            known[invoice] = min(row.processed_at, known.get(invoice, row.processed_at))
+    for event in unbilled(rooms):
+        since = known.get(event["invoice"])
+        if since is not None and datetime.fromisoformat(event["first_attempt_at"]) > since:
+            told = f"{event['identifier']} was first sent after {event['invoice']}"
+            yield f"{told} was known as final"
 
 
 def _total(meter: str, rows: Sequence[dict[str, Any]]) -> int:

