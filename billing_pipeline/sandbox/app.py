@@ -97,6 +97,11 @@ class Sandbox:
     bucket: list[float] = field(default_factory=lambda: [0.0, 0.0])
     numbers: Any = field(default_factory=lambda: itertools.count(1))
 
+    def keep_answer(self, key: str | None, answer: tuple[str, int, dict[str, Any]]) -> None:
+        """Keep what a request was answered, to answer the same again for its Idempotency-Key."""
+        if key is not None and not self.faults.forgets(self.seed, key):
+            self.stored[key] = answer
+
     # Meter events ----------------------------------------------------------------------------
 
     async def post_event(self, request: Request, given: dict[str, Any]) -> Any:
@@ -553,14 +558,13 @@ async def _answer(
         if isinstance(answered, Response):
             return answered
         answer, response = answered if isinstance(answered, tuple) else (answered, None)
-        if key is not None:
-            sandbox.stored[key] = (content, 200, answer)
+        sandbox.keep_answer(key, (content, 200, answer))
         return response or JSONResponse(answer, 200, headers)
     except StripeRefusal as refusal:
         answer = {"error": refusal.error}
         # What was executed is remembered, a 500 too; what was turned away at the door is not.
-        if key is not None and executed and refusal.status not in (409, 429):
-            sandbox.stored[key] = (content, refusal.status, answer)
+        if executed and refusal.status not in (409, 429):
+            sandbox.keep_answer(key, (content, refusal.status, answer))
         return JSONResponse(answer, refusal.status, {**headers, **refusal.headers})
 
 

@@ -22,6 +22,9 @@ class Faults:
     """The connection is cut after counting."""
     dropped: float = 0.0
     """A 200, but the event is never counted: rejected later."""
+    forgotten: float = 0.0
+    """An answer is not kept for its Idempotency-Key: sent again, the request is executed again.
+    Such a request was executed and counted; it also strikes beside another fault."""
     slow: float = 0.0
     """The answer takes `slow_seconds`."""
     slow_seconds: float = 1.0
@@ -58,6 +61,10 @@ class Faults:
             except ValueError:
                 raise ValueError(f"{name} needs a number, not {value!r}") from None
         return faults
+
+    def forgets(self, seed: int, key: str) -> bool:
+        """Whether the answer to this Idempotency-Key is not kept."""
+        return random.Random(f"{seed}:forgotten:{key}").random() < self.forgotten
 
     def strike(self, seed: int, identifier: str, attempt: int) -> str | None:
         """The fault that hits this attempt, if any: at most one."""
