@@ -222,8 +222,8 @@ class _Courier:
                 done, flying = await asyncio.wait(
                     flying, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                for task in done:
-                    outgoing, outcome = task.result()
+                # In their order: a set has none, and a simulated delivery is to be repeatable.
+                for outgoing, outcome in sorted((t.result() for t in done), key=_row_id):
                     landed.append(outcome)
                     if outcome.state is State.AMBIGUOUS:
                         unknown.append(replace(outgoing, last_attempt_at=self._clock()))
@@ -326,6 +326,10 @@ class _Courier:
             )
         )
         self._progress(len(self._report.results), self._total)
+
+
+def _row_id(landed: tuple[Outgoing, Outcome]) -> int:
+    return landed[0].id
 
 
 def _lane(outgoing: Outgoing) -> tuple[str, str]:
