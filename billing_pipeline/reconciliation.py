@@ -58,6 +58,10 @@ LONGEST_DRAFT = timedelta(hours=73)
 """An invoice is a draft for 72 hours at most; one that is not known by then should be missed."""
 
 
+INVOICED_STATUSES = ("active", "trialing", "past_due", "unpaid", "canceled")
+"""Statuses of subscriptions whose periods end with an invoice; a canceled one ended with one."""
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """What a row is about: [start, end) in unix seconds of one customer, or of none.
@@ -607,7 +611,10 @@ def _invoice_causes(tally: _Tally, figures: Reconciled, late: Late) -> list[Caus
     if period.invoice_id is None:
         told = ("the subscription was cancelled inside the period, and no invoice for it is known: "
                 "without `invoice_now` Stripe drops the usage")  # fmt: skip
-        return [Cause(Step.INVOICE, told, None)] if period.cut_short else []
+        if not period.cut_short:
+            told = f"its subscription is {period.status} in Stripe, which makes no invoice for it"
+        invoiced = period.status is None or period.status in INVOICED_STATUSES
+        return [] if invoiced and not period.cut_short else [Cause(Step.INVOICE, told, None)]
     causes = []
     if missed := late.get((period.invoice_id, tally.meter.event_name), ()):
         told = f"{len(missed)} event(s) were taken, or tried again, after the invoice was final"

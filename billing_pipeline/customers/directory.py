@@ -138,6 +138,8 @@ class BillingPeriod:
     """Ids of the meters that it bills; None where that is not known."""
     cut_short: bool = False
     """Whether the subscription ended inside it."""
+    status: str | None = None
+    """The subscription's status today, None where no event has shown it."""
     invoice_id: str | None = None
     invoice_status: str | None = None
     finalized_at: int | None = None
@@ -314,6 +316,7 @@ class CustomerDirectory:
                         end,
                         None if meters is None else frozenset(meters),
                         end < planned_end,
+                        None if owner is None else owner.status,
                         None if invoice is None else invoice.invoice_id,
                         None if invoice is None else invoice.status,
                         None if invoice is None else invoice.finalized_at,
