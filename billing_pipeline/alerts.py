@@ -43,7 +43,7 @@ def alerts(rooms: Rooms) -> list[Alert]:
          "meter events that Stripe took after the invoice of their period was final"),
         ("closed_usage", rooms.inquiry.held_for_good(),
          "amounts can no longer be stated where they belong: `billing adjustments list`"),
-        ("closed_gates", len(rooms.inquiry.gated_days()),
+        ("closed_gates", len(rooms.inquiry.gated()),
          "days wait because their counts are implausible: `billing gate list`"),
         ("failed_events", rooms.inbox.counts()[EventState.FAILED],
          "events of Stripe's that could not be applied: `billing events list --state failed`"),

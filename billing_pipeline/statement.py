@@ -460,7 +460,7 @@ class ClosedGate:
 def closed_gates(rooms: Rooms, days: Sequence[date] | None = None) -> list[ClosedGate]:
     """The days (None: all) whose counts wait for a person. Raises DAY_ERRORS."""
     recent, found = Recent(rooms), []
-    for day in rooms.inquiry.gated_days() if days is None else days:
+    for day in rooms.inquiry.gated() if days is None else days:
         snapshot = rooms.usage.snapshot(day)
         if snapshot is None:
             continue
@@ -582,12 +582,13 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     """Days that a new run from their present snapshots would bring further.
 
     A snapshot not planned from yet, an event whose outcome is open, usage that was held or
-    refused and would be stated now.
+    refused and would be stated now, or that waits at a gate which has opened by itself.
     """
     today = rooms.clock().date()
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
     payers = rooms.payers()
     found = rooms.inquiry.open_days(today - VERIFIABLE) | _released(rooms, meters, payers)
+    found |= _let_through(rooms)
     planned_from = rooms.inquiry.planned_from()
     found |= {day for day, basis in planned_from.items() if not basis and _is_whole(rooms, day)}
     first = max(today - OLDEST, rooms.settings.billing_start_day)
@@ -610,6 +611,21 @@ def _is_whole(rooms: Rooms, day: date) -> bool:
         return False
 
 
+def _let_through(rooms: Rooms) -> set[date]:
+    """Days with usage behind a gate that is open now: the days it is compared with have changed."""
+    waiting, found = rooms.inquiry.gated(), set()
+    recent = Recent(rooms)
+    for day, organizations in waiting.items():
+        with suppress(*DAY_ERRORS):  # such a day is counted anew first
+            snapshot = rooms.usage.snapshot(day)
+            if snapshot is not None:
+                approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
+                behind = behind_gate(judge_gate(rooms, snapshot, recent, approved))
+                if any(organization not in behind for organization in organizations):
+                    found.add(day)
+    return found
+
+
 def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date]:
     """Days with usage that was held or refused, and that the rules would state or hold
     for another reason now."""
@@ -618,7 +634,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     for each in rooms.inquiry.left_out():
         left_out[each.cell.usage_day].append(each)
     said, moved = rooms.ledger.said(list(left_out)), rooms.adjustments.moved(list(left_out))
-    found = set()
+    found, now = set(), rooms.clock().timestamp()
     for day, items in left_out.items():
         cuts = period_ends(rooms, meters, payers, day)
         undone = rooms.inquiry.undone(day)
@@ -637,11 +653,14 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
             organization = item.cell.organization_id
             customer = payers.customers.get(organization)
             parts = bounds(day, cuts.get(item.cell.organization_id, ()))
-            [*_, (start, end)] = [
+            about = [
                 (start, end)
                 for start, end in parts
-                if item.instant is None or start <= item.instant < end
+                if (item.instant is None or start <= item.instant < end) and end <= now
             ]
+            if not about:
+                continue  # its part of today is not over
+            start, end = about[-1]
             entries = moved[day].get(item.cell, [])
             part = next((s for s in again.get(organization, ()) if s.start == start), None)
             if part is not None:
