@@ -45,6 +45,9 @@ from billing_pipeline.metering import (
 )
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
 
+CLOCKS_APART = timedelta(minutes=5)
+"""Our clock and Stripe's may differ by this much: it takes no event from further in the future."""
+
 
 @dataclass(frozen=True, slots=True)
 class HeldUsage:
@@ -174,17 +177,19 @@ class Inquiry:
             found += [_json(dict(row._mapping)) for row in rows]
         return found
 
-    def gated_days(self) -> list[date]:
-        """The days of which usage waits at the gate."""
+    def gated(self) -> dict[date, set[str]]:
+        """The organizations whose usage waits at the gate, by day."""
         with self._engine.begin() as connection:
-            return list(
-                connection.scalars(
-                    select(held_usage.c.usage_day)
-                    .where(held_usage.c.reason == HoldReason.GATE_CLOSED)
-                    .distinct()
-                    .order_by(held_usage.c.usage_day)
-                )
+            rows = connection.execute(
+                select(held_usage.c.usage_day, held_usage.c.organization_id)
+                .where(held_usage.c.reason == HoldReason.GATE_CLOSED)
+                .distinct()
+                .order_by(held_usage.c.usage_day)
             )
+            found: dict[date, set[str]] = defaultdict(set)
+            for row in rows:
+                found[row.usage_day].add(row.organization_id)
+        return dict(found)
 
     def per_organization(self, days: Sequence[date]) -> list[tuple[str, int, int]]:
         """Organization, events Stripe holds, and how many of these are verified."""
@@ -423,9 +428,10 @@ class Inquiry:
     def accepted_after(
         self, customer: str, start: int, end: int, since: datetime
     ) -> list[dict[str, Any]]:
-        """What Stripe took for a customer, stamped in [start, end), later than `since`.
+        """What Stripe took for a customer, stamped in [start, end), later than its `since`.
 
-        `certain` is False where it was tried before and after, and may have been taken in time.
+        `certain` is False where it may have been taken in time: it was tried before and after, or
+        so close to it that the two clocks may differ by more.
         """
         with self._engine.begin() as connection:
             rows = connection.execute(
@@ -434,12 +440,15 @@ class Inquiry:
                     meter_events.c.customer == customer,
                     meter_events.c.timestamp >= start,
                     meter_events.c.timestamp < end,
-                    meter_events.c.last_attempt_at >= since,
+                    meter_events.c.last_attempt_at >= since - CLOCKS_APART,
                     meter_events.c.state.in_(SENT),
                 )
                 .order_by(meter_events.c.id)
             )
-            return [{**_event_json(row), "certain": row.first_attempt_at >= since} for row in rows]
+            return [
+                {**_event_json(row), "certain": row.first_attempt_at >= since + CLOCKS_APART}
+                for row in rows
+            ]
 
     def story(self, cell: Cell) -> CellStory:
         """All there is about one cell."""
