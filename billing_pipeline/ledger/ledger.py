@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
 
@@ -57,7 +57,8 @@ from billing_pipeline.metering import (
     Said,
     State,
 )
-from billing_pipeline.metering.agreement import TAKE_BACK_AFTER
+from billing_pipeline.metering.agreement import TAKE_BACK_AFTER, Agreement
+from billing_pipeline.metering.timestamps import day_end
 from billing_pipeline.settings import ConfigurationError
 
 CUSTOMER_UNKNOWN = "meter_event_customer_not_found"
@@ -97,6 +98,8 @@ class Outcome:
 class Settled:
     """What the ledger expects Stripe's summary to say of one customer, meter and day.
 
+    Where newer values replace older ones, a day shows its last value only. A part of it that ends
+    earlier, with a billing period, is then looked at by itself: `span` is its [start, end).
     `certain` is the value that was verified before, `pending` the values accepted since, in
     the order of their revisions; `expected` is what both come to. `last_accepted_at` tells how
     long Stripe has had time to agree.
@@ -113,20 +116,24 @@ class Settled:
     last_accepted_at: datetime
     timestamp: int
     """Of the newest event (unix seconds)."""
+    span: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Stamped:
-    """A value, and the instant that it is stamped with (unix seconds).
+class Before:
+    """What came before an instant on a meter that keeps one value.
 
-    `since` is when Stripe took it, None where its summary has shown it. `followed` tells whether
-    events of unknown outcome lie between it and what was asked about.
+    `newest` is what Stripe took last. `value` is the newest that its summary has shown (0: none),
+    and `followed_by` are those after it that it may hold or not. `since` is the instant (unix
+    seconds) of the first of all these, `last_accepted_at` when Stripe took the latest of
+    `followed_by`, None where it took none.
     """
 
+    newest: int
     value: int
-    timestamp: int
-    since: datetime | None
-    followed: bool
+    since: int
+    followed_by: tuple[int, ...]
+    last_accepted_at: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -814,8 +821,9 @@ class Ledger:
         for row in rows:
             groups[row.usage_day, row.customer, row.event_name].append(row)
         found = [
-            _settled(day, customer, event_name, events, replacing[event_name])
-            for (day, customer, event_name), events in sorted(groups.items())
+            _settled(key, part, span, replacing[key[2]])
+            for key, events in sorted(groups.items())
+            for span, part in _by_period(events, replaces=replacing[key[2]])
         ]
         return [s for s in found if s.pending_ids or not unverified_only]
 
@@ -845,36 +853,42 @@ class Ledger:
         day: date = row.usage_day
         return day
 
-    def newest_before(self, event_name: str, customer: str, timestamp: int) -> Stamped | None:
-        """The newest value that Stripe took for a customer, stamped before `timestamp`."""
+    def newest_before(self, event_name: str, customer: str, timestamp: int) -> Before | None:
+        """What Stripe took for a customer with stamps before `timestamp`; None: nothing."""
         columns = meter_events.c
+        earlier = [
+            columns.customer == customer,
+            columns.event_name == event_name,
+            columns.timestamp < timestamp,
+        ]
         with self.engine.begin() as connection:
-            row = connection.execute(
-                select(columns.value, columns.timestamp, columns.state, columns.accepted_at)
-                .where(
-                    columns.customer == customer,
-                    columns.event_name == event_name,
-                    columns.timestamp < timestamp,
-                    columns.state.in_(SENT),
-                )
+            shown = connection.execute(
+                select(columns.value, columns.timestamp)
+                .where(*earlier, columns.state == State.VERIFIED)
                 .order_by(columns.timestamp.desc())
                 .limit(1)
             ).one_or_none()
-            if row is None:
-                return None
-            between = connection.execute(
-                select(columns.id)
+            if shown is not None:
+                earlier.append(columns.timestamp > shown.timestamp)
+            after = connection.execute(
+                select(columns.value, columns.timestamp, columns.state, columns.accepted_at)
                 .where(
-                    columns.customer == customer,
-                    columns.event_name == event_name,
-                    columns.timestamp > row.timestamp,
-                    columns.timestamp < timestamp,
-                    columns.state.in_([State.SENDING, State.AMBIGUOUS]),
+                    *earlier,
+                    columns.state.in_([State.ACCEPTED, State.SENDING, State.AMBIGUOUS]),
                 )
-                .limit(1)
-            ).first()
-        since = None if row.state == State.VERIFIED else row.accepted_at
-        return Stamped(row.value, row.timestamp, since, between is not None)
+                .order_by(columns.timestamp)
+            ).all()
+        taken = [] if shown is None else [shown.value]
+        taken += [row.value for row in after if row.state == State.ACCEPTED]
+        if not taken:
+            return None
+        return Before(
+            taken[-1],
+            0 if shown is None else shown.value,
+            after[0].timestamp if shown is None else shown.timestamp,
+            tuple(row.value for row in after),
+            max((row.accepted_at for row in after if row.accepted_at is not None), default=None),
+        )
 
     def _take_back(self, connection: Connection, check: Checked, now: datetime) -> bool:
         """Reject what Stripe does not show, if a report tells of errors that it did not name.
@@ -920,7 +934,8 @@ class Ledger:
         What Stripe does not show, and has reported as an error without naming it, is rejected.
         """
         with writing(self.engine) as connection:
-            for check in sorted(checks, key=lambda c: astuple(c.settled)[:3]):
+            # Of several looks at parts of one day the worst one is kept.
+            for check in sorted(checks, key=lambda c: (*_place(c.settled), WORST.index(c.outcome))):
                 settled = check.settled
                 key = {
                     "usage_day": settled.usage_day,
@@ -1044,8 +1059,35 @@ def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
     }
 
 
+WORST: tuple[Agreement, ...] = ("agrees", "lagging", "mismatch")
+
+
+def _place(settled: Settled) -> tuple[date, str, str]:
+    return settled.usage_day, settled.customer, settled.event_name
+
+
+def _by_period(
+    events: list[Row[Any]], *, replaces: bool
+) -> list[tuple[tuple[int, int] | None, list[Row[Any]]]]:
+    """The events of one day by the parts that end before it does; None: the rest of the day."""
+    midnight = day_end(events[0].usage_day)
+    early = {
+        (e.part_start, e.part_end)
+        for e in events
+        if replaces and e.part_end is not None and e.part_end < midnight
+    }
+    found: dict[tuple[int, int] | None, list[Row[Any]]] = defaultdict(list)
+    for event in events:
+        inside = [span for span in early if span[0] <= event.timestamp < span[1]]
+        found[min(inside, default=None)].append(event)
+    return list(found.items())
+
+
 def _settled(
-    day: date, customer: str, event_name: str, events: list[Row[Any]], replaces: bool
+    key: tuple[date, str, str],
+    events: list[Row[Any]],
+    span: tuple[int, int] | None,
+    replaces: bool,
 ) -> Settled:
     verified = [e.value for e in events if e.state == State.VERIFIED]
     pending = [e for e in events if e.state == State.ACCEPTED]
@@ -1057,9 +1099,7 @@ def _settled(
             (sum(verified) if verified else None),
         )
     return Settled(
-        day,
-        customer,
-        event_name,
+        *key,
         expected,
         certain,
         tuple(e.value for e in pending),
@@ -1067,4 +1107,5 @@ def _settled(
         tuple(e.accepted_at for e in pending),
         max(e.accepted_at for e in events),
         events[-1].timestamp,
+        span,
     )

@@ -17,10 +17,23 @@ from datetime import date, datetime, timedelta
 import stripe
 
 from billing_pipeline.ledger import CUSTOMER_UNKNOWN, Ledger, Outcome, Outgoing, Settled
-from billing_pipeline.metering import NOT_COUNTED, Meter, State, possible_figures, too_old
+from billing_pipeline.metering import (
+    NOT_COUNTED,
+    Meter,
+    MeterEvent,
+    State,
+    possible_figures,
+    too_old,
+)
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
+from billing_pipeline.metering.timestamps import day_end
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
-from billing_pipeline.stripe_meters.summaries import AtZero, daily_figures, figure_of_a_zero
+from billing_pipeline.stripe_meters.summaries import (
+    AtZero,
+    daily_figures,
+    figure_between,
+    figure_of_a_zero,
+)
 
 RESEND_WINDOW = timedelta(hours=23)
 
@@ -48,7 +61,7 @@ async def settle(
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
     known = {
-        (s.usage_day, s.customer, s.event_name): s
+        (s.usage_day, s.customer, s.event_name, s.span): s
         for s in ledger.settled(days, replacing, unverified_only=False)
     }
     ambiguous = ledger.deliverable(days, [State.AMBIGUOUS])
@@ -60,9 +73,7 @@ async def settle(
         event = outgoing.event
         meter = meters[event.cell.event_name]
         try:
-            figures = await daily_figures(
-                client, str(meter.meter_id), event.customer, key[0], key[0]
-            )
+            figure = await _figure(client, meter, event)
             at_zero = (
                 None
                 if event.value
@@ -84,15 +95,29 @@ async def settle(
             _decide(
                 outgoing,
                 meter,
-                known.get(key),
+                known.get((*key, _early_part(meter, event))),
                 beside,
                 at_zero,
-                figures.get(key[0], 0.0),
+                figure,
                 now,
                 final=outgoing.id in never_again or needs_settlement(outgoing, now),
             )
         )
     return outcomes
+
+
+def _early_part(meter: Meter, event: MeterEvent) -> tuple[int, int] | None:
+    """The part that the event is about, if a later one may hide it in its day's figure."""
+    ends_early = event.about is not None and event.about[1] < day_end(event.cell.usage_day)
+    return event.about if meter.replaces and ends_early else None
+
+
+async def _figure(client: stripe.StripeClient, meter: Meter, event: MeterEvent) -> float:
+    """Stripe's figure of the event's day, or of its part. Raises as `daily_figures` does."""
+    day, id, part = event.cell.usage_day, str(meter.meter_id), _early_part(meter, event)
+    if part is not None:
+        return await figure_between(client, id, event.customer, *part)
+    return (await daily_figures(client, id, event.customer, day, day)).get(day, 0.0)
 
 
 def _decide(
@@ -118,6 +143,7 @@ def _decide(
         if at_zero.figure is None:
             return _undecided(outgoing, "the value before it may not be in Stripe's summary yet")
         certain, reported = at_zero.before, at_zero.figure
+        beside = [*beside, *at_zero.perhaps]
     without = possible_figures(certain, [*pending, *beside], meter.replaces)
     if without is None:
         return _undecided(outgoing, "too many events of its day are not verified yet")

@@ -73,12 +73,18 @@ async def figure_between(
 class AtZero:
     """The value before a zero, and Stripe's figure since: None while that may lag behind.
 
-    `alone`: no other event of unknown outcome may have made the figure 0.
+    `perhaps` are values between the two that Stripe may hold or not: one that is not shown in time
+    may be lost.
     """
 
     before: int
     figure: float | None
-    alone: bool = True
+    perhaps: tuple[int, ...] = ()
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other event may have made the figure 0."""
+        return 0 not in self.perhaps
 
 
 async def figure_of_a_zero(
@@ -92,17 +98,19 @@ async def figure_of_a_zero(
     """Where a zero stamped so takes the place of another value: that value, and Stripe's figure.
 
     A day with a zero and a day without any event may look alike in a summary by day. Over the
-    time since the value before, the figure is 0 only if the zero was counted. None where the meter
-    adds up, or the value before was a zero too: then it makes no difference to any bill.
+    time since the value before that Stripe has shown, the figure is 0 only if the zero was counted.
+    None where the meter adds up, or the value before was a zero too: then it makes no difference to
+    any bill.
     """
     if meter.formula is not Formula.LAST:
         return None
     before = ledger.newest_before(meter.event_name, customer, timestamp)
-    if before is None or before.value == 0:
+    if before is None or before.newest == 0:
         return None
-    if before.since is not None and now - before.since <= LAG_ALLOWANCE:
-        return AtZero(before.value, None)
+    last = before.last_accepted_at
+    if last is not None and now - last <= LAG_ALLOWANCE:
+        return AtZero(before.value, None, before.followed_by)
     figure = await figure_between(
-        client, str(meter.meter_id), customer, before.timestamp, timestamp + 1
+        client, str(meter.meter_id), customer, before.since, timestamp + 1
     )
-    return AtZero(before.value, figure, not before.followed)
+    return AtZero(before.value, figure, before.followed_by)

@@ -16,7 +16,12 @@ from billing_pipeline.metering import Formula, Meter, judge, missing_from
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Clock, Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
-from billing_pipeline.stripe_meters.summaries import AtZero, daily_figures, figure_of_a_zero
+from billing_pipeline.stripe_meters.summaries import (
+    AtZero,
+    daily_figures,
+    figure_between,
+    figure_of_a_zero,
+)
 
 AT_ONCE = 20
 """Summaries read side by side."""
@@ -126,6 +131,12 @@ async def _look(
         await limiter.acquire()
         return await figure_of_a_zero(client, ledger, meter, each.customer, each.timestamp, clock())
 
+    async def of_a_part(each: Settled, meter: Meter) -> float | None:
+        if each.span is None:
+            return None
+        await limiter.acquire()
+        return await figure_between(client, str(meter.meter_id), each.customer, *each.span)
+
     async def one(customer: str, meter: Meter, span: list[Settled]) -> list[Checked]:
         days = [each.usage_day for each in span]
         async with gate:
@@ -134,6 +145,7 @@ async def _look(
                 figures = await daily_figures(
                     client, str(meter.meter_id), customer, min(days), max(days)
                 )
+                parts = [await of_a_part(each, meter) for each in span]
                 zeros = [await zero(each, meter) for each in span]
             except StripeUnreachable as error:
                 report.unread.append(str(error))
@@ -150,8 +162,10 @@ async def _look(
                     for each in span
                 ]
         return [
-            _check(each, meter, figures.get(each.usage_day), at_zero, clock)
-            for each, at_zero in zip(span, zeros, strict=True)
+            _check(
+                each, meter, figures.get(each.usage_day) if part is None else part, at_zero, clock
+            )
+            for each, part, at_zero in zip(span, parts, zeros, strict=True)
         ]
 
     looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]
@@ -168,6 +182,7 @@ def _check(
     certain = each.certain
     if at_zero is not None:
         certain, shown = at_zero.before, at_zero.figure
+        certain = next((value for value in at_zero.perhaps if value and value == shown), certain)
         if shown is None:
             return Checked(each, "0", "lagging")
     reported = shown or 0.0
