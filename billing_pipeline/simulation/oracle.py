@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import select
 
+from billing_pipeline.customers.tables import invoices, subscriptions
 from billing_pipeline.ledger import HeldUsage
 from billing_pipeline.metering import NOT_COUNTED, SENT, Cell, HoldReason, Said, bounds
 from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start
@@ -39,6 +40,7 @@ def complaints(world: World) -> list[str]:
         *_closed_stays_closed(world, rooms),
         *_every_difference_has_a_cause(world, rooms),
         *_decisions_are_kept(world, rooms),
+        *_what_stripe_said_is_known(world),
         *_nothing_is_left(world, rooms),
     ]
 
@@ -157,6 +159,8 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         continue
                     if stands == truth or (stands is None and truth == 0):
                         continue
+                    if formula == "last" and stands is None and _is_over_and_bare(world, cell, end):
+                        continue
                     if formula == "last" and adjusted and (stands or 0) == truth + adjusted:
                         continue  # written off
                     if any(hold.value == owed for hold in holds):
@@ -165,6 +169,16 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         continue
                     reasons = [(h.start, h.value, h.reason) for h in held[cell]]
                     yield f"{told}, and no reason is given; held: {reasons}"
+
+
+def _is_over_and_bare(world: World, cell: Cell, end: int) -> bool:
+    """Whether Stripe takes nothing for this part any more, and its day has no readings.
+
+    Such a part is active by the readings of the day before, and is seen with that day.
+    """
+    start = day_start(cell.usage_day)
+    nothing = world.readings.volume(cell.organization_id, start, day_end(cell.usage_day)) == 0
+    return nothing and end <= world.now - OLDEST.total_seconds()
 
 
 def _owes_a_zero(
@@ -323,6 +337,23 @@ def _decisions_are_kept(world: World, rooms: Rooms) -> Iterator[str]:
         carried = sum(entry.amount for entry in each.entries)
         if carried != (each.amount if each.approved else 0):
             yield f"{each.id}: {each.amount} were decided, {carried} carried forward"
+
+
+def _what_stripe_said_is_known(world: World) -> Iterator[str]:
+    """Whatever the order in which its events came: each object is known as Stripe has it."""
+    billing = world.sandbox.billing
+    with world.database.begin() as connection:
+        for table, objects in (
+            (subscriptions, billing.subscriptions),
+            (invoices, billing.invoices),
+        ):
+            id = next(iter(table.primary_key.columns))
+            known = {
+                row[id.name]: row["status"] for row in connection.execute(select(table)).mappings()
+            }
+            for name, there in objects.items():
+                if known.get(name) != there["status"]:
+                    yield f"{name} is {there['status']}, and known as {known.get(name)}"
 
 
 def _nothing_is_left(world: World, rooms: Rooms) -> Iterator[str]:

@@ -114,6 +114,9 @@ class World:
         for organization in ORGANIZATIONS[:2]:
             self.mapping[organization] = self.account.make_customer({})["id"]
         self._import()
+        if Random(seed).random() < 0.6:
+            for customer in sorted(self.account.customers):
+                self._subscribe(customer, 2 * 86_400)
 
     # Parts -----------------------------------------------------------------------------------
 
@@ -239,18 +242,26 @@ class World:
         """A customer subscribes, from now or from a while ago on."""
         customers = sorted(self.account.customers)
         if customers:
-            start = self.sandbox.clock() - chance.choice([0, 3600, 2 * 86_400])
-            self.sandbox.billing.subscribe(
-                {"customer": chance.choice(customers),
-                 "items": [{"price": price} for price in self.price],
-                 "backdate_start_date": str(int(start))}
-            )  # fmt: skip
+            self._subscribe(chance.choice(customers), chance.choice([0, 3600, 2 * 86_400]))
             self.log.append("a customer subscribes")
+
+    def _subscribe(self, customer: str, ago: int) -> None:
+        self.sandbox.billing.subscribe(
+            {"customer": customer,
+             "items": [{"price": price} for price in self.price],
+             "backdate_start_date": str(int(self.sandbox.clock() - ago))}
+        )  # fmt: skip
 
     def change_subscription(self, chance: Random) -> None:
         """A subscription is paused, resumed, cancelled now, or to end with its period."""
         billing = self.sandbox.billing
-        live = [s for s in billing.subscriptions.values() if s["status"] != "canceled"]
+        # One that was paused when its period ended stays so: the sandbox has no resuming.
+        now = self.sandbox.clock()
+        live = [
+            s
+            for s in billing.subscriptions.values()
+            if s["status"] != "canceled" and s["items"]["data"][0]["current_period_end"] > now
+        ]
         if not live:
             return
         id = chance.choice(live)["id"]
@@ -309,7 +320,7 @@ class World:
 
     def time_passes(self, chance: Random) -> None:
         """Minutes, hours, sometimes a day."""
-        step = chance.choice([60, 600, 3600, 4 * 3600, 12 * 3600, 26 * 3600])
+        step = chance.choice([60, 3600, 4 * 3600, 12 * 3600, 26 * 3600])
         self.advance(step)
         self.log.append(f"{step} s pass: {self.clock():%m-%d %H:%M}")
 
@@ -330,6 +341,7 @@ class World:
         rates = {name: chance.choice([0, 0, 0.1, 0.4]) for name in names}
         self.sandbox.faults = Faults(
             **rates,
+            forgotten=chance.choice([0, 0, 0.5]),
             lag=chance.choice([0, 0, 60, 1200]),
             late_checks=chance.choice([0, 1]),
             report_after=chance.choice([0, 600, 7200]),
@@ -349,6 +361,12 @@ class World:
         """Some of the events arrive, in any order, some more than once."""
         self.sandbox.tick()
         events = [e for e in self.account.news.events if chance.random() < 0.7]
+        if chance.random() < 0.3:  # what is newest of each object overtakes what was before
+            about = {
+                e["id"]: e["data"].get("object", {}).get("id") for e in self.account.news.events
+            }
+            newest = {about[e["id"]] or e["id"]: e for e in self.account.news.events}
+            events = list(newest.values())
         chance.shuffle(events)
         self.receive(events)
         self.log.append(f"{len(events)} webhooks")
