@@ -12,6 +12,7 @@ from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.statement import (
     approve_gate,
     closed_gates,
+    count_usage,
     state_days,
     unfinished_days,
     verify_days,
@@ -61,6 +62,21 @@ def test_readings_that_come_after_all_open_the_gate_by_themselves(steady: World)
     assert billed(steady, "acme", LAST) == 2
     assert billed(steady, "acme", SUM) == 110
     assert closed_gates(steady.rooms()) == []
+
+
+def test_a_gate_that_opens_as_other_days_change_lets_its_day_be_stated(steady: World) -> None:
+    day = yesterday()
+    assert unfinished_days(steady.rooms()) == []
+    earlier = [yesterday() - timedelta(days=n) for n in range(8, 3, -1)]
+    for each in earlier:  # most of the days it is compared with turn out to be as small
+        steady.write_readings(each, {})
+        count_usage(steady.rooms(), each)
+    assert day not in {gate.day for gate in closed_gates(steady.rooms())}
+    assert day in unfinished_days(steady.rooms())
+    state_days(steady.rooms(), [day])
+    verify_days(steady.rooms(), [day])
+    assert billed(steady, "acme", LAST) == 0
+    assert day not in unfinished_days(steady.rooms())
 
 
 def test_a_person_lets_exactly_these_counts_through(steady: World) -> None:

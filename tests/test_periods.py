@@ -26,7 +26,13 @@ from billing_pipeline.metering import (
     plan_segments,
 )
 from billing_pipeline.metering.timestamps import day_end, day_start
-from billing_pipeline.statement import closing_days, state_days, unfinished_days, verify_days
+from billing_pipeline.statement import (
+    closing_days,
+    count_usage,
+    state_days,
+    unfinished_days,
+    verify_days,
+)
 from billing_pipeline.usage import usage_in_segments
 from tests.support import World, yesterday
 
@@ -236,6 +242,28 @@ def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
     state_days(world.rooms(), [day], retry_rejected=True)
     assert in_period(world, customer, SUM, 0, end) == 2
     assert world.rooms().inquiry.rejected([day]) == []
+
+
+def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_after(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.receive()
+    rooms = world.rooms()
+    count_usage(rooms, day)
+    state_days(rooms, [day])
+    counted = world.sandbox.account.counted(customer, LAST)
+    [lost] = [e for e in counted if day_start(day) <= e.timestamp < end]
+    lost.counted = False
+    world.advance(hours=2)
+    found = world.verify([day])
+    # The day's figure is the later part's value, and agrees; the earlier part's does not.
+    [wrong] = found.mismatched
+    assert (wrong.settled.event_name, wrong.settled.expected, wrong.reported) == (LAST, 1, "0")
+    assert wrong.settled.span == (day_start(day), end)
+    assert rooms.inquiry.counts([day])["accepted"] == 1
+    [shown] = rooms.inquiry.checks([day], "mismatch")
+    assert (shown["expected"], shown["reported"]) == (1, "0")
 
 
 def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(

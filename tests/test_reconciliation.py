@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -122,6 +122,22 @@ def test_a_subscription_cancelled_without_an_invoice_tells_what_stripe_dropped(
     assert {r.status for r in cut} == {"missing"}
     assert all(r.is_right for r in cut)
     assert any("invoice_now" in c.text for r in cut for c in r.figures.causes)
+
+
+def test_a_paused_subscription_makes_no_invoice_and_the_row_says_so(closed: World) -> None:
+    [subscription] = closed.sandbox.billing.subscriptions.values()
+    closed.sandbox.billing.change_subscription(
+        subscription["id"], "customer.subscription.updated", status="paused"
+    )
+    closed.apply()
+    end = subscription["items"]["data"][0]["current_period_end"]
+    closed.advance(seconds=end + 4 * 86_400 - closed.sandbox.clock())
+    found = reconciled(closed, datetime.fromtimestamp(end, UTC).date())
+    paused = [r for r in found.rows if r.status == "missing" and r.span.end == end]
+    assert paused
+    assert all(r.is_right for r in paused)
+    told = {c.text for r in paused for c in r.figures.causes if c.step is Step.INVOICE}
+    assert told == {"its subscription is paused in Stripe, which makes no invoice for it"}
 
 
 def test_without_a_key_what_is_known_here_is_compared(

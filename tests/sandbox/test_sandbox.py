@@ -45,6 +45,22 @@ def test_an_identifier_is_refused_for_a_day_and_counted_again_after(
     assert sum(row["value"] for row in world.sandbox.account.totals()) == 10
 
 
+def test_a_forgotten_answer_is_not_repeated_but_the_identifier_is_known(
+    world: World, customer: str
+) -> None:
+    def again() -> Any:
+        event = {"event_name": "m", "identifier": "x",
+                 "payload": {"stripe_customer_id": customer, "value": "5"}}  # fmt: skip
+        events = world.stripe().v1.billing.meter_events
+        return events.create(event, {"idempotency_key": "k"})  # type: ignore[arg-type]
+
+    world.sandbox.faults = Faults.parse("forgotten=1")
+    again()
+    with pytest.raises(stripe.InvalidRequestError, match="already exists with identifier x"):
+        again()
+    assert sum(row["value"] for row in world.sandbox.account.totals()) == 5
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

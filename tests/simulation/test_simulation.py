@@ -5,6 +5,10 @@ More of them: `make simulate`. A failing one: `billing simulate --seeds N` makes
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from billing_pipeline.simulation.runner import history, shorten, simulate
@@ -24,6 +28,25 @@ def test_a_seed_decides_everything() -> None:
     once, again = simulate(8), simulate(8)
     assert history(8) == history(8)
     assert (once.log, once.requests, once.crashes) == (again.log, again.requests, again.crashes)
+
+
+def test_it_does_not_depend_on_the_order_of_sets() -> None:
+    """Python orders sets by a secret of each process: two processes must tell the same story."""
+    program = (
+        "from billing_pipeline.simulation.runner import simulate;"
+        "[print(s, v.requests, v.log) for s in (8, 226) for v in [simulate(s)]]"
+    )
+    stories = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": secret},
+            check=True,
+            capture_output=True,
+            timeout=120,
+        ).stdout
+        for secret in ("1", "2", "3")
+    }
+    assert len(stories) == 1
 
 
 def test_the_oracle_sees_a_bill_that_is_wrong_and_the_history_is_made_short(
