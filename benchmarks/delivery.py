@@ -57,8 +57,8 @@ def measure_delivery(home: Path, events: int, rate: int) -> dict[str, Any]:
     others = _children_cpu()
     with tempfile.TemporaryDirectory(dir=home, prefix="delivery-") as folder:
         state = Path(folder) / "stripe.jsonl"
-        customers = _make_customers(state, events // len(DEFAULT_METERS))
-        with _sandbox(state, rate) as base:
+        customers = make_customers(state, events // len(DEFAULT_METERS))
+        with running_sandbox(state, rate) as base:
             gateway = _Gateway(base, rate)
             ledger = Ledger(open_database(f"sqlite:///{folder}/billing.db"), "benchmark")
             catalogue, _ = asyncio.run(ensure_meters(gateway, DEFAULT_METERS, ledger))
@@ -87,7 +87,7 @@ def measure_delivery(home: Path, events: int, rate: int) -> dict[str, Any]:
     }
 
 
-def _make_customers(state: Path, number: int) -> dict[str, str]:
+def make_customers(state: Path, number: int) -> dict[str, str]:
     """Customers by organization, in the state that the sandbox will start with."""
     account = make_sandbox(state=state).account
     names = [f"org-{n:05}" for n in range(number)]
@@ -114,7 +114,7 @@ def _check(plan: DayPlan, sent: int, stripe: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _sandbox(state: Path, limit: int) -> Iterator[str]:
+def running_sandbox(state: Path, limit: int) -> Iterator[str]:
     """The sandbox in its own process; yields its address."""
     serve = ["sandbox", "serve", "--port", "0", "--json", "--state", str(state)]
     start = [sys.executable, "-c", "from billing_pipeline.cli import main; main()", *serve]

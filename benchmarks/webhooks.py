@@ -66,8 +66,8 @@ def measure_webhooks(home: Path, events: int) -> list[dict[str, Any]]:
         folder = Path(name)
         files = (f"sqlite:///{folder}/{n}.db" for n in range(2 * ROUNDS))
         rows = [_measure("SQLite", folder, files, bodies)]
-        with _postgres(folder) as maintenance:
-            databases = (_new_database(maintenance, f"bench_{n}") for n in range(2 * ROUNDS))
+        with running_postgres(folder) as maintenance:
+            databases = (new_database(maintenance, f"bench_{n}") for n in range(2 * ROUNDS))
             rows.append(_measure("PostgreSQL", folder, databases, bodies))
     return rows
 
@@ -207,7 +207,7 @@ def _fresh(url: str, expected: int) -> Iterator[str]:
 
 
 @contextmanager
-def _postgres(folder: Path) -> Iterator[str]:
+def running_postgres(folder: Path) -> Iterator[str]:
     """A PostgreSQL server beside the SQLite files; yields the URL of its maintenance database."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
@@ -222,7 +222,7 @@ def _postgres(folder: Path) -> Iterator[str]:
         server.cleanup()
 
 
-def _new_database(maintenance: str, name: str) -> str:
+def new_database(maintenance: str, name: str) -> str:
     engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE DATABASE {name}"))

@@ -265,10 +265,10 @@ def state_days(
         verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
     to_plan, recent = list(days), Recent(rooms)
     for _ in range(MOST_SEGMENTS):
-        unfinished = []
+        unfinished, payers = [], rooms.payers()
         for number, day in enumerate(to_plan, start=1):
             if _plan(
-                rooms, reached.meters, day, statement, recent,
+                rooms, reached.meters, payers, day, statement, recent,
                 retry_rejected=retry_rejected, restate_undone=restate_undone,
             ):  # fmt: skip
                 unfinished.append(day)
@@ -331,6 +331,7 @@ def deliver_days(
 def _plan(
     rooms: Rooms,
     meters: Sequence[Meter],
+    payers: Payers,
     day: date,
     statement: Statement,
     recent: Recent,
@@ -339,9 +340,11 @@ def _plan(
     restate_undone: bool,
 ) -> bool:
     """Plan one day and write the plan down; True if another round has more of it to state."""
+    names = {meter.event_name for meter in meters}
     try:
-        payers = rooms.payers()
         cuts = period_ends(rooms, meters, payers, day)
+        if _is_at_rest(rooms, names, payers, day, cuts, statement):
+            return False
         splits = split_day(rooms, day, cuts)
         with rooms.ledger.planning() as connection:
             # Read inside: whoever planned before us may have planned from an older snapshot.
@@ -374,7 +377,6 @@ def _plan(
                 moved=rooms.adjustments.moved([day], connection)[day],
                 retry_rejected=retry_rejected,
             )
-            names = {meter.event_name for meter in meters}
             rooms.ledger.write_plan(
                 connection,
                 plan,
@@ -389,6 +391,7 @@ def _plan(
                     else _basis(rooms, payers, day, snapshot.snapshot_id, cuts)
                 ),
                 inputs=None if snapshot is None else snapshot.counted.brief(),
+                meters=names,
             )
     except DAY_ERRORS as error:
         statement.not_planned[day] = f"its snapshot cannot be read: {error}"
@@ -398,6 +401,29 @@ def _plan(
         statement.gates[day] = findings
     statement.planned_from[day] = "" if snapshot is None else snapshot.snapshot_id
     return bool(plan.unfinished)
+
+
+def _is_at_rest(
+    rooms: Rooms,
+    meters: set[str],
+    payers: Payers,
+    day: date,
+    cuts: Mapping[str, set[int]],
+    statement: Statement,
+) -> bool:
+    """Whether planning the day again would change nothing; tells the statement so.
+
+    Most days of a backfill are, and their cells need not be looked at one by one.
+    """
+    snapshot_id = rooms.usage.snapshot_id(day)
+    if snapshot_id is None:
+        return False
+    basis = _basis(rooms, payers, day, snapshot_id, cuts)
+    if not rooms.ledger.is_at_rest(day, basis, meters):
+        return False
+    statement.gates.pop(day, None)
+    statement.planned_from[day] = snapshot_id
+    return True
 
 
 class Recent:

@@ -159,7 +159,7 @@ def _of_statements(story: CellStory) -> Iterator[Link]:
 
 def _of_counts(rooms: Rooms, organization: str, day: date, snapshot: Snapshot) -> Iterator[Link]:
     """The snapshot: from the activity that lies there, with every row accounted for."""
-    counted = load_counted(rooms.engine, rooms.snapshots, day)
+    counted = load_counted(rooms.snapshots, day)
     window = rooms.settings.billing_active_window_days
     yield Link(
         "the snapshot was taken from the sensor activity that lies there",

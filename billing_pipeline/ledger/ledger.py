@@ -7,6 +7,7 @@ a second unsettled event for a cell. Delivery is serialized by `Ledger.deliverin
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -22,9 +23,11 @@ from sqlalchemy import (
     delete,
     func,
     insert,
+    literal,
     select,
     text,
     true,
+    tuple_,
     update,
 )
 
@@ -32,6 +35,7 @@ from billing_pipeline.database import upsert, writing
 from billing_pipeline.ledger.locks import WAIT_SECONDS, delivery_lock
 from billing_pipeline.ledger.tables import (
     account,
+    adjustment_entries,
     gate_approvals,
     held_usage,
     history,
@@ -44,6 +48,7 @@ from billing_pipeline.ledger.tables import (
     verifications,
 )
 from billing_pipeline.metering import (
+    HARMLESS,
     NOT_COUNTED,
     SENT,
     SUPERSEDED,
@@ -336,12 +341,14 @@ class Ledger:
         *,
         basis: str | None = None,
         inputs: str | None = None,
+        meters: Collection[str] = (),
     ) -> None:
         """Write a day's plan down: events as `planned`, holds, and holds that are gone.
 
         `covers` tells which cells were planned; what is held of other cells is left alone.
-        With a `basis` the whole day was planned from that (a snapshot, and how it was split),
-        and this is kept, with the `inputs` that it came from, unless the day waits for outcomes.
+        With a `basis` the whole day was planned from that (a snapshot, and how it was split) for
+        these `meters`, and this is kept, with the `inputs` that it came from, unless the day waits
+        for outcomes.
         """
         kept = self._supersede(connection, plan, now)
         self._put_to_rest(connection, plan, now)
@@ -353,6 +360,7 @@ class Ledger:
                 "planned_at": now,
                 "run": self.run,
                 "inputs": inputs,
+                "meters": json.dumps(sorted(meters)),
             }
             upsert(connection, planned_days, {"usage_day": plan.usage_day}, row)
         events = [event for event in plan.events if event.cell not in kept]
@@ -386,6 +394,35 @@ class Ledger:
             now,
             [_change(e.cell, e.revision, None, State.PLANNED, f"value {e.value}") for e in events],
         )
+
+    def is_at_rest(self, day: date, basis: str, meters: Collection[str]) -> bool:
+        """Whether every cell of the day stands where a plan from this `basis` would put it.
+
+        It was planned whole from just that for these meters, Stripe took all of it, nothing is
+        held, refused, undone or adjusted, and nobody has stated anything else since.
+        """
+        known, events = planned_days.c, meter_events.c
+        planned = select(planned_days).where(known.usage_day == day, known.snapshot_id == basis)
+        open_states = [State.PLANNED, State.SENDING, State.AMBIGUOUS]
+        harmless = func.coalesce(events.error_code, "").in_(HARMLESS)
+        unrest = [
+            select(events.id).where(events.usage_day == day, events.state.in_(open_states)),
+            select(events.id).where(
+                events.usage_day == day, events.state == State.REJECTED, ~harmless
+            ),
+            select(events.id)
+            .join(planned_days, known.usage_day == events.usage_day)
+            .where(events.usage_day == day, events.planned_at > known.planned_at),
+            *(
+                select(literal(1)).where(table.c.usage_day == day)
+                for table in (held_usage, undone_cells, adjustment_entries)
+            ),
+        ]
+        with self.engine.begin() as connection:
+            row = connection.execute(planned).one_or_none()
+            if row is None or row.meters != json.dumps(sorted(meters)):
+                return False
+            return not any(connection.execute(each.limit(1)).first() for each in unrest)
 
     def reopen(self, days: Collection[date], connection: Connection | None = None) -> None:
         """Remember that these days are to be planned anew, whatever may crash before they are."""
@@ -806,17 +843,28 @@ class Ledger:
         `replacing` tells by event name whether newer values replace older ones. With
         `unverified_only`, only where something was accepted and not verified yet.
         """
-        rows: list[Row[Any]] = []
-        with self.engine.begin() as connection:
-            rows += connection.execute(
-                select(meter_events)
-                .where(
-                    meter_events.c.state.in_(SENT),
-                    meter_events.c.usage_day.in_(days),
-                    meter_events.c.event_name.in_(replacing),
-                )
-                .order_by(meter_events.c.timestamp, meter_events.c.revision)
+        columns, rows = meter_events.c, list[Row[Any]]()
+        query = (
+            select(meter_events)
+            .where(
+                columns.state.in_(SENT),
+                columns.usage_day.in_(days),
+                columns.event_name.in_(replacing),
             )
+            .order_by(columns.timestamp, columns.revision)
+        )
+        if unverified_only:
+            accepted = meter_events.alias()
+            place = ("usage_day", "customer", "event_name")
+            query = query.where(
+                tuple_(*(columns[name] for name in place)).in_(
+                    select(*(accepted.c[name] for name in place)).where(
+                        accepted.c.state == State.ACCEPTED, accepted.c.usage_day.in_(days)
+                    )
+                )
+            )
+        with self.engine.begin() as connection:
+            rows += connection.execute(query)
         groups: dict[tuple[date, str, str], list[Row[Any]]] = defaultdict(list)
         for row in rows:
             groups[row.usage_day, row.customer, row.event_name].append(row)

@@ -116,6 +116,7 @@ planned_days = Table(
     Column("planned_at", UtcDateTime),  # null: never yet
     Column("run", String(255), nullable=False),
     Column("inputs", Text),  # JSON: its files and counts then, for saying what has changed since
+    Column("meters", Text),  # JSON: the names of the meters that it was planned for
 )
 
 runs = Table(

@@ -16,6 +16,8 @@ from datetime import date
 from typing import Any
 
 import duckdb
+import pyarrow
+from pyarrow import parquet
 
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.folders import Folder
@@ -152,18 +154,17 @@ def activity_for(engine: Engine, readings: Folder, snapshots: Folder, day: date)
 
     Raises UnusableInput, ConservationError.
     """
-    known = load_counted(engine, snapshots, day)
+    known = load_counted(snapshots, day)
     if known is not None and known.matches(list_day(readings, day)):
         return known
     return count_day(engine, readings, snapshots, day)
 
 
-def load_counted(engine: Engine, snapshots: Folder, day: date) -> CountedDay | None:
+def load_counted(snapshots: Folder, day: date) -> CountedDay | None:
     """What was counted for a day, None where nothing was (by today's rules)."""
     if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
         return None
-    with engine.connect(snapshots) as connection:
-        document = read_metadata(connection, snapshots.pattern(day_folder(day), ACTIVITY_FILE))
+    document = read_metadata(snapshots, day_folder(day), ACTIVITY_FILE)
     return CountedDay.from_json(document) if document.get("contract") == CONTRACT else None
 
 
@@ -262,13 +263,18 @@ def write_parquet(
     )
 
 
-def read_metadata(connection: duckdb.DuckDBPyConnection, path: str) -> dict[str, Any]:
-    """The JSON document in a Parquet file's metadata, empty when there is none."""
-    row = connection.execute(
-        "SELECT decode(value) FROM parquet_kv_metadata(?) WHERE decode(key) = ?",
-        [path, METADATA_KEY],
-    ).fetchone()
-    return dict(json.loads(row[0])) if row else {}
+def read_metadata(snapshots: Folder, *parts: str) -> dict[str, Any]:
+    """The JSON document in a Parquet file's metadata, empty when there is none.
+
+    Raises OSError for a file that is no Parquet.
+    """
+    with snapshots.open(*parts) as file:
+        try:
+            kept = parquet.read_metadata(file).metadata or {}
+        except pyarrow.ArrowInvalid as error:
+            raise OSError(f"{snapshots.path(*parts)} cannot be read: {error}") from None
+    document = kept.get(METADATA_KEY.encode())
+    return {} if document is None else dict(json.loads(document))
 
 
 def proven_by(

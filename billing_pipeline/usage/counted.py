@@ -54,13 +54,11 @@ class CountedUsage:
 
     def snapshot_id(self, day: date) -> str | None:
         """The id of that snapshot."""
-        return snapshot_id_of(self.engine, self.snapshots, day)
+        return snapshot_id_of(self.snapshots, day)
 
     def is_current(self, day: date) -> bool:
         """Whether there is one, and it says what the files say now."""
-        return is_current(
-            self.engine, self.readings, self.snapshots, day, window_days=self.window_days
-        )
+        return is_current(self.readings, self.snapshots, day, window_days=self.window_days)
 
     def proven(self, day: date) -> dict[str, Counts]:
         """Counts of the day by organization, from sensor activity that is up to date."""
@@ -70,7 +68,7 @@ class CountedUsage:
     def before_window(self, day: date) -> str | None:
         """The activity id of the day before the snapshot's window."""
         before = day - timedelta(days=self.window_days)
-        counted = load_counted(self.engine, self.snapshots, before)
+        counted = load_counted(self.snapshots, before)
         return None if counted is None else counted.activity_id
 
     def in_parts(

@@ -110,8 +110,8 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return None
     path = snapshots.pattern(day_folder(day), SNAPSHOT_FILE)
+    document = read_metadata(snapshots, day_folder(day), SNAPSHOT_FILE)
     with engine.connect(snapshots) as connection:
-        document = read_metadata(connection, path)
         connection.execute(
             "CREATE TEMP VIEW usage AS SELECT * FROM read_parquet('{}')".format(
                 path.replace("'", "''")
@@ -128,12 +128,11 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
     )
 
 
-def snapshot_id_of(engine: Engine, snapshots: Folder, day: date) -> str | None:
+def snapshot_id_of(snapshots: Folder, day: date) -> str | None:
     """The id of a day's whole snapshot, None where there is none or it was taken too early."""
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return None
-    with engine.connect(snapshots) as connection:
-        document = read_metadata(connection, snapshots.pattern(day_folder(day), SNAPSHOT_FILE))
+    document = read_metadata(snapshots, day_folder(day), SNAPSHOT_FILE)
     whole = datetime.fromisoformat(document["taken_at"]) >= _end(day)
     return str(document["snapshot_id"]) if whole else None
 
@@ -143,7 +142,6 @@ def _end(day: date) -> datetime:
 
 
 def is_current(
-    engine: Engine,
     readings: Folder,
     snapshots: Folder,
     day: date,
@@ -156,15 +154,14 @@ def is_current(
     """
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return False
-    with engine.connect(snapshots) as connection:
-        document = read_metadata(connection, snapshots.pattern(day_folder(day), SNAPSHOT_FILE))
+    document = read_metadata(snapshots, day_folder(day), SNAPSHOT_FILE)
     if document.get("contract") != CONTRACT or len(document["window"]) != window_days:
         return False
     if datetime.fromisoformat(document["taken_at"]) < _end(day):
         return False
     for back, activity_id in enumerate(reversed(document["window"])):
         each = day - timedelta(days=back)
-        counted = load_counted(engine, snapshots, each)
+        counted = load_counted(snapshots, each)
         if counted is None or counted.activity_id != activity_id:
             return False
         if not counted.matches(list_day(readings, each)):

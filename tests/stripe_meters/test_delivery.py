@@ -334,9 +334,10 @@ def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
                 organizations["org-0"] = {"s0": 50}
             world.write_readings(day, usage[day])
             take_snapshot(other.engine, other.readings, other.snapshots, day)
-            statement._plan(other, contact(other).meters, day, statement.Statement(),
-                            statement.Recent(other), retry_rejected=False,
-                            restate_undone=False)  # fmt: skip
+            statement._plan(
+                other, contact(other).meters, other.payers(), day, statement.Statement(),
+                statement.Recent(other), retry_rejected=False, restate_undone=False,
+            )  # fmt: skip
         return claim(ledger, ids, now)
 
     monkeypatch.setattr(Ledger, "claim", overtake)

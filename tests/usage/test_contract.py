@@ -463,7 +463,7 @@ def test_the_same_inputs_give_the_same_snapshot_id_and_others_another(lake: Lake
 
 def test_a_snapshot_knows_when_its_files_have_changed(lake: Lake) -> None:
     def current() -> bool:
-        return is_current(ENGINE, lake.readings, lake.snapshots, DAY)
+        return is_current(lake.readings, lake.snapshots, DAY)
 
     assert not current()
     lake.jsonl(row())
@@ -518,7 +518,7 @@ def test_late_readings_of_an_earlier_day_reach_the_window(lake: Lake) -> None:
     lake.csv(HEADER + "a,t,2026-03-10T12:00:00,1\n")
     assert lake.usage(window_days=2) == {"a": (1, 1)}
     lake.csv(HEADER + "a,late,2026-03-09T12:00:00,1\n", day=before)
-    assert not is_current(ENGINE, lake.readings, lake.snapshots, DAY, window_days=2)
+    assert not is_current(lake.readings, lake.snapshots, DAY, window_days=2)
     assert lake.usage(window_days=2) == {"a": (2, 1)}
 
 
@@ -550,7 +550,7 @@ def test_readings_are_read_through_any_fsspec_uri() -> None:
     snapshot = take_snapshot(ENGINE, readings, snapshots, DAY)
     assert [(o.organization_id, o.reading_volume) for o in snapshot.organizations] == [("a", 1)]
     assert load_snapshot(ENGINE, snapshots, DAY) == snapshot
-    assert is_current(ENGINE, readings, snapshots, DAY)
+    assert is_current(readings, snapshots, DAY)
 
 
 def test_memory_is_bounded_and_spills(lake: Lake) -> None:

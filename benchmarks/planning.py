@@ -1,0 +1,162 @@
+"""Planning by number of organizations: a day for the first time and again, and a whole backfill.
+
+Everything is the pipeline's own: readings in Parquet, their snapshots, the customers file, the
+ledger, the sandbox in a process of its own. What Stripe would have taken in hours is marked as
+verified in the ledger instead of being sent; then a backfill over all days finds nothing new.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import duckdb
+from pydantic import SecretStr
+from sqlalchemy import update
+
+from benchmarks.delivery import make_customers, running_sandbox
+from benchmarks.webhooks import new_database, running_postgres
+from billing_pipeline.ledger.tables import meter_events
+from billing_pipeline.metering import State
+from billing_pipeline.settings import Settings
+from billing_pipeline.statement import Rooms, count_usage, state_days, utc_now, verify_days
+
+DAYS = 34
+"""As far back as Stripe takes anything."""
+
+NOBODY = "http://127.0.0.1:9"
+"""An address where nothing answers: planning goes on without Stripe, and nothing is sent."""
+
+
+def measure_planning(home: Path, organizations: int, backfilled: int) -> list[dict[str, Any]]:
+    """A row of the table for each kind of database. Raises if anything was sent, or left."""
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix="planning-") as name:
+        folder = Path(name)
+        with running_postgres(folder) as maintenance:
+            urls = {
+                "SQLite": [f"sqlite:///{folder}/{n}.db" for n in range(2)],
+                "PostgreSQL": [new_database(maintenance, f"bench_{n}") for n in range(2)],
+            }
+            return [
+                {
+                    "database": kind,
+                    **_one_day(folder / kind / "day", organizations, one),
+                    **_backfill(folder / kind / "all", backfilled, other),
+                    "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
+                }
+                for kind, (one, other) in urls.items()
+            ]
+
+
+def _one_day(folder: Path, organizations: int, url: str) -> dict[str, Any]:
+    day = utc_now().date() - timedelta(days=1)
+    customers = {f"org-{n:05}": f"cus_{n:06}" for n in range(organizations)}
+    with _rooms(folder, url, NOBODY, customers) as rooms:
+        _write_readings(folder / "readings", [day], organizations)
+        count_usage(rooms, day)
+        first = _timed(lambda: state_days(rooms, [day]))
+        again = _timed(lambda: state_days(rooms, [day]))
+        counts = rooms.inquiry.counts([day])
+    assert counts["planned"] == 2 * organizations, counts
+    return {"organizations": organizations, "plan a day s": first, "plan it again s": again}
+
+
+def _backfill(folder: Path, organizations: int, url: str) -> dict[str, Any]:
+    """All days again, with nothing new in any of them."""
+    days = [utc_now().date() - timedelta(days=n) for n in range(DAYS - 1, 0, -1)]
+    folder.mkdir(parents=True)
+    state = folder / "stripe.jsonl"
+    customers = make_customers(state, organizations)
+    with running_sandbox(state, 0) as base:
+        _write_readings(folder / "readings", days, organizations)
+        with _rooms(folder, url, base, customers, make_meters=True) as rooms:
+            for day in days:
+                count_usage(rooms, day)
+        with _rooms(folder, url, NOBODY, customers) as rooms:
+            planning = _timed(lambda: state_days(rooms, days))
+            _take_for_verified(rooms)
+        with _rooms(folder, url, base, customers) as rooms:
+            begun = time.perf_counter()
+            statement = state_days(rooms, days)
+            report = verify_days(rooms, days)
+            seconds = time.perf_counter() - begun
+            counts = rooms.inquiry.counts(days)
+    assert (statement.sent, report.agreed, statement.stopped) == (0, 0, None), statement
+    assert counts["verified"] == 2 * organizations * len(days), counts
+    return {
+        "backfill": f"{len(days)} days x {organizations:,}",
+        "planned for the first time s": planning,
+        "with nothing new s": round(seconds, 1),
+    }
+
+
+def _write_readings(folder: Path, days: list[date], organizations: int) -> None:
+    """One sensor with two readings per organization and day."""
+    with duckdb.connect() as connection:
+        for day in days:
+            place = folder / f"reading_date={day}"
+            place.mkdir(parents=True)
+            connection.execute(
+                f"""COPY (
+                    SELECT format('org-{{:05}}', o) AS organization_id, 'sensor' AS sensor_id,
+                        TIMESTAMP '{day}' + to_minutes(n * 60) AS recorded_at, 21.5 AS value
+                    FROM range({organizations}) organizations(o), range(2) readings(n)
+                ) TO '{place}/readings.parquet'"""
+            )
+
+
+@contextmanager
+def _rooms(
+    folder: Path, url: str, base: str, customers: dict[str, str], *, make_meters: bool = False
+) -> Iterator[Rooms]:
+    folder.mkdir(parents=True, exist_ok=True)
+    mapping = folder / "customers.csv"
+    lines = [f"{organization},{customer}\n" for organization, customer in customers.items()]
+    mapping.write_text("organization_id,stripe_customer_id\n" + "".join(lines))
+    settings = Settings(
+        stripe_secret_key=SecretStr("sk_test_benchmark"),
+        stripe_api_base=base,
+        stripe_meter_events_base=base,
+        billing_database_url=SecretStr(url),
+        billing_readings_uri=str(folder / "readings"),
+        billing_snapshots_uri=str(folder / "snapshots"),
+        billing_customers_file=mapping,
+    )
+    with Rooms.open(settings, "benchmark") as rooms:
+        if make_meters:
+            import asyncio
+
+            from billing_pipeline.stripe_meters import ensure_meters
+
+            asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters, rooms.ledger))
+        yield rooms
+
+
+def _take_for_verified(rooms: Rooms) -> None:
+    """As if Stripe had taken all of it, hours ago, and shown it in its summaries."""
+    then = utc_now() - timedelta(hours=5)
+    with rooms.ledger.engine.begin() as connection:
+        connection.execute(
+            update(meter_events).values(
+                state=State.VERIFIED, first_attempt_at=then, last_attempt_at=then, accepted_at=then
+            )
+        )
+
+
+def _timed(act: Any) -> float:
+    begun = time.perf_counter()
+    act()
+    return round(time.perf_counter() - begun, 1)
+
+
+if __name__ == "__main__":
+    for row in measure_planning(Path("var/bench"), *map(int, sys.argv[1:])):
+        print(row)
