@@ -41,6 +41,7 @@ def complaints(world: World) -> list[str]:
         *_every_difference_has_a_cause(world, rooms),
         *_decisions_are_kept(world, rooms),
         *_what_stripe_said_is_known(world),
+        *_mismatches_are_stripes_doing(world, rooms),
         *_nothing_is_left(world, rooms),
     ]
 
@@ -354,6 +355,15 @@ def _what_stripe_said_is_known(world: World) -> Iterator[str]:
             for name, there in objects.items():
                 if known.get(name) != there["status"]:
                     yield f"{name} is {there['status']}, and known as {known.get(name)}"
+
+
+def _mismatches_are_stripes_doing(world: World, rooms: Rooms) -> Iterator[str]:
+    """A mismatch is left for people only where Stripe lost something, or the customer is gone."""
+    lost = {(e.customer, e.event_name) for e in world.account.events if not e.counted}
+    for check in rooms.inquiry.checks(None, "mismatch"):
+        where = check["customer"], check["event_name"]
+        if where not in lost and where[0] in world.account.customers:
+            yield f"a mismatch that nobody made: {check}"
 
 
 def _nothing_is_left(world: World, rooms: Rooms) -> Iterator[str]:

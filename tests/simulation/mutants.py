@@ -98,10 +98,10 @@ MUTANTS = (
         "self._move(connection, now, {State.AMBIGUOUS}, list(outcomes.values()))",
     ),
     Mutant(
-        "`already exists with identifier` means that Stripe has it",
-        "billing_pipeline/stripe_meters/answers.py",
-        'if "already exists with identifier" in message or code == "duplicate_meter_event":',
-        'if code == "no such code":',
+        "a refusal says nothing about an earlier attempt that may have been counted",
+        "billing_pipeline/stripe_meters/delivery.py",
+        "if answer.verdict is Verdict.REFUSED and not doubtful:",
+        "if answer.verdict is Verdict.REFUSED:",
     ),
     Mutant(
         "a stated cell keeps its customer when the mapping changes",
