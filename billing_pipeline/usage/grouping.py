@@ -73,16 +73,20 @@ def representatives(hashes: Words, same: Callable[[Ints, Ints], Bools]) -> Ints:
     raise TooManyCollisions
 
 
+_BLOCK = 4
+"""Words that lie side by side: half a cache line, so that comparing them costs one access."""
+
+
 @dataclass(frozen=True)
 class _State:
     """What a lookup works on. Arrays are only ever added to; what outgrows them is a new state.
 
-    `slots` are the places of the hash table, each a code or 0. By code: `words` (as many arrays
-    as the longest identity has words) and `odd`. Code 0 is nobody's.
+    `slots` are the places of the hash table, each a code or 0. By code: `blocks` of _BLOCK words
+    each, as many as the longest identity needs, and `odd`. Code 0 is nobody's.
     """
 
-    slots: Ints
-    words: tuple[Words, ...]
+    slots: npt.NDArray[np.int32]
+    blocks: tuple[Words, ...]
     odd: Bools
 
     @property
@@ -92,6 +96,13 @@ class _State:
     @property
     def capacity(self) -> int:
         return len(self.odd)
+
+    def write(self, codes: Ints, words: Sequence[Words]) -> None:
+        for place, word in enumerate(words):
+            self.blocks[place // _BLOCK][codes, place % _BLOCK] = word
+
+    def words(self, codes: Ints) -> list[Words]:
+        return [block[codes, place] for block in self.blocks for place in range(_BLOCK)]
 
 
 class CodeTable:
@@ -118,7 +129,7 @@ class CodeTable:
     @property
     def first_words(self) -> Words:
         """The first word of each code, from 1 on."""
-        return self._state.words[0][1 : self.size + 1]
+        return self._state.blocks[0][1 : self.size + 1, 0]
 
     @property
     def texts(self) -> list[Any]:
@@ -150,7 +161,10 @@ class CodeTable:
         describe: Callable[[Ints], tuple[Any, Bools]],
     ) -> Ints:
         def same(left: Ints, right: Ints) -> Bools:
-            return _all(word[left] == word[right] for word in words)
+            equal = np.ones(len(left), np.bool_)
+            for word in words:
+                equal &= word[left] == word[right]
+            return equal
 
         chosen = representatives(hashes, same)
         firsts = np.flatnonzero(chosen == np.arange(len(rows)))
@@ -169,8 +183,7 @@ class CodeTable:
             raise TooManyCodes
         state = self._room_for(self.size + count, len(words))
         codes = np.arange(self.size + 1, self.size + count + 1)
-        for own, word in zip(state.words, words, strict=False):
-            own[codes] = word
+        state.write(codes, words)
         state.odd[codes] = odd
         self.some_odd = self.some_odd or bool(odd.any())
         _enter(state, codes, hashes)
@@ -178,72 +191,73 @@ class CodeTable:
         self._state = state
 
     def _room_for(self, size: int, width: int) -> _State:
-        """A state with room for so many codes of so many words: at most half of it is full."""
+        """A state with room for so many codes of so many words: at most a quarter is full."""
         old = self._state
-        if size < old.capacity and width <= len(old.words):
+        if size < old.capacity and width <= _BLOCK * len(old.blocks):
             return old
-        state = _new_state(
-            max(old.capacity, 1 << (size + 1).bit_length()), max(width, len(old.words))
-        )
-        known = slice(0, self.size + 1)
-        for own, word in zip(state.words, old.words, strict=False):
-            own[known] = word[known]
-        state.odd[known] = old.odd[known]
+        width = max(width, _BLOCK * len(old.blocks))
+        state = _new_state(max(old.capacity, 1 << size.bit_length()), width)
         if self.size:
             codes = np.arange(1, self.size + 1)
-            _enter(state, codes, self._hashed([word[codes] for word in state.words]))
+            words = old.words(codes)
+            state.write(codes, words)
+            state.odd[codes] = old.odd[codes]
+            _enter(state, codes, self._hashed(words))
         return state
 
 
 def _new_state(capacity: int, width: int) -> _State:
-    words = tuple(np.zeros(capacity, np.uint64) for _ in range(width))
-    words[0][0] = np.iinfo(np.uint64).max
-    return _State(np.zeros(2 * capacity, np.intp), words, np.zeros(capacity, np.bool_))
+    blocks = tuple(np.zeros((capacity, _BLOCK), np.uint64) for _ in range(0, width, _BLOCK))
+    blocks[0][0] = np.iinfo(np.uint64).max
+    return _State(np.zeros(4 * capacity, np.int32), blocks, np.zeros(capacity, np.bool_))
 
 
 def _find(state: _State, words: Sequence[Words], hashes: Words) -> Ints:
     """The code of each row, 0 where it has none: from its slot on until an empty one."""
     last = len(state.slots) - 1
     places = (hashes >> state.shift).view(np.intp)
-    found = state.slots.take(places, mode="clip")
-    active = np.flatnonzero(~_equal(state, found, words) & (found != 0))
+    found = state.slots.take(places, mode="clip").astype(np.intp)
+    active = np.flatnonzero(_differ(state, found, words))
+    active = active[found[active] != 0]
     for _ in range(last + 1):
         if not active.size:
             return found
         next_places = (places[active] + 1) & last
-        codes = state.slots[next_places]
+        codes = state.slots.take(next_places, mode="clip").astype(np.intp)
         places[active] = next_places
         found[active] = codes
-        equal = _equal(state, codes, [word[active] for word in words])
-        active = active[~equal & (codes != 0)]
+        wrong = _differ(state, codes, [word.take(active, mode="clip") for word in words])
+        active = active[wrong & (codes != 0)]
     raise TooManyCollisions
 
 
-def _equal(state: _State, codes: Ints, words: Sequence[Words]) -> Bools:
-    """Whether each row's words are those of the code."""
-    known = len(state.words)
-    equal = _all(
-        own.take(codes, mode="clip") == word for own, word in zip(state.words, words, strict=False)
-    )
-    for word in words[known:]:  # longer than any that this state knows
-        equal &= word == 0
-    return equal
+def _differ(state: _State, codes: Ints, words: Sequence[Words]) -> Bools:
+    """Whether each row's words are others than those of the code."""
+    wrong = np.zeros(len(codes), np.bool_)
+    for number in range(0, len(words), _BLOCK):
+        some = words[number : number + _BLOCK]
+        if number // _BLOCK < len(state.blocks):
+            # As items of 32 bytes, because NumPy takes those in one go.
+            items = state.blocks[number // _BLOCK].view(f"V{8 * _BLOCK}")[:, 0]
+            block = items.take(codes, mode="clip").view(np.uint64).reshape(-1, _BLOCK)
+            for place, word in enumerate(some):
+                wrong |= block[:, place] != word
+        else:  # longer than any identity that this state knows
+            for word in some:
+                wrong |= word != 0
+    return wrong
 
 
 def _enter(state: _State, codes: Ints, hashes: Words) -> None:
     """Give each code a slot: the first empty one from its hash on."""
     last = len(state.slots) - 1
     places = (hashes >> state.shift).view(np.intp)
-    while codes.size:
+    for _ in range(last + 1):
+        if not codes.size:
+            return
         free = state.slots[places] == 0
         state.slots[places[free]] = codes[free]
         lost = state.slots[places] != codes
         codes, places = codes[lost], (places[lost] + 1) & last
 
-
-def _all(parts: Any) -> Bools:
-    result: Bools | None = None
-    for part in parts:
-        result = part if result is None else np.logical_and(result, part, out=result)
-    assert result is not None
-    return result
+    raise TooManyCollisions

@@ -217,12 +217,12 @@ class _Kernel:
             first = piece.first
             for batch in piece.batches(KEY_COLUMNS, self._limits.batch_rows):
                 plain, key = self._keys(batch, piece.source.ns_per_tick)
-                numbers = np.arange(first, first + batch.num_rows)
+                numbers = np.arange(first, first + batch.num_rows, dtype=self._row_type)
                 if plain is not None:
                     odd.append(numbers[~plain])
                     numbers = numbers[plain]
                 keys.append(key)
-                rows.append(numbers.astype(self._row_type))
+                rows.append(numbers)
                 first += batch.num_rows
                 held += len(key)
                 if held >= self._limits.chunk_rows:
