@@ -52,11 +52,7 @@ class Source:
     @contextmanager
     def opened(self) -> Iterator[Any]:
         """The file as pyarrow reads it."""
-        options = {
-            "metadata": self.metadata,
-            "read_dictionary": self.dictionaries,
-            "binary_type": pa.large_binary(),  # a third faster than with offsets of 32 bits
-        }
+        options = {"metadata": self.metadata, "read_dictionary": self.dictionaries}
         if self.folder.is_local:
             with pq.ParquetFile(self.folder.path(self.day, self.name), **options) as file:
                 yield file
