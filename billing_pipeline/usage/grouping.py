@@ -56,20 +56,22 @@ def representatives(hashes: Words, same: Callable[[Ints, Ints], Bools]) -> Ints:
     rows = len(hashes)
     bits = max(1, (2 * rows - 1).bit_length())
     slots = (hashes >> np.uint64(64 - bits)).view(np.intp)
-    table = np.empty(1 << bits, np.int32 if rows < 2**31 else np.int64)
-    found = np.arange(rows, dtype=np.intp)
+    small = np.int32 if rows < 2**31 else np.int64  # half the memory is twice the cache
+    table = np.empty(1 << bits, small)
+    found = np.arange(rows, dtype=small)
     table[slots] = found
-    winners = table.take(slots, mode="clip").astype(np.intp)
-    active = np.flatnonzero(winners != found)
+    active = np.flatnonzero(table.take(slots, mode="clip") != found)
+    slots = slots.take(active, mode="clip")
     for _ in range(ROUNDS):
         if not active.size:
-            return found
-        winner = winners[active]
-        settled = same(active, winner)
-        found[active[settled]] = winner[settled]
-        active = active[~settled]
-        table[slots[active]] = active
-        winners[active] = table[slots[active]]
+            return found.astype(np.intp)
+        winners = table.take(slots, mode="clip").astype(np.intp)
+        settled = same(active, winners)
+        found[active[settled]] = winners[settled]
+        active, slots = active[~settled], slots[~settled]
+        table[slots] = active
+        lost = table.take(slots, mode="clip") != active
+        active, slots = active[lost], slots[lost]
     raise TooManyCollisions
 
 

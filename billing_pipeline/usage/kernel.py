@@ -189,20 +189,20 @@ class _Kernel:
         self._unlike: list[Path] = []
 
     def run(self) -> Settled:
-        with ExitStack() as stack:
-            packed = stack.enter_context(self._runs("packed", 1 << self._bucket_bits))
-            repeated = stack.enter_context(self._runs("repeated", len(self._shares)))
-            self._in_threads(partial(self._pack, packed), self._shares)
-            self._in_threads(partial(self._find_repeated, packed, repeated), _parts(packed))
-            unlike = repeated
-            if repeated.rows.any() and self._comparable():
-                valued = stack.enter_context(
-                    self._runs("valued", 1 << self._bucket_bits, np.uint64, np.bool_)
-                )
-                unlike = stack.enter_context(self._runs("unlike", len(self._shares)))
-                self._in_threads(partial(self._add_values, repeated, valued), _parts(repeated))
-                self._in_threads(partial(self._compare, valued, unlike), _parts(valued))
-            self._in_threads(partial(self._leave_unlike, unlike), _parts(unlike))
+        """All of it."""
+        buckets, shares = range(1 << self._bucket_bits), range(len(self._shares))
+        with self._runs("repeated", len(shares)) as repeated:
+            with self._runs("packed", len(buckets)) as packed:
+                self._in_threads(partial(self._pack, packed), self._shares)
+                self._in_threads(partial(self._find_repeated, packed, repeated), buckets)
+            if not (repeated.rows.any() and self._comparable()):
+                self._in_threads(partial(self._leave_unlike, repeated), shares)
+            else:
+                with self._runs("unlike", len(shares)) as unlike:
+                    with self._runs("valued", len(buckets), np.uint64, np.bool_) as valued:
+                        self._in_threads(partial(self._add_values, repeated, valued), shares)
+                        self._in_threads(partial(self._compare, valued, unlike), buckets)
+                    self._in_threads(partial(self._leave_unlike, unlike), shares)
         return Settled(self._table(), tuple(self._odd), tuple(self._unlike))
 
     # From rows to packed keys ------------------------------------------------------------------
@@ -339,7 +339,7 @@ class _Kernel:
         # All keys of a bucket begin with the same bits, so these must not choose the slot.
         hashes = keys ^ keys >> np.uint64(32)
         hashes *= np.uint64(_SCATTER)
-        return representatives(hashes, lambda left, right: keys[left] == keys[right])
+        return representatives(hashes, partial(_equal, keys))
 
     def _comparable(self) -> bool:
         """Whether equal bits are equal values: all files have one type of number, or no values."""
@@ -486,8 +486,9 @@ class _Kernel:
             pool.shutdown(cancel_futures=True)
 
 
-def _parts(runs: Runs) -> range:
-    return range(len(runs.rows))
+def _equal(keys: Words, left: Ints, right: Ints) -> Bools:
+    equal: Bools = keys.take(left, mode="clip") == keys.take(right, mode="clip")
+    return equal
 
 
 def _as_dictionary(column: Any) -> tuple[Any, Ints | None]:
