@@ -2,7 +2,8 @@
 
 The scan reads every value with the same engine and memory limit and keeps nothing: nobody who
 counts with DuckDB can be faster. Each measurement is a process of its own, so that its peak
-memory is its own too; both kinds take turns, so that a busy minute of the machine hits both.
+memory is its own too; all kinds take turns, so that a busy minute of the machine hits them all.
+CPU seconds, with those of starting Python, tell what other work on the machine has hidden.
 """
 
 from __future__ import annotations
@@ -28,22 +29,25 @@ MANY = 50_000_000
 def measure_counting(home: Path, readings: int, memory_limit: str) -> dict[str, Any]:
     """One row of the table; keys are its columns."""
     _alone("generate", home, readings, memory_limit)
-    scans, snapshots = [], []
-    for _ in range(1 if readings >= MANY else 3):
-        scans.append(_alone("scan", home, readings, memory_limit))
-        snapshots.append(_alone("snapshot", home, readings, memory_limit))
-    scan_seconds = median(each["seconds"] for each in scans)
-    snapshot_seconds = median(each["seconds"] for each in snapshots)
-    return {
+    taken: dict[str, list[dict[str, float]]] = {"scan": [], "kernel": [], "sql": []}
+    repetitions = 1 if readings >= MANY else 3
+    for _ in range(repetitions):
+        for what, measured in taken.items():
+            measured.append(_alone(what, home, readings, memory_limit))
+    row: dict[str, Any] = {
         "readings": readings,
         "memory limit": memory_limit,
-        "repetitions": len(scans),
-        "scan s": round(scan_seconds, 2),
-        "scan peak MB": round(max(each["peak_mb"] for each in scans)),
-        "snapshot s": round(snapshot_seconds, 2),
-        "snapshot peak MB": round(max(each["peak_mb"] for each in snapshots)),
-        "snapshot / scan": round(snapshot_seconds / scan_seconds, 1),
+        "repetitions": repetitions,
     }
+    seconds = {}
+    for what, measured in taken.items():
+        seconds[what] = median(each["seconds"] for each in measured)
+        row[f"{what} s"] = round(seconds[what], 2)
+        row[f"{what} CPU s"] = round(median(each["cpu_seconds"] for each in measured), 2)
+        row[f"{what} peak MB"] = round(max(each["peak_mb"] for each in measured))
+    row["kernel / scan"] = round(seconds["kernel"] / seconds["scan"], 1)
+    row["SQL / kernel"] = round(seconds["sql"] / seconds["kernel"], 1)
+    return row
 
 
 def scan(day: GeneratedDay, memory_limit: str) -> None:
@@ -56,17 +60,28 @@ def scan(day: GeneratedDay, memory_limit: str) -> None:
         ).fetchall()
 
 
-def snapshot(day: GeneratedDay, memory_limit: str) -> None:
-    """Count the day and take its snapshot, as the pipeline does, and check every total."""
+def kernel(day: GeneratedDay, memory_limit: str) -> None:
+    """The snapshot as the pipeline takes it."""
+    assert _snapshot(day, Engine(memory_limit)) == "kernel"
+
+
+def sql(day: GeneratedDay, memory_limit: str) -> None:
+    """The same, with all counting left to SQL."""
+    assert _snapshot(day, Engine(memory_limit, kernel=False)).startswith("sql")
+
+
+def _snapshot(day: GeneratedDay, engine: Engine) -> str:
+    """Count the day, take its snapshot and check every total; returns the method."""
     with tempfile.TemporaryDirectory(dir=day.folder.parent, prefix="snapshots-") as target:
         readings, snapshots = Folder(str(day.folder)), Folder(target)
-        taken = take_snapshot(Engine(memory_limit), readings, snapshots, DAY)
+        taken = take_snapshot(engine, readings, snapshots, DAY)
     counted, usage = taken.counted, taken.organizations
     assert counted.readings == day.readings, counted
     assert counted.exact_duplicates == day.duplicates, counted
     assert counted.rows_read == day.readings + day.duplicates, counted
     assert sum(each.reading_volume for each in usage) == day.readings
     assert sum(each.active_sensors for each in usage) == day.sensors
+    return counted.method
 
 
 def _alone(what: str, home: Path, readings: int, memory_limit: str) -> dict[str, float]:
@@ -87,13 +102,22 @@ def _alone(what: str, home: Path, readings: int, memory_limit: str) -> dict[str,
 def _in_new_process(what: str, home: str, readings: str, memory_limit: str) -> None:
     begun = time.perf_counter()
     day = generate(Path(home), int(readings))
-    work: dict[str, Callable[[GeneratedDay, str], None]] = {"scan": scan, "snapshot": snapshot}
+    work: dict[str, Callable[[GeneratedDay, str], None]] = {
+        "scan": scan,
+        "kernel": kernel,
+        "sql": sql,
+    }
     if what in work:
         work[what](day, memory_limit)
     seconds = time.perf_counter() - begun
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    used = resource.getrusage(resource.RUSAGE_SELF)
     unit = 2**20 if sys.platform == "darwin" else 2**10
-    print(json.dumps({"seconds": seconds, "peak_mb": peak / unit}))
+    measured = {
+        "seconds": seconds,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_mb": used.ru_maxrss / unit,
+    }
+    print(json.dumps(measured))
 
 
 if __name__ == "__main__":

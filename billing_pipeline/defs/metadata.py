@@ -187,4 +187,5 @@ def _counts(counted: CountedDay) -> dict[str, Any]:
         "exact_duplicates": counted.exact_duplicates,
         "conflicting_duplicates": counted.conflicting_duplicates,
         "quarantined": counted.quarantined_rows,
+        "counted_by": counted.method,
     }

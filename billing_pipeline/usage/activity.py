@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -27,7 +28,9 @@ from billing_pipeline.usage.inputs import (
     folder_name,
     list_day,
 )
-from billing_pipeline.usage.readings import create_readings, name_the_broken
+from billing_pipeline.usage.kernel import Settled, settle
+from billing_pipeline.usage.readings import create_readings, leave_over, name_the_broken
+from billing_pipeline.usage.shares import CannotTake
 
 CONTRACT = 1
 """Version of the counting rules; part of every id, so that new rules give new ids."""
@@ -80,6 +83,8 @@ class CountedDay:
     quarantine_sample: tuple[tuple[str, str | None, int], ...] = ()
     """(reason, organization, rows), the largest first, at most SHOWN_QUARANTINE."""
     sensors: int = 0
+    method: str = "sql"
+    """How it was counted, "kernel" or "sql: why"; the counts are the same either way."""
 
     @property
     def quarantined_rows(self) -> int:
@@ -129,7 +134,7 @@ class CountedDay:
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> CountedDay:
         """The reverse of `as_json`."""
-        known = {name: document[name] for name in cls.__dataclass_fields__}
+        known = {name: document[name] for name in cls.__dataclass_fields__ if name in document}
         return cls(
             **{
                 **known,
@@ -177,7 +182,7 @@ def count_day(engine: Engine, readings: Folder, snapshots: Folder, day: date) ->
     for _ in range(TRIES):
         inputs = list_day(readings, day)
         with engine.connect(readings, snapshots) as connection:
-            counted = _count(connection, readings, inputs)
+            counted = _count(engine, connection, readings, inputs)
             if list_day(readings, day) == inputs:
                 _write(connection, snapshots, counted)
                 return counted
@@ -188,11 +193,11 @@ def count_day(engine: Engine, readings: Folder, snapshots: Folder, day: date) ->
 
 
 def _count(
-    connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
+    engine: Engine, connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
 ) -> CountedDay:
     rows = create_readings(connection, readings, inputs)
     try:
-        connection.execute(sql("count"), {"blanks": BLANKS})
+        method = _count_rows(engine, connection, readings, inputs)
     except duckdb.OutOfMemoryException:  # no fault of a file's
         raise
     except duckdb.Error as error:
@@ -230,6 +235,7 @@ def _count(
         dict(sorted(by_reason.items())),
         tuple(quarantine[:SHOWN_QUARANTINE]),
         sensors,
+        method,
     )
     if not counted.conserved:
         raise ConservationError(
@@ -238,6 +244,31 @@ def _count(
             f"{counted.quarantined_rows} quarantined"
         )
     return counted
+
+
+def _count_rows(
+    engine: Engine, connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
+) -> str:
+    """Make the table `counted`; returns the method, as CountedDay tells it."""
+    count = sql("count")
+    with engine.spill() as spill:
+        try:
+            settled = _settled(engine, readings, inputs, spill)
+        except CannotTake as reason:
+            connection.execute(count, {"blanks": BLANKS})
+            return f"sql: {reason}"
+        leave_over(connection, settled.odd, settled.unlike)
+        connection.execute(count, {"blanks": BLANKS})
+    connection.register("settled", settled.activity)
+    connection.execute(sql("add_settled"))
+    connection.unregister("settled")
+    return "kernel"
+
+
+def _settled(engine: Engine, readings: Folder, inputs: DayInputs, spill: Path) -> Settled:
+    if not engine.kernel:
+        raise CannotTake("the kernel is switched off")
+    return settle(readings, inputs, spill, engine.kernel_limits, BLANKS)
 
 
 def _write(connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: CountedDay) -> None:

@@ -8,30 +8,35 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
+from pathlib import Path
 
 import duckdb
 
 from billing_pipeline.usage.folders import Folder
+from billing_pipeline.usage.limits import Limits
 
 
 @dataclass(frozen=True)
 class Engine:
     """How DuckDB is run: `memory_limit` such as "4GB"; what does not fit spills to disk.
 
-    `clock` tells when files were listed, in UTC.
+    `clock` tells when files were listed, in UTC. Without `kernel` SQL counts every day; `limits`
+    are the kernel's, by default those that suit the memory limit.
     """
 
     memory_limit: str
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    kernel: bool = True
+    limits: Limits | None = None
 
     @contextmanager
     def connect(self, *folders: Folder) -> Iterator[duckdb.DuckDBPyConnection]:
         """A connection in UTC that can read these folders, closed at the end."""
-        with tempfile.TemporaryDirectory(prefix="billing-spill-") as spill:
+        with self.spill() as spill:
             connection = duckdb.connect(
                 config={
                     "memory_limit": self.memory_limit,
-                    "temp_directory": spill,
+                    "temp_directory": str(spill),
                     "preserve_insertion_order": False,  # keeping an order costs memory
                     "autoinstall_known_extensions": False,  # nothing is fetched behind our back
                 }
@@ -44,6 +49,17 @@ class Engine:
                 yield connection
             finally:
                 connection.close()
+
+    @contextmanager
+    def spill(self) -> Iterator[Path]:
+        """An empty folder for what does not fit in memory, gone at the end."""
+        with tempfile.TemporaryDirectory(prefix="billing-spill-") as spill:
+            yield Path(spill)
+
+    @property
+    def kernel_limits(self) -> Limits:
+        """The limits that the kernel keeps to."""
+        return self.limits or Limits.of(self.memory_limit)
 
 
 def sql(name: str) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
+from pathlib import Path
 
 import duckdb
 
@@ -68,7 +69,7 @@ def create_readings(
 
     Raises UnusableInput naming the file, and the column where it is one.
     """
-    connection.execute(sql("in_day").replace("$day_start_ns", str(_day_start_ns(inputs.usage_day))))
+    connection.execute(sql("in_day").replace("$day_start_ns", str(day_start_ns(inputs.usage_day))))
     connection.execute(sql("text_readings"))
     rows: dict[str, int] = {}
     selects = ["SELECT * EXCLUDE (file) FROM text_readings"]
@@ -84,6 +85,36 @@ def create_readings(
     rows |= _checked_text(connection, day, [f.name for f in inputs.files if f.name not in rows])
     connection.execute("CREATE VIEW readings AS " + "\nUNION ALL ".join(selects))
     return rows
+
+
+def leave_over(
+    connection: duckdb.DuckDBPyConnection, odd: Sequence[Path], unlike: Sequence[Path]
+) -> None:
+    """Make `readings` the rows that the kernel left over, where it had all of them.
+
+    `odd` files have rows as the day's own files have them; in `unlike` files `instant` is known.
+    """
+    selects = ["SELECT * EXCLUDE (file) FROM text_readings"]  # empty, and gives the types
+    by_folder = defaultdict(list)
+    for path in odd:
+        by_folder[path.parent].append(path.name)
+    for folder, names in by_folder.items():
+        selects += _parquet(connection, Folder(str(folder)), "", names, {})
+    by_kind = defaultdict(list)
+    for path in unlike:
+        scan = _parquet_scan([str(path)])
+        types = {
+            column: kind
+            for column, kind, *_ in connection.execute(f"DESCRIBE SELECT * FROM {scan}").fetchall()
+        }
+        by_kind[types.get("value")].append(str(path))
+    for kind, paths in by_kind.items():
+        number, text = _value_columns(kind)
+        selects.append(
+            f"SELECT organization_id, sensor_id, instant, {number}, {text} "
+            f"FROM {_parquet_scan(paths)}"
+        )
+    connection.execute("CREATE OR REPLACE VIEW readings AS " + "\nUNION ALL ".join(selects))
 
 
 def name_the_broken(
@@ -283,5 +314,6 @@ def _reason(error: Exception) -> str:
     return "; ".join(line.strip() for line in told.splitlines() if line.strip())[:500]
 
 
-def _day_start_ns(day: date) -> int:
+def day_start_ns(day: date) -> int:
+    """Midnight (UTC) in nanoseconds since 1970."""
     return (day - date(1970, 1, 1)).days * 86_400 * 10**9
