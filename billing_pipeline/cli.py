@@ -239,7 +239,12 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Compare all that was stated for these days with Stripe's own summaries."""
-    from billing_pipeline.report import attention, events_line, verification_document
+    from billing_pipeline.report import (
+        attention,
+        compared_later,
+        events_line,
+        verification_document,
+    )
 
     settings = load_settings()
     settings.require_key()
@@ -251,6 +256,7 @@ def verify(
 
     def show() -> None:
         out.print(f"Compared {document['compared']} figures: {report.agreed} agree.")
+        out.print(compared_later(report.postponed), end="")
         out.print(events_line(document["events"]))
         for panel in attention(document):
             out.print(panel)

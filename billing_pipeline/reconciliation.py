@@ -48,6 +48,7 @@ from billing_pipeline.statement import (
 )
 from billing_pipeline.stripe_meters import (
     PeriodQuestion,
+    Reads,
     StripesFigures,
     ask_periods,
     minutes_of,
@@ -542,7 +543,8 @@ def _ask_stripe(
         if progress is not None:
             progress("asking", done, total)
 
-    return ask_periods(rooms.gateway, sorted(questions, key=str), watch)
+    reads = Reads(rooms.ledger, rooms.gateway.reads_a_month, rooms.clock)
+    return ask_periods(rooms.gateway, reads, sorted(questions, key=str), watch)
 
 
 Late = Mapping[tuple[str, str], Sequence[tuple[int, bool]]]

@@ -47,6 +47,7 @@ def run_document(
             for finding in findings
         ],
         "unread": outcome.verification.unread,
+        "not_compared": outcome.verification.postponed,
         "stopped": outcome.statement.stopped,
         "problems": outcome.statement.problems,
         "error": outcome.configuration_error or error,
@@ -111,8 +112,15 @@ def show_run(console: Console, document: dict[str, Any]) -> None:
         table.add_row(day["day"], *counts, note)
     console.print(table)
     console.print(events_line(document["events"], document["sent"]))
+    console.print(compared_later(document["not_compared"]), end="")
     for panel in attention(document):
         console.print(panel)
+
+
+def compared_later(number: int) -> str:
+    """A line on figures that wait for the reads of another day; empty where there are none."""
+    told = "figures are compared with Stripe another day: its reads have a monthly budget"
+    return f"{number} {told} (BILLING_VERIFICATION_READS).\n" if number else ""
 
 
 def events_line(events: dict[str, int], sent: int | None = None) -> str:
@@ -311,6 +319,7 @@ def verification_document(
         "rejected": rooms.inquiry.rejected(days),
         "unsettled": unsettled(events),
         "unread": report.unread,
+        "not_compared": report.postponed,
     }
 
 

@@ -72,6 +72,7 @@ class Settings(BaseSettings):
     billing_meters: tuple[MeterSpec, ...] = DEFAULT_METERS
     billing_subscription_policy: dict[str, Policy] = Field(default_factory=dict)
     billing_gates: Gates = Gates()
+    billing_verification_reads: int = Field(default=10_000, ge=0)
     billing_alert_url: SecretStr | None = None
 
     @field_validator("stripe_secret_key")
@@ -194,6 +195,7 @@ class Settings(BaseSettings):
                 f"{status}: {policy}" for status, policy in self.subscription_policy.items()
             ),
             "BILLING_GATES": json.dumps(asdict(self.billing_gates)),
+            "BILLING_VERIFICATION_READS": f"{self.billing_verification_reads} a month",
             "BILLING_ALERT_URL": "(not set)" if self.billing_alert_url is None else "set",
             "BILLING_METERS": ", ".join(
                 f"{m.event_name} ({m.formula}, {m.measure})" for m in self.billing_meters

@@ -51,6 +51,7 @@ class World:
         self.offset = timedelta(0)
         self.customers: dict[str, str] = {}
         self.environment = {
+            "BILLING_VERIFICATION_READS": "1000000",
             "STRIPE_SECRET_KEY": KEY,
             "STRIPE_API_BASE": base,
             "BILLING_READINGS_URI": str(home / "readings"),

@@ -129,7 +129,10 @@ def of_applied(applied: Applied) -> dict[str, Any]:
 def of_verification(rooms: Rooms, day: date) -> dict[str, Any]:
     """How far Stripe agrees, and where it does not."""
     looks = {o: rooms.inquiry.checks([day], o) for o in ("agrees", "lagging", "mismatch")}
+    counts = rooms.inquiry.counts([day])
+    taken = counts["accepted"] + counts["verified"]
     return {
+        "verified_share": counts["verified"] / taken if taken else 1.0,
         **{outcome: len(rows) for outcome, rows in looks.items()},
         "dagster/row_count": sum(len(rows) for rows in looks.values()),
         "differences": table(

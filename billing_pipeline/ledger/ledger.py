@@ -44,6 +44,7 @@ from billing_pipeline.ledger.tables import (
     meters,
     planned_days,
     runs,
+    stripe_reads,
     undone_cells,
     verifications,
 )
@@ -68,6 +69,7 @@ from billing_pipeline.settings import ConfigurationError
 
 CUSTOMER_UNKNOWN = "meter_event_customer_not_found"
 PLANNING_KEY = 7205133
+READS_KEY = 7205134
 MODES = {True: "live", False: "test"}
 WINDOW_MARGIN = timedelta(minutes=5)
 """Our clock and Stripe's may differ by this much."""
@@ -122,6 +124,11 @@ class Settled:
     timestamp: int
     """Of the newest event (unix seconds)."""
     span: tuple[int, int] | None = None
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether something was stated after a value of the same day had been stated."""
+        return bool(self.pending) and (self.certain is not None or len(self.pending) > 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -828,6 +835,35 @@ class Ledger:
                 meter = _meter(known[row.event_name], Measure.READING_VOLUME)
                 found[_event(row).idempotency_key(meter)] = row
         return {sample: found[sample] for sample in samples if sample in found}
+
+    # Reads of Stripe's summaries -------------------------------------------------------------
+
+    def lease_reads(self, month: str, number: int, limit: int) -> int:
+        """Take up to so many of a month's reads, never more than `limit` in all; how many."""
+        with writing(self.engine) as connection:
+            known = stripe_reads.c
+            if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": READS_KEY})
+            used = connection.scalar(select(known.used).where(known.month == month)) or 0
+            taken = max(0, min(number, limit - used))
+            if taken:
+                upsert(connection, stripe_reads, {"month": month}, {"used": used + taken})
+        return taken
+
+    def give_back_reads(self, month: str, number: int) -> None:
+        """Give back reads that were leased and not made."""
+        with writing(self.engine) as connection:
+            connection.execute(
+                update(stripe_reads)
+                .where(stripe_reads.c.month == month)
+                .values(used=stripe_reads.c.used - number)
+            )
+
+    def reads_used(self, month: str) -> int:
+        """Reads of this month so far, those on lease included."""
+        with self.engine.begin() as connection:
+            query = select(stripe_reads.c.used).where(stripe_reads.c.month == month)
+            return connection.scalar(query) or 0
 
     # Verification ----------------------------------------------------------------------------
 

@@ -218,6 +218,13 @@ meter_errors = Table(
     Column("message", Text, nullable=False),
 )
 
+stripe_reads = Table(
+    "stripe_reads",
+    metadata,
+    Column("month", String(7), primary_key=True),  # as 2026-03, UTC
+    Column("used", BigInt, nullable=False),  # reads of summaries, those on lease included
+)
+
 verifications = Table(
     "verifications",
     metadata,

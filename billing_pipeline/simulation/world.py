@@ -101,6 +101,7 @@ class World:
             billing_snapshots_uri=str(folder),
             billing_memory_limit="1GB",
             billing_meters=Settings.model_fields["billing_meters"].default,
+            billing_verification_reads=10**6,
             billing_gates=STRICT if Random(seed).random() < 0.2 else Gates(),
         )
         self.database = open_database(f"sqlite:///{folder}/billing.db")

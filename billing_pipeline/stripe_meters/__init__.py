@@ -2,6 +2,7 @@
 
 - `client`        the official SDK, made lazily, pinned, without telemetry
 - `answers`       what each of Stripe's answers to a meter event means
+- `budget`        how many of Stripe's figures may be read in a month
 - `catalogue`     the meters in Stripe: looked up, checked, made
 - `delivery`      from the ledger's planned events to accepted ones
 - `objects`       reading objects and events that webhooks left open
@@ -12,6 +13,7 @@
 - `reporting`     a small Python API: state one organization's usage of one day
 """
 
+from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.catalogue import (
     MeterCatalogue,
     ensure_meters,
@@ -38,6 +40,7 @@ __all__ = [
     "DeliveryResult",
     "MeterCatalogue",
     "PeriodQuestion",
+    "Reads",
     "StripeGateway",
     "StripeUnreachable",
     "StripesFigures",

@@ -43,6 +43,11 @@ class StripeGateway:
         """Whether the key is a live one."""
         return self._settings.livemode
 
+    @property
+    def reads_a_month(self) -> int:
+        """How many summaries may be read in a month."""
+        return self._settings.billing_verification_reads
+
     @asynccontextmanager
     async def client(self) -> AsyncIterator[stripe.StripeClient]:
         """A client for the running event loop. Raises ConfigurationError without a key."""

@@ -26,6 +26,7 @@ from billing_pipeline.stripe_meters.answers import (
     Verdict,
     read_error,
 )
+from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.retrying import backoff
 from billing_pipeline.stripe_meters.settlement import needs_settlement, settle
@@ -180,9 +181,11 @@ class _Courier:
         """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
             never_again = {o.id for o in doubtful if self._barred(o)}
+            reads = Reads(self._ledger, self._gateway.reads_a_month, self._clock)
             settled = await settle(
-                client, self._ledger, self._meters, doubtful, never_again, self._clock()
+                client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
             )
+            reads.give_back()
             self._ledger.record(settled, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
             for outcome in settled:

@@ -11,6 +11,7 @@ from typing import Any
 import stripe
 from aiolimiter import AsyncLimiter
 
+from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, reading
@@ -44,17 +45,26 @@ class StripesFigures:
 
 
 def ask_periods(
-    gateway: StripeGateway, questions: Collection[PeriodQuestion], progress: Progress
+    gateway: StripeGateway,
+    reads: Reads,
+    questions: Collection[PeriodQuestion],
+    progress: Progress,
 ) -> StripesFigures:
     """Ask Stripe for these periods: one summary each, and the lines of each final invoice.
 
     What cannot be read stands in `unread`. Raises ConfigurationError for a key that is refused.
     """
-    return asyncio.run(_ask(gateway, questions, progress))
+    try:
+        return asyncio.run(_ask(gateway, reads, questions, progress))
+    finally:
+        reads.give_back()
 
 
 async def _ask(
-    gateway: StripeGateway, questions: Collection[PeriodQuestion], progress: Progress
+    gateway: StripeGateway,
+    reads: Reads,
+    questions: Collection[PeriodQuestion],
+    progress: Progress,
 ) -> StripesFigures:
     found = StripesFigures()
     prices: dict[str, Any] = {}
@@ -78,7 +88,10 @@ async def _ask(
 
     async with gateway.client() as client:
         await asyncio.gather(
-            *(one(f"the summary of {q.customer}", _summary(client, q, found)) for q in questions)
+            *(
+                one(f"the summary of {q.customer}", _summary(client, reads, q, found))
+                for q in questions
+            )
         )
         for invoice in invoices:  # one after the other, so that a price is read once
             await one(f"the invoice {invoice}", _lines(client, invoice, prices, found))
@@ -86,10 +99,10 @@ async def _ask(
 
 
 async def _summary(
-    client: stripe.StripeClient, question: PeriodQuestion, found: StripesFigures
+    client: stripe.StripeClient, reads: Reads, question: PeriodQuestion, found: StripesFigures
 ) -> None:
     found.summaries[question] = await figure_between(
-        client, question.meter_id, question.customer, question.start, question.end
+        client, reads, question.meter_id, question.customer, question.start, question.end
     )
 
 

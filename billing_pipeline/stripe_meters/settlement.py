@@ -27,6 +27,7 @@ from billing_pipeline.metering import (
 )
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.metering.timestamps import day_end
+from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
 from billing_pipeline.stripe_meters.summaries import (
     AtZero,
@@ -48,6 +49,7 @@ def needs_settlement(outgoing: Outgoing, now: datetime) -> bool:
 
 async def settle(
     client: stripe.StripeClient,
+    reads: Reads,
     ledger: Ledger,
     meters: Mapping[str, Meter],
     doubtful: Sequence[Outgoing],
@@ -73,12 +75,12 @@ async def settle(
         event = outgoing.event
         meter = meters[event.cell.event_name]
         try:
-            figure = await _figure(client, meter, event)
+            figure = await _figure(client, reads, meter, event)
             at_zero = (
                 None
                 if event.value
                 else await figure_of_a_zero(
-                    client, ledger, meter, event.customer, event.timestamp, now
+                    client, reads, ledger, meter, event.customer, event.timestamp, now
                 )
             )
         except stripe.InvalidRequestError as error:
@@ -112,12 +114,15 @@ def _early_part(meter: Meter, event: MeterEvent) -> tuple[int, int] | None:
     return event.about if meter.replaces and ends_early else None
 
 
-async def _figure(client: stripe.StripeClient, meter: Meter, event: MeterEvent) -> float:
+async def _figure(
+    client: stripe.StripeClient, reads: Reads, meter: Meter, event: MeterEvent
+) -> float:
     """Stripe's figure of the event's day, or of its part. Raises as `daily_figures` does."""
     day, id, part = event.cell.usage_day, str(meter.meter_id), _early_part(meter, event)
     if part is not None:
-        return await figure_between(client, id, event.customer, *part)
-    return (await daily_figures(client, id, event.customer, day, day)).get(day, 0.0)
+        return await figure_between(client, reads, id, event.customer, *part)
+    figures = await daily_figures(client, reads, id, event.customer, day, day)
+    return figures.get(day, 0.0)
 
 
 def _decide(

@@ -12,6 +12,7 @@ from billing_pipeline.ledger import Ledger
 from billing_pipeline.metering import Formula, Meter
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
 from billing_pipeline.metering.timestamps import day_end, day_start
+from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.retrying import reading
 
 MINUTE = 60
@@ -24,7 +25,12 @@ def minutes_of(start: int, end: int) -> tuple[int, int]:
 
 
 async def daily_figures(
-    client: stripe.StripeClient, meter_id: str, customer: str, first: date, last: date
+    client: stripe.StripeClient,
+    reads: Reads,
+    meter_id: str,
+    customer: str,
+    first: date,
+    last: date,
 ) -> dict[date, float]:
     """Stripe's aggregated value of each UTC day from `first` to `last`; days without are 0.
 
@@ -33,6 +39,7 @@ async def daily_figures(
     """
 
     async def every() -> list[Any]:
+        reads.spend()
         page = await client.v1.billing.meters.event_summaries.list_async(
             meter_id,
             {
@@ -53,20 +60,22 @@ async def daily_figures(
 
 
 async def figure_between(
-    client: stripe.StripeClient, meter_id: str, customer: str, start: int, end: int
+    client: stripe.StripeClient, reads: Reads, meter_id: str, customer: str, start: int, end: int
 ) -> float:
     """Stripe's one aggregated value of the minutes in which [start, end) lies; none is 0.
 
     Raises as `daily_figures` does.
     """
     first, last = minutes_of(start, end)
-    page = await reading(
-        lambda: client.v1.billing.meters.event_summaries.list_async(
+
+    async def once() -> Any:
+        reads.spend()
+        return await client.v1.billing.meters.event_summaries.list_async(
             meter_id, {"customer": customer, "start_time": first, "end_time": last, "limit": 1}
-        ),
-        f"the summary of {customer}",
-    )
-    return page.data[0].aggregated_value if page.data else 0.0
+        )
+
+    page = await reading(once, f"the summary of {customer}")
+    return float(page.data[0].aggregated_value) if page.data else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,7 @@ class AtZero:
 
 async def figure_of_a_zero(
     client: stripe.StripeClient,
+    reads: Reads,
     ledger: Ledger,
     meter: Meter,
     customer: str,
@@ -111,6 +121,6 @@ async def figure_of_a_zero(
     if last is not None and now - last <= LAG_ALLOWANCE:
         return AtZero(before.value, None, before.followed_by)
     figure = await figure_between(
-        client, str(meter.meter_id), customer, before.since, timestamp + 1
+        client, reads, str(meter.meter_id), customer, before.since, timestamp + 1
     )
     return AtZero(before.value, figure, before.followed_by)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, datetime
+from typing import Any
 
 import stripe
 from aiolimiter import AsyncLimiter
 
 from billing_pipeline.ledger import Checked, Ledger, Settled
 from billing_pipeline.metering import Formula, Meter, judge, missing_from
+from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.client import StripeGateway
 from billing_pipeline.stripe_meters.delivery import Clock, Progress
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable, backoff
@@ -35,6 +38,14 @@ class VerificationReport:
     lagging: int = 0
     mismatched: list[Checked] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    postponed: int = 0
+    """Not compared yet: today's share of the month's reads did not reach so far."""
+
+    @property
+    def share(self) -> float:
+        """How much of what was to be compared agrees, between 0 and 1; of nothing, 1."""
+        wanted = self.agreed + self.lagging + len(self.mismatched) + self.postponed
+        return self.agreed / wanted if wanted else 1.0
 
 
 def verify(
@@ -52,22 +63,62 @@ def verify(
 
     Only what was accepted and not verified yet is compared, unless `everything` is asked for.
     What lags is asked again for up to `wait_seconds`; then it stays `accepted`.
+
+    Reads have a budget. What changed is compared first, with all that is left of the month's; then
+    what waits longest, with today's share; the rest stays `accepted` until another day. Whoever
+    asks for `everything` may use what is left of the month.
     """
     by_name = {meter.event_name: meter for meter in meters}
     replacing = {name: meter.replaces for name, meter in by_name.items()}
     report = VerificationReport()
     settled = ledger.settled(days, replacing, unverified_only=not everything)
+    reads = Reads(ledger, gateway.reads_a_month, clock)
     while settled:
+        settled = _affordable(settled, reads, clock(), report, everything=everything)
         doubted = asyncio.run(
-            _verify(gateway, ledger, by_name, settled, report, clock, wait_seconds, progress)
+            _verify(gateway, reads, ledger, by_name, settled, report, clock, wait_seconds, progress)
         )
+        reads.give_back()
         # Zeros that follow what was verified now; they follow no further ones.
         settled = ledger.settled(sorted(doubted), replacing, unverified_only=True)
     return report
 
 
+def _affordable(
+    settled: Sequence[Settled],
+    reads: Reads,
+    now: datetime,
+    report: VerificationReport,
+    *,
+    everything: bool,
+) -> list[Settled]:
+    """What today's reads are enough for: all days of a customer and meter, or none."""
+    groups: dict[tuple[str, str], list[Settled]] = defaultdict(list)
+    for each in settled:
+        groups[each.customer, each.event_name].append(each)
+    today = reads.for_comparing if everything else reads.for_today
+    kept: list[Settled] = []
+    spent = 0
+    for key, group in sorted(groups.items(), key=lambda each: _urgency(each[0], each[1], now)):
+        spent += 1 + sum(each.span is not None or not each.expected for each in group)
+        changed = any(each.has_changed for each in group)
+        if spent <= (reads.for_comparing if changed else today):
+            kept += groups[key]
+        else:
+            report.postponed += len(group)
+    return kept
+
+
+def _urgency(key: tuple[str, str], group: Sequence[Settled], now: datetime) -> tuple[Any, ...]:
+    """Changes first, then what waits longest; of the same age, other ones each day."""
+    chance = hashlib.sha256(f"{now.date()} {key}".encode()).digest()
+    oldest = min((min(each.pending_since, default=now) for each in group), default=now)
+    return not any(each.has_changed for each in group), oldest.date(), chance
+
+
 async def _verify(
     gateway: StripeGateway,
+    reads: Reads,
     ledger: Ledger,
     meters: Mapping[str, Meter],
     settled: list[Settled],
@@ -84,7 +135,7 @@ async def _verify(
     attempt = 0
     async with gateway.client() as client:
         while True:
-            checks = await _look(gateway, client, ledger, meters, settled, clock, report)
+            checks = await _look(gateway, reads, client, ledger, meters, settled, clock, report)
             ledger.record_checks(checks, clock())
             for check in checks:
                 if _is_a_new_value(check, meters):
@@ -112,6 +163,7 @@ def _is_a_new_value(check: Checked, meters: Mapping[str, Meter]) -> bool:
 
 async def _look(
     gateway: StripeGateway,
+    reads: Reads,
     client: stripe.StripeClient,
     ledger: Ledger,
     meters: Mapping[str, Meter],
@@ -129,13 +181,15 @@ async def _look(
         if each.expected or not each.pending:
             return None
         await limiter.acquire()
-        return await figure_of_a_zero(client, ledger, meter, each.customer, each.timestamp, clock())
+        return await figure_of_a_zero(
+            client, reads, ledger, meter, each.customer, each.timestamp, clock()
+        )
 
     async def of_a_part(each: Settled, meter: Meter) -> float | None:
         if each.span is None:
             return None
         await limiter.acquire()
-        return await figure_between(client, str(meter.meter_id), each.customer, *each.span)
+        return await figure_between(client, reads, str(meter.meter_id), each.customer, *each.span)
 
     async def one(customer: str, meter: Meter, span: list[Settled]) -> list[Checked]:
         days = [each.usage_day for each in span]
@@ -143,7 +197,7 @@ async def _look(
             await limiter.acquire()
             try:
                 figures = await daily_figures(
-                    client, str(meter.meter_id), customer, min(days), max(days)
+                    client, reads, str(meter.meter_id), customer, min(days), max(days)
                 )
                 parts = [await of_a_part(each, meter) for each in span]
                 zeros = [await zero(each, meter) for each in span]

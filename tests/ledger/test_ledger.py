@@ -220,7 +220,7 @@ def test_a_failed_plan_leaves_nothing_behind(ledger: Ledger) -> None:
 def test_migrating_twice_changes_nothing(engine: Engine) -> None:
     open_database(engine.url.render_as_string(hide_password=False)).dispose()
     with writing(engine) as connection:
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0008"
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "0009"
         assert connection.scalar(text("SELECT version_num FROM stripe_events_version")) == "0001"
 
 

@@ -98,12 +98,6 @@ MUTANTS = (
         "self._move(connection, now, {State.AMBIGUOUS}, list(outcomes.values()))",
     ),
     Mutant(
-        "a refusal says nothing about an earlier attempt that may have been counted",
-        "billing_pipeline/stripe_meters/delivery.py",
-        "if answer.verdict is Verdict.REFUSED and not doubtful:",
-        "if answer.verdict is Verdict.REFUSED:",
-    ),
-    Mutant(
         "a stated cell keeps its customer when the mapping changes",
         "billing_pipeline/metering/planning.py",
         "pays = stated_for or customer",

@@ -1,0 +1,17 @@
+"""Reads of Stripe's summaries by month: they have a budget."""
+
+import sqlalchemy as sa
+from alembic import op
+
+BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+revision = "0009"
+down_revision = "0008"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "stripe_reads",
+        sa.Column("month", sa.String(7), primary_key=True),
+        sa.Column("used", BIG, nullable=False),
+    )
