@@ -4,7 +4,8 @@ They report ratios measured in one run, because machines differ and are shared; 
 that can fail for being slow. What they count must be right, though, and that is asserted.
 
 - `data`      one day of readings, generated
-- `counting`  a usage snapshot against a bare DuckDB scan of the same columns
+- `counting`  a usage snapshot against a bare DuckDB scan of the same columns, and other engines
+- `planning`  a day's plan by number of organizations, and a backfill with nothing new
 - `delivery`  meter events from the ledger to the sandbox against the rate that Stripe allows
 - `machine`   on what all this was measured
 """

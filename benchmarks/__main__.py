@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["counting", "delivery", "webhooks", "all"],
+        choices=["counting", "planning", "delivery", "webhooks", "all"],
         default="all",
         help="all: one after the other",
     )
@@ -48,6 +48,18 @@ def main() -> None:
         default=5_000,
         help="to post, for each kind of database (default: %(default)s)",
     )
+    parser.add_argument(
+        "--organizations",
+        type=int,
+        default=100_000,
+        help="to plan a day for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--backfill",
+        type=int,
+        default=10_000,
+        help="organizations of a backfill over all days with nothing new (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     asked = parser.parse_args()
 
@@ -66,6 +78,11 @@ def main() -> None:
 
         print(f"delivering {asked.events:,} events …", file=sys.stderr)
         document["delivery"] = [measure_delivery(HOME, asked.events, asked.rate)]
+    if asked.what in ("planning", "all"):
+        from benchmarks.planning import measure_planning
+
+        print(f"planning for {asked.organizations:,} organizations …", file=sys.stderr)
+        document["planning"] = measure_planning(HOME, asked.organizations, asked.backfill)
     if asked.what in ("webhooks", "all"):
         from benchmarks.webhooks import measure_webhooks
 

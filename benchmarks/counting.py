@@ -8,6 +8,7 @@ CPU seconds, with those of starting Python, tell what other work on the machine 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import resource
 import subprocess
@@ -30,6 +31,7 @@ def measure_counting(home: Path, readings: int, memory_limit: str) -> dict[str, 
     """One row of the table; keys are its columns."""
     _alone("generate", home, readings, memory_limit)
     taken: dict[str, list[dict[str, float]]] = {"scan": [], "kernel": [], "sql": []}
+    taken |= {other: [] for other in others(readings)}
     repetitions = 1 if readings >= MANY else 3
     for _ in range(repetitions):
         for what, measured in taken.items():
@@ -43,8 +45,12 @@ def measure_counting(home: Path, readings: int, memory_limit: str) -> dict[str, 
     for what, measured in taken.items():
         seconds[what] = median(each["seconds"] for each in measured)
         row[f"{what} s"] = round(seconds[what], 2)
+        if what in OTHERS:
+            continue
         row[f"{what} CPU s"] = round(median(each["cpu_seconds"] for each in measured), 2)
         row[f"{what} peak MB"] = round(max(each["peak_mb"] for each in measured))
+    for other in OTHERS:
+        row.setdefault(f"{other} s", "")
     row["kernel / scan"] = round(seconds["kernel"] / seconds["scan"], 1)
     row["SQL / kernel"] = round(seconds["sql"] / seconds["kernel"], 1)
     return row
@@ -84,6 +90,57 @@ def _snapshot(day: GeneratedDay, engine: Engine) -> str:
     return counted.method
 
 
+# What others write first: the counts only, without activity, quarantine or checks ------------
+
+
+def duckdb_query(day: GeneratedDay, memory_limit: str) -> None:
+    """One query over distinct rows."""
+    with Engine(memory_limit).connect() as connection:
+        rows = connection.execute(
+            "SELECT organization_id, count(DISTINCT sensor_id), count(*) FROM (SELECT DISTINCT "
+            "organization_id, sensor_id, recorded_at FROM read_parquet(?)) GROUP BY 1",
+            [day.paths],
+        ).fetchall()
+    _check(day, sum(row[1] for row in rows), sum(row[2] for row in rows))
+
+
+def pandas_frame(day: GeneratedDay, _memory_limit: str) -> None:
+    """Everything in memory, duplicates dropped, grouped."""
+    import pandas as pd
+
+    frame = pd.concat([pd.read_parquet(path, columns=KEY) for path in day.paths])
+    groups = frame.drop_duplicates().groupby("organization_id")["sensor_id"]
+    _check(day, groups.nunique().sum(), groups.size().sum())
+
+
+def polars_frame(day: GeneratedDay, _memory_limit: str) -> None:
+    """A lazy frame, collected by the streaming engine."""
+    import polars as pl
+
+    frame = pl.scan_parquet(day.paths).select(KEY).unique()
+    counts = frame.group_by("organization_id").agg(pl.col("sensor_id").n_unique(), pl.len())
+    found = counts.collect(engine="streaming")
+    _check(day, found["sensor_id"].sum(), found["len"].sum())
+
+
+KEY = ["organization_id", "sensor_id", "recorded_at"]
+OTHERS = {"DuckDB query": duckdb_query, "pandas": pandas_frame, "Polars": polars_frame}
+
+
+def others(readings: int) -> list[str]:
+    """Those that can be measured: pandas only where all fits in memory, Polars if installed."""
+    possible = dict.fromkeys(OTHERS)
+    if readings >= MANY:
+        del possible["pandas"]
+    if importlib.util.find_spec("polars") is None:
+        del possible["Polars"]
+    return list(possible)
+
+
+def _check(day: GeneratedDay, sensors: int, readings: int) -> None:
+    assert (sensors, readings) == (day.sensors, day.readings), (sensors, readings)
+
+
 def _alone(what: str, home: Path, readings: int, memory_limit: str) -> dict[str, float]:
     """Do one thing in a new process: its seconds, and its peak memory with all that it loaded."""
     command = [
@@ -106,6 +163,7 @@ def _in_new_process(what: str, home: str, readings: str, memory_limit: str) -> N
         "scan": scan,
         "kernel": kernel,
         "sql": sql,
+        **OTHERS,
     }
     if what in work:
         work[what](day, memory_limit)

@@ -8,7 +8,6 @@ verified in the ledger instead of being sent; then a backfill over all days find
 from __future__ import annotations
 
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -155,8 +154,3 @@ def _timed(act: Any) -> float:
     begun = time.perf_counter()
     act()
     return round(time.perf_counter() - begun, 1)
-
-
-if __name__ == "__main__":
-    for row in measure_planning(Path("var/bench"), *map(int, sys.argv[1:])):
-        print(row)
