@@ -157,12 +157,6 @@ MUTANTS = (
         "out = Entry(cell, adjustment.at, -adjustment.amount)",
         "out = Entry(cell, adjustment.at, 0)",
     ),
-    Mutant(
-        "an undoing states what was before, not nothing",
-        "billing_pipeline/undo.py",
-        "before = [s for s in history if s.revision < first]",
-        "before: list[Said] = []",
-    ),
 )
 
 
