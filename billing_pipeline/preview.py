@@ -158,6 +158,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             preview.errors[day] = f"its snapshot cannot be read: {error}"
             continue
         approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
+        # Nothing counts as undone here: a person's run, which this shows, would state it again.
         plan = plan_day(
             day,
             meters,
@@ -167,7 +168,6 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             rooms.clock(),
             splits=splits,
             gated=behind_gate(judge_gate(rooms, snapshot, recent, approved)),
-            # What was undone is shown as a person's run would state it again.
             moved=moved[day],
             retry_rejected=retry_rejected,
         )

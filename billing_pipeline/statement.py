@@ -562,12 +562,7 @@ def period_ends(
     }
     if not by_customer:
         return {}
-    pays = [(organization, customer) for organization, customer in payers.customers.items()]
-    pays += [
-        (cell.organization_id, said.customer)
-        for cell, history in rooms.ledger.said([day])[day].items()
-        for said in history
-    ]
+    pays = [*payers.customers.items(), *rooms.ledger.stated_for(day, by_customer)]
     cuts: dict[str, set[int]] = defaultdict(set)
     for organization, customer in pays:
         if customer in by_customer:

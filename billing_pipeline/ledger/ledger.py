@@ -338,6 +338,23 @@ class Ledger:
             )
         return found
 
+    def stated_for(self, day: date, customers: Collection[str]) -> set[tuple[str, str]]:
+        """(organization, customer) of all that was ever said of a day to these customers."""
+        columns, found = meter_events.c, set[tuple[str, str]]()
+        wanted = sorted(customers)
+        with self.engine.begin() as connection:
+            for start in range(0, len(wanted), CHUNK):
+                rows = connection.execute(
+                    select(columns.organization_id, columns.customer)
+                    .where(
+                        columns.usage_day == day,
+                        columns.customer.in_(wanted[start : start + CHUNK]),
+                    )
+                    .distinct()
+                )
+                found |= {(row.organization_id, row.customer) for row in rows}
+        return found
+
     def write_plan(
         self,
         connection: Connection,
