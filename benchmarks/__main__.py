@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["counting", "planning", "delivery", "webhooks", "all"],
+        choices=["counting", "lake", "planning", "ledger", "delivery", "webhooks", "all"],
         default="all",
         help="all: one after the other",
     )
@@ -60,6 +60,21 @@ def main() -> None:
         default=10_000,
         help="organizations of a backfill over all days with nothing new (default: %(default)s)",
     )
+    parser.add_argument(
+        "--lake",
+        type=lambda text: [int(part) for part in text.split("x")],
+        default="200x91",
+        help="days x files a day (default: %(default)s); three years: 1095x91",
+    )
+    parser.add_argument(
+        "--ledger-events",
+        type=int,
+        default=1_000_000,
+        help="in a ledger that is asked about (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plans", action="store_true", help="print the database's plans of slow queries"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     asked = parser.parse_args()
 
@@ -78,6 +93,17 @@ def main() -> None:
 
         print(f"delivering {asked.events:,} events …", file=sys.stderr)
         document["delivery"] = [measure_delivery(HOME, asked.events, asked.rate)]
+    if asked.what in ("lake", "all"):
+        from benchmarks.lake import measure_lake, measure_window
+
+        print("looking for what changed …", file=sys.stderr)
+        document["lake"] = [measure_lake(HOME, *asked.lake)]
+        document["window"] = [measure_window(HOME, 500_000, 30)]
+    if asked.what in ("ledger", "all"):
+        from benchmarks.ledger import measure_ledger
+
+        print(f"asking a ledger of {asked.ledger_events:,} events …", file=sys.stderr)
+        document["ledger"] = measure_ledger(HOME, asked.ledger_events, plans=asked.plans)
     if asked.what in ("planning", "all"):
         from benchmarks.planning import measure_planning
 

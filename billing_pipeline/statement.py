@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Self
 
-from billing_pipeline.customers import CustomerDirectory
+from billing_pipeline.customers import CustomerDirectory, FinalPeriod
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger, LeftOut
+from billing_pipeline.ledger import AdjustmentBook, Closed, Inquiry, Ledger, LeftOut
 from billing_pipeline.metering import (
     Cell,
     Entry,
@@ -720,12 +720,14 @@ def unbilled(rooms: Rooms) -> list[dict[str, Any]]:
     This can happen while the news of a final invoice is on its way. Where an event was tried
     before and after, `certain` is False: only the invoice tells.
     """
+    periods: dict[Closed, list[FinalPeriod]] = defaultdict(list)
+    for period in rooms.customers.final_periods():
+        closed = Closed(period.customer, period.start, period.end, period.finalized_at)
+        periods[closed].append(period)
     return [
         {**event, "invoice": period.invoice_id, "finalized_at": period.finalized_at.isoformat()}
-        for period in rooms.customers.final_periods()
-        for event in rooms.inquiry.accepted_after(
-            period.customer, period.start, period.end, period.finalized_at
-        )
+        for closed, event in rooms.inquiry.accepted_after(list(periods))
+        for period in periods[closed]
     ]
 
 

@@ -14,8 +14,16 @@ from billing_pipeline.customers.directory import (
     BillingPeriod,
     ClosingPeriod,
     CustomerDirectory,
+    FinalPeriod,
     ImportReport,
     Known,
 )
 
-__all__ = ["BillingPeriod", "ClosingPeriod", "CustomerDirectory", "ImportReport", "Known"]
+__all__ = [
+    "BillingPeriod",
+    "ClosingPeriod",
+    "CustomerDirectory",
+    "FinalPeriod",
+    "ImportReport",
+    "Known",
+]

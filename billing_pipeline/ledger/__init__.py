@@ -8,7 +8,7 @@
 """
 
 from billing_pipeline.ledger.adjustments import Adjustment, AdjustmentBook
-from billing_pipeline.ledger.inquiry import CellStory, HeldUsage, Inquiry, LeftOut
+from billing_pipeline.ledger.inquiry import CellStory, Closed, HeldUsage, Inquiry, LeftOut
 from billing_pipeline.ledger.ledger import (
     CUSTOMER_UNKNOWN,
     Checked,
@@ -27,6 +27,7 @@ __all__ = [
     "AdjustmentBook",
     "CellStory",
     "Checked",
+    "Closed",
     "ErrorReport",
     "HeldUsage",
     "Inquiry",

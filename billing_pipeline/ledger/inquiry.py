@@ -49,6 +49,25 @@ CLOCKS_APART = timedelta(minutes=5)
 """Our clock and Stripe's may differ by this much: it takes no event from further in the future."""
 
 
+CLOSED_AT_ONCE = 100
+"""Closed times asked about in one query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A customer's time [start, end) (unix seconds), which nothing reaches after `since`."""
+
+    customer: str
+    start: int
+    end: int
+    since: datetime
+
+    def was_before(self, event: Any) -> bool:
+        """Whether an event of this customer may have come too late for it."""
+        inside = self.start <= event.timestamp < self.end
+        return inside and bool(event.last_attempt_at >= self.since - CLOCKS_APART)
+
+
 @dataclass(frozen=True, slots=True)
 class HeldUsage:
     """Usage that waits, with the reason."""
@@ -425,30 +444,43 @@ class Inquiry:
             )
             return {row.usage_day: row.at for row in rows}
 
-    def accepted_after(
-        self, customer: str, start: int, end: int, since: datetime
-    ) -> list[dict[str, Any]]:
-        """What Stripe took for a customer, stamped in [start, end), later than its `since`.
+    def accepted_after(self, closed: Sequence[Closed]) -> list[tuple[Closed, dict[str, Any]]]:
+        """What Stripe took for these customers and times after they were closed.
 
         `certain` is False where it may have been taken in time: it was tried before and after, or
         so close to it that the two clocks may differ by more.
         """
+        columns = meter_events.c
+        by_customer: dict[str, list[Closed]] = defaultdict(list)
+        for each in closed:
+            by_customer[each.customer].append(each)
+        found = []
         with self._engine.begin() as connection:
-            rows = connection.execute(
-                select(meter_events)
-                .where(
-                    meter_events.c.customer == customer,
-                    meter_events.c.timestamp >= start,
-                    meter_events.c.timestamp < end,
-                    meter_events.c.last_attempt_at >= since - CLOCKS_APART,
-                    meter_events.c.state.in_(SENT),
+            for start in range(0, len(closed), CLOSED_AT_ONCE):
+                some = closed[start : start + CLOSED_AT_ONCE]
+                rows = connection.execute(
+                    select(meter_events).where(
+                        columns.state.in_(SENT),
+                        or_(
+                            *(
+                                and_(
+                                    columns.customer == each.customer,
+                                    columns.timestamp >= each.start,
+                                    columns.timestamp < each.end,
+                                    columns.last_attempt_at >= each.since - CLOCKS_APART,
+                                )
+                                for each in some
+                            )
+                        ),
+                    )
                 )
-                .order_by(meter_events.c.id)
-            )
-            return [
-                {**_event_json(row), "certain": row.first_attempt_at >= since + CLOCKS_APART}
-                for row in rows
-            ]
+                among = set(some)
+                for row in rows:
+                    for each in by_customer[row.customer]:
+                        if each in among and each.was_before(row):
+                            certain = row.first_attempt_at >= each.since + CLOCKS_APART
+                            found.append((each, {**_event_json(row), "certain": certain}))
+        return sorted(found, key=lambda both: (both[0].since, both[1]["id"]))
 
     def story(self, cell: Cell) -> CellStory:
         """All there is about one cell."""

@@ -1,0 +1,142 @@
+"""Questions to a large ledger on PostgreSQL: what a sensor, a run and a person ask, each timed.
+
+The ledger is filled by the database itself: events of a year, verified, for as many organizations
+as it takes; then a day is asked about. With `--plans` the database's own plan of each query that
+takes longer than SLOW is printed too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr
+from sqlalchemy import Engine, event, text
+
+from benchmarks.webhooks import new_database, running_postgres
+from billing_pipeline.ledger import Closed
+from billing_pipeline.metering import Cell, State
+from billing_pipeline.settings import Settings
+from billing_pipeline.statement import Rooms, unfinished_days, utc_now
+
+DAYS = 365
+SLOW = 0.05
+"""Seconds."""
+
+METERS = {"active_sensors": True, "temperature_readings": False}
+
+_FILL = """
+INSERT INTO meter_events (usage_day, organization_id, event_name, revision, identifier, customer,
+    value, target, timestamp, snapshot_id, planned_at, planned_by, state, attempts,
+    first_attempt_at, last_attempt_at, accepted_at, request_id)
+SELECT day, 'org-' || o, name, 1, md5(day || name || o), 'cus_' || o, o, o,
+    extract(epoch FROM day)::bigint + 82800, 'snapshot', at, 'fill', 'verified', 1, at, at, at,
+    'req_' || md5(name || o || day)
+FROM (SELECT d::date AS day, d + interval '26 hours' AS at
+        FROM generate_series(:first ::timestamp, :last ::timestamp, '1 day') d) days,
+    generate_series(1, :organizations) o,
+    (VALUES ('active_sensors'), ('temperature_readings')) meters(name)
+"""
+
+
+def measure_ledger(home: Path, events: int, *, plans: bool = False) -> list[dict[str, Any]]:
+    """One row of the table per question; keys are its columns."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=home, prefix="ledger-") as name,
+        running_postgres(Path(name)) as maintenance,
+    ):
+        settings = Settings(
+            stripe_secret_key=SecretStr("sk_test_benchmark"),
+            billing_database_url=SecretStr(new_database(maintenance, "bench_ledger")),
+            billing_readings_uri=name,
+            billing_snapshots_uri=name,
+        )
+        with Rooms.open(settings, "benchmark") as rooms:
+            day = utc_now().date() - timedelta(days=1)
+            organizations = events // (DAYS * len(METERS))
+            _fill(rooms.ledger.engine, day, organizations)
+            watch = _Watch(rooms.ledger.engine)
+            return [
+                watch.timed(what, ask, plans=plans)
+                for what, ask in _questions(rooms, day, organizations).items()
+            ]
+
+
+def _fill(database: Engine, last: date, organizations: int) -> None:
+    first = last - timedelta(days=DAYS - 1)
+    with database.begin() as connection:
+        connection.execute(
+            text(_FILL), {"first": first, "last": last, "organizations": organizations}
+        )
+    with database.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.execute(text("VACUUM ANALYZE meter_events"))
+
+
+def _questions(rooms: Rooms, day: date, organizations: int) -> dict[str, Callable[[], Any]]:
+    ledger, inquiry = rooms.ledger, rooms.inquiry
+    recent = [day - timedelta(days=n) for n in range(34)]
+    stamp = int(time.time())
+    closed = [
+        Closed(f"cus_{n}", stamp - 40 * 86_400, stamp - 10 * 86_400, utc_now())
+        for n in range(1, 1001)
+    ]
+    return {
+        "what was said of a day": lambda: ledger.said([day]),
+        "a day at rest": lambda: ledger.is_at_rest(day, "basis", METERS),
+        "what is to be sent, 34 days": lambda: ledger.deliverable(recent, [State.PLANNED]),
+        "what is to be verified, 34 days": lambda: ledger.settled(
+            recent, METERS, unverified_only=True
+        ),
+        "unfinished days": lambda: unfinished_days(rooms),
+        "counts of a day": lambda: inquiry.counts([day]),
+        "counts of 34 days": lambda: inquiry.counts(recent),
+        "held and refused": lambda: (inquiry.left_out(), inquiry.rejected()),
+        "one cell's story": lambda: inquiry.story(Cell(day, f"org-{organizations // 2}", "x")),
+        "the value before a zero": lambda: ledger.newest_before(
+            "active_sensors", f"cus_{organizations // 2}", stamp
+        ),
+        "who was stated for a customer": lambda: ledger.stated_for(day, ["cus_1", "cus_2"]),
+        "late for 1,000 closed periods": lambda: inquiry.accepted_after(closed),
+    }
+
+
+class _Watch:
+    """Times questions, and remembers the statements that each one made."""
+
+    def __init__(self, database: Engine) -> None:
+        self._database = database
+        self._seen: list[tuple[str, Any]] = []
+        event.listen(database, "before_cursor_execute", self._see)
+
+    def _see(
+        self, _conn: Any, _cursor: Any, statement: str, parameters: Any, _ctx: Any, _many: bool
+    ) -> None:
+        self._seen.append((statement, parameters))
+
+    def timed(self, what: str, ask: Callable[[], Any], *, plans: bool) -> dict[str, Any]:
+        ask()  # once to warm the cache, as a server that runs is
+        self._seen.clear()
+        begun = time.perf_counter()
+        ask()
+        seconds = time.perf_counter() - begun
+        if plans and seconds > SLOW:
+            self._explain(what)
+        return {
+            "question": what,
+            "queries": len(self._seen),
+            "ms": round(seconds * 1000, 1),
+        }
+
+    def _explain(self, what: str) -> None:
+        seen, self._seen = self._seen, []
+        with self._database.connect() as connection:
+            for statement, parameters in seen[:3]:
+                if statement.lstrip().upper().startswith(("SELECT", "WITH")):
+                    rows = connection.exec_driver_sql(f"EXPLAIN ANALYZE {statement}", parameters)
+                    print(f"-- {what}", *(row[0] for row in rows), sep="\n")
+        self._seen = seen
