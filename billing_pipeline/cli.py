@@ -869,6 +869,15 @@ def ui(
 
 
 @app.command()
+def migrate(as_json: Json = False) -> None:
+    """Bring the database's schema up to date, as every command does when it opens it."""
+    settings = load_settings()
+    _rooms(settings).ledger.engine.connect().close()
+    shown = settings.masked()["BILLING_DATABASE_URL"]
+    _print(as_json, {"database": shown}, lambda: out.print(f"{shown} is up to date."))
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Print the resolved configuration, secrets masked, and check each part."""
     from billing_pipeline.doctor import examine
