@@ -75,13 +75,20 @@ def take_subscription(
     seen: SubscriptionObject,
     source: Source,
     asked: SubscriptionObject | None = None,
-) -> None:
+) -> set[int]:
     """Fold a subscription in; `asked` is what Stripe said when it was asked for it.
 
+    Returns the instants (unix seconds) at which something ends that was not known to end there.
     Raises AskStripe when only Stripe can tell.
     """
+    ends = set[int]()
     for start, end in seen.periods | (asked.periods if asked else set()):
-        _see_period(connection, seen.id, start, end)
+        ends |= _see_period(connection, seen.id, start, end)
+    known = connection.scalar(
+        select(subscriptions.c.end_at).where(subscriptions.c.subscription_id == seen.id)
+    )
+    said = [seen.end, None if asked is None else asked.end]
+    ends |= {end for end in said if end is not None and end != known}
     if seen.organization_id is not None:
         _learn(connection, seen.organization_id, seen.customer, source)
     _take(
@@ -92,6 +99,7 @@ def take_subscription(
         source,
         None if asked is None else _subscription_row(asked),
     )
+    return ends
 
 
 def take_invoice(
@@ -99,11 +107,11 @@ def take_invoice(
     seen: InvoiceObject,
     source: Source,
     asked: InvoiceObject | None = None,
-) -> None:
-    """Fold an invoice in, and the period that it bills. Raises AskStripe."""
-    subscription = seen.subscription_id
+) -> set[int]:
+    """Fold an invoice in, and the period that it bills. Returns and raises as for subscriptions."""
+    subscription, ends = seen.subscription_id, set[int]()
     if subscription is not None and seen.period_start < seen.period_end:
-        _see_period(connection, subscription, seen.period_start, seen.period_end)
+        ends = _see_period(connection, subscription, seen.period_start, seen.period_end)
     _take(
         connection,
         invoices,
@@ -112,6 +120,7 @@ def take_invoice(
         source,
         None if asked is None else _invoice_row(asked),
     )
+    return ends
 
 
 def knows_subscription(connection: Connection, subscription_id: str) -> bool:
@@ -175,9 +184,10 @@ def _invoice_row(seen: InvoiceObject) -> dict[str, Any]:
     }
 
 
-def _see_period(connection: Connection, subscription: str, start: int, end: int) -> None:
+def _see_period(connection: Connection, subscription: str, start: int, end: int) -> set[int]:
+    """Remember a period; its bounds, if it is new."""
     row = {"subscription_id": subscription, "start_at": start, "end_at": end}
-    _add(connection, billing_periods, row)
+    return {start, end} if _add(connection, billing_periods, row) else set()
 
 
 def _learn(connection: Connection, organization: str, customer: str, source: Source) -> None:
@@ -189,7 +199,7 @@ def _learn(connection: Connection, organization: str, customer: str, source: Sou
     )
 
 
-def _add(connection: Connection, table: Table, row: dict[str, Any]) -> None:
-    """Insert a row unless its key is there; safe beside other processes."""
+def _add(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
+    """Insert a row unless its key is there, and tell; safe beside other processes."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    connection.execute(insert(table).values(row).on_conflict_do_nothing())
+    return bool(connection.execute(insert(table).values(row).on_conflict_do_nothing()).rowcount)

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -64,12 +64,13 @@ from billing_pipeline.metering import (
     State,
 )
 from billing_pipeline.metering.agreement import TAKE_BACK_AFTER, Agreement
-from billing_pipeline.metering.timestamps import day_end
+from billing_pipeline.metering.timestamps import day_start
 from billing_pipeline.settings import ConfigurationError
 
 CUSTOMER_UNKNOWN = "meter_event_customer_not_found"
 PLANNING_KEY = 7205133
 READS_KEY = 7205134
+DAY = 86_400
 MODES = {True: "live", False: "test"}
 WINDOW_MARGIN = timedelta(minutes=5)
 """Our clock and Stripe's may differ by this much."""
@@ -105,8 +106,8 @@ class Outcome:
 class Settled:
     """What the ledger expects Stripe's summary to say of one customer, meter and day.
 
-    Where newer values replace older ones, a day shows its last value only. A part of it that ends
-    earlier, with a billing period, is then looked at by itself: `span` is its [start, end).
+    Where newer values replace older ones, a day shows its last value only. If it is split, each
+    part is then looked at by itself: `span` is its [start, end).
     `certain` is the value that was verified before, `pending` the values accepted since, in
     the order of their revisions; `expected` is what both come to. `last_accepted_at` tells how
     long Stripe has had time to agree.
@@ -455,6 +456,19 @@ class Ledger:
                 return self.reopen(days, own)
         reopen(connection, days, self.run)
         return None
+
+    def cut(self, connection: Connection, instants: Collection[int]) -> None:
+        """Have days planned anew, of any age, in which a period was learnt to end (unix seconds).
+
+        Of recent days the sensor sees that by itself; of older ones nobody would ask again.
+        """
+        days = {datetime.fromtimestamp(instant, UTC).date() for instant in instants}
+        if days:
+            connection.execute(
+                update(planned_days)
+                .where(planned_days.c.usage_day.in_(days))
+                .values(snapshot_id="", run=self.run)
+            )
 
     def mark_undone(
         self,
@@ -1170,17 +1184,18 @@ def _place(settled: Settled) -> tuple[date, str, str]:
 def _by_period(
     events: list[Row[Any]], *, replaces: bool
 ) -> list[tuple[tuple[int, int] | None, list[Row[Any]]]]:
-    """The events of one day by the parts that end before it does; None: the rest of the day."""
-    midnight = day_end(events[0].usage_day)
-    early = {
-        (e.part_start, e.part_end)
-        for e in events
-        if replaces and e.part_end is not None and e.part_end < midnight
+    """The events of one day by its parts, where it has any and newer values replace older ones."""
+    midnight = day_start(events[0].usage_day)
+    cuts = {
+        bound for e in events if e.part_start is not None for bound in (e.part_start, e.part_end)
     }
+    if not replaces or not cuts - {midnight, midnight + DAY}:
+        return [(None, events)]
     found: dict[tuple[int, int] | None, list[Row[Any]]] = defaultdict(list)
     for event in events:
-        inside = [span for span in early if span[0] <= event.timestamp < span[1]]
-        found[min(inside, default=None)].append(event)
+        start = max(cut for cut in (midnight, *cuts) if cut <= event.timestamp)
+        end = min(cut for cut in (midnight + DAY, *cuts) if cut > event.timestamp)
+        found[start, end].append(event)
     return list(found.items())
 
 

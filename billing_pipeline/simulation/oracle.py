@@ -94,7 +94,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
 
 
 def _makes_no_difference(row: dict[str, Any], counted: Iterable[ReceivedEvent]) -> bool:
-    """Whether a zero is the value that its customer has at that instant anyway."""
+    """Whether its customer has this value at that instant anyway, in this part of the day."""
     before = [
         event
         for event in counted
@@ -102,7 +102,10 @@ def _makes_no_difference(row: dict[str, Any], counted: Iterable[ReceivedEvent]) 
         and event.timestamp < row["timestamp"]
     ]
     newest = max(before, key=lambda event: event.timestamp, default=None)
-    return row["value"] == 0 and (newest is None or newest.value == 0)
+    if newest is None or newest.value != row["value"]:
+        return bool(row["value"] == 0 and newest is None)
+    begun = row["part_start"] or day_start(date.fromisoformat(row["day"]))
+    return bool(row["value"] == 0 or newest.timestamp >= begun)
 
 
 def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:

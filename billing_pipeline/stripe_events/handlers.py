@@ -98,7 +98,8 @@ def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
     seen = SubscriptionObject.model_validate(event.object)
     answer = desk.answer("subscriptions", seen.id)
     asked = None if answer is None else SubscriptionObject.model_validate(answer)
-    take_subscription(desk.connection, seen, _source(event), asked)
+    ends = take_subscription(desk.connection, seen, _source(event), asked)
+    desk.ledger.cut(desk.connection, ends)
     return None
 
 
@@ -120,7 +121,8 @@ def invoice_changed(desk: Desk, event: StoredEvent) -> str | None:
     _meet_subscription(desk, seen.subscription_id, _source(event))
     answer = desk.answer("invoices", seen.id)
     asked = None if answer is None else InvoiceObject.model_validate(answer)
-    take_invoice(desk.connection, seen, _source(event), asked)
+    ends = take_invoice(desk.connection, seen, _source(event), asked)
+    desk.ledger.cut(desk.connection, ends)
     return None
 
 
@@ -133,7 +135,8 @@ def _meet_subscription(desk: Desk, subscription_id: str | None, source: Source) 
         raise AskStripe(*key)
     found = desk.asked[key]
     if found is not None:  # without it the invoice still closes its period
-        take_subscription(desk.connection, SubscriptionObject.model_validate(found), source)
+        there = SubscriptionObject.model_validate(found)
+        desk.ledger.cut(desk.connection, take_subscription(desk.connection, there, source))
 
 
 @handles("billing.meter.reactivated", "billing.meter.updated")

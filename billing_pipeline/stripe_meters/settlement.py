@@ -11,6 +11,7 @@ nothing while the event may still be sent again, or the summary may lag.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime, timedelta
 
@@ -26,7 +27,6 @@ from billing_pipeline.metering import (
     too_old,
 )
 from billing_pipeline.metering.agreement import LAG_ALLOWANCE
-from billing_pipeline.metering.timestamps import day_end
 from billing_pipeline.stripe_meters.budget import Reads
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
 from billing_pipeline.stripe_meters.summaries import (
@@ -62,10 +62,9 @@ async def settle(
     """
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
-    known = {
-        (s.usage_day, s.customer, s.event_name, s.span): s
-        for s in ledger.settled(days, replacing, unverified_only=False)
-    }
+    known: dict[tuple[date, str, str], list[Settled]] = defaultdict(list)
+    for each in ledger.settled(days, replacing, unverified_only=False):
+        known[each.usage_day, each.customer, each.event_name].append(each)
     ambiguous = ledger.deliverable(days, [State.AMBIGUOUS])
     outcomes = []
     for outgoing in doubtful:
@@ -75,7 +74,12 @@ async def settle(
         event = outgoing.event
         meter = meters[event.cell.event_name]
         try:
-            figure = await _figure(client, reads, meter, event)
+            settled = next((s for s in known[key] if _is_about(s, event)), None)
+            # Other parts of the day may hide this one in its day's figure, or show in its place.
+            part = event.about if meter.replaces else None
+            if settled is not None:
+                part = settled.span
+            figure = await _figure(client, reads, meter, event, part)
             at_zero = (
                 None
                 if event.value
@@ -97,7 +101,7 @@ async def settle(
             _decide(
                 outgoing,
                 meter,
-                known.get((*key, _early_part(meter, event))),
+                settled,
                 beside,
                 at_zero,
                 figure,
@@ -108,17 +112,21 @@ async def settle(
     return outcomes
 
 
-def _early_part(meter: Meter, event: MeterEvent) -> tuple[int, int] | None:
-    """The part that the event is about, if a later one may hide it in its day's figure."""
-    ends_early = event.about is not None and event.about[1] < day_end(event.cell.usage_day)
-    return event.about if meter.replaces and ends_early else None
+def _is_about(settled: Settled, event: MeterEvent) -> bool:
+    """Whether an event belongs into this figure of its day."""
+    span = settled.span
+    return span is None or span[0] <= event.timestamp < span[1]
 
 
 async def _figure(
-    client: stripe.StripeClient, reads: Reads, meter: Meter, event: MeterEvent
+    client: stripe.StripeClient,
+    reads: Reads,
+    meter: Meter,
+    event: MeterEvent,
+    part: tuple[int, int] | None,
 ) -> float:
-    """Stripe's figure of the event's day, or of its part. Raises as `daily_figures` does."""
-    day, id, part = event.cell.usage_day, str(meter.meter_id), _early_part(meter, event)
+    """Stripe's figure of the event's day, or of a part. Raises as `daily_figures` does."""
+    day, id = event.cell.usage_day, str(meter.meter_id)
     if part is not None:
         return await figure_between(client, reads, id, event.customer, *part)
     figures = await daily_figures(client, reads, id, event.customer, day, day)
@@ -143,23 +151,24 @@ def _decide(
     """
     value = outgoing.event.value
     certain, pending = _settled_by_now(known, meter, now) if known else (None, [])
-    proves = at_zero is None or at_zero.alone
     if at_zero is not None:
         if at_zero.figure is None:
             return _undecided(outgoing, "the value before it may not be in Stripe's summary yet")
+        if at_zero.figure == 0:  # whichever event made it so: this one says what is
+            return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
         certain, reported = at_zero.before, at_zero.figure
         beside = [*beside, *at_zero.perhaps]
     without = possible_figures(certain, [*pending, *beside], meter.replaces)
     if without is None:
         return _undecided(outgoing, "too many events of its day are not verified yet")
     with_it = {value} if meter.replaces else {figure + value for figure in without}
-    if proves and reported in with_it - without:
+    if reported in with_it - without:
         return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
     last = outgoing.last_attempt_at
     lag_over = last is None or now - last > LAG_ALLOWANCE
     if meter.replaces:
         # What cannot be told from its absence may be stated again: the figure is right either way.
-        absent = reported in without or not proves
+        absent = reported in without
     else:
         # A figure that lacks what was accepted lags, and proves no absence.
         absent = reported == (certain or 0) + sum(pending) and reported not in with_it

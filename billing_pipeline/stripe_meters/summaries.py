@@ -90,11 +90,6 @@ class AtZero:
     figure: float | None
     perhaps: tuple[int, ...] = ()
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other event may have made the figure 0."""
-        return 0 not in self.perhaps
-
 
 async def figure_of_a_zero(
     client: stripe.StripeClient,
