@@ -266,6 +266,39 @@ def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_afte
     assert (shown["expected"], shown["reported"]) == (1, "0")
 
 
+def test_an_equal_value_of_the_part_before_does_not_pass_for_the_one_after(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    write(world, day, [("acme", "early", 1), ("acme", "early", 15)])
+    world.receive()
+    rooms = world.rooms()
+    count_usage(rooms, day)
+    state_days(rooms, [day])
+    [lost] = [e for e in world.sandbox.account.counted(customer, LAST) if e.timestamp >= end]
+    lost.counted = False
+    world.advance(hours=2)
+    [wrong] = world.verify([day]).mismatched
+    assert (wrong.settled.expected, wrong.reported) == (1, "0")
+    assert wrong.settled.span == (end, day_end(day))
+
+
+def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any_more(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.bill([day])  # no webhook has come
+    assert in_period(world, customer, SUM, end, 10**11) == 6
+    world.advance(days=40)
+    assert day not in unfinished_days(world.rooms())
+    world.apply()
+    assert day in unfinished_days(world.rooms())
+    state_days(world.rooms(), [day])
+    held = {(h.cell.event_name, h.value) for h in world.rooms().inquiry.held([day])}
+    assert (SUM, 2) in held  # owed to the period that ended, and shown as what is late
+    assert day not in unfinished_days(world.rooms())
+
+
 def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     world: World,
 ) -> None:
