@@ -13,7 +13,7 @@ import pytest
 
 from billing_pipeline.simulation.runner import history, shorten, simulate
 
-SEEDS = 240
+SEEDS = 200
 
 
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, 10))
