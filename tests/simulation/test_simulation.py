@@ -13,7 +13,8 @@ import pytest
 
 from billing_pipeline.simulation.runner import history, shorten, simulate
 
-SEEDS = 200
+SEEDS = 100
+"""The next hundred are in test_simulation_goes_on.py, so that two workers share them."""
 
 
 @pytest.mark.parametrize("first", range(1, SEEDS + 1, 10))
