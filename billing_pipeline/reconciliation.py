@@ -543,8 +543,8 @@ def _ask_stripe(
         if progress is not None:
             progress("asking", done, total)
 
-    reads = Reads(rooms.ledger, rooms.gateway.reads_a_month, rooms.clock)
-    return ask_periods(rooms.gateway, reads, sorted(questions, key=str), watch)
+    with Reads(rooms.ledger, rooms.gateway.reads_a_month, rooms.clock) as reads:
+        return ask_periods(rooms.gateway, reads, sorted(questions, key=str), watch)
 
 
 Late = Mapping[tuple[str, str], Sequence[tuple[int, bool]]]
@@ -611,12 +611,14 @@ def _invoice_causes(tally: _Tally, figures: Reconciled, late: Late) -> list[Caus
     if not difference or period is None:
         return []
     if period.invoice_id is None:
-        told = ("the subscription was cancelled inside the period, and no invoice for it is known: "
-                "without `invoice_now` Stripe drops the usage")  # fmt: skip
-        if not period.cut_short:
+        if period.cut_short:
+            told = ("the subscription was cancelled inside the period, and no invoice for it is "
+                    "known: without `invoice_now` Stripe drops the usage")  # fmt: skip
+        elif period.status is not None and period.status not in INVOICED_STATUSES:
             told = f"its subscription is {period.status} in Stripe, which makes no invoice for it"
-        invoiced = period.status is None or period.status in INVOICED_STATUSES
-        return [] if invoiced and not period.cut_short else [Cause(Step.INVOICE, told, None)]
+        else:
+            return []
+        return [Cause(Step.INVOICE, told, None)]
     causes = []
     if missed := late.get((period.invoice_id, tally.meter.event_name), ()):
         told = f"{len(missed)} event(s) were taken, or tried again, after the invoice was final"

@@ -309,6 +309,7 @@ def verification_document(
     return {
         "from": days[0].isoformat(),
         "to": days[-1].isoformat(),
+        "verified_share": report.share,
         "compared": report.agreed + report.lagging + len(report.mismatched),
         "events": events,
         "verified": events["verified"],

@@ -43,11 +43,8 @@ from billing_pipeline.metering import (
     HoldReason,
     State,
 )
+from billing_pipeline.metering.agreement import CLOCKS_APART
 from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
-
-CLOCKS_APART = timedelta(minutes=5)
-"""Our clock and Stripe's may differ by this much: it takes no event from further in the future."""
-
 
 CLOSED_AT_ONCE = 100
 """Closed times asked about in one query."""
@@ -62,7 +59,7 @@ class Closed:
     end: int
     since: datetime
 
-    def was_before(self, event: Any) -> bool:
+    def may_lack(self, event: Any) -> bool:
         """Whether an event of this customer may have come too late for it."""
         inside = self.start <= event.timestamp < self.end
         return inside and bool(event.last_attempt_at >= self.since - CLOCKS_APART)
@@ -450,14 +447,12 @@ class Inquiry:
         `certain` is False where it may have been taken in time: it was tried before and after, or
         so close to it that the two clocks may differ by more.
         """
-        columns = meter_events.c
-        by_customer: dict[str, list[Closed]] = defaultdict(list)
-        for each in closed:
-            by_customer[each.customer].append(each)
-        found = []
+        columns, found = meter_events.c, []
         with self._engine.begin() as connection:
             for start in range(0, len(closed), CLOSED_AT_ONCE):
-                some = closed[start : start + CLOSED_AT_ONCE]
+                some: dict[str, list[Closed]] = defaultdict(list)
+                for each in closed[start : start + CLOSED_AT_ONCE]:
+                    some[each.customer].append(each)
                 rows = connection.execute(
                     select(meter_events).where(
                         columns.state.in_(SENT),
@@ -469,15 +464,15 @@ class Inquiry:
                                     columns.timestamp < each.end,
                                     columns.last_attempt_at >= each.since - CLOCKS_APART,
                                 )
-                                for each in some
+                                for same in some.values()
+                                for each in same
                             )
                         ),
                     )
                 )
-                among = set(some)
                 for row in rows:
-                    for each in by_customer[row.customer]:
-                        if each in among and each.was_before(row):
+                    for each in some[row.customer]:
+                        if each.may_lack(row):
                             certain = row.first_attempt_at >= each.since + CLOCKS_APART
                             found.append((each, {**_event_json(row), "certain": certain}))
         return sorted(found, key=lambda both: (both[0].since, both[1]["id"]))

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -62,19 +62,15 @@ from billing_pipeline.metering import (
     MeterSpec,
     Said,
     State,
+    bounds,
 )
-from billing_pipeline.metering.agreement import TAKE_BACK_AFTER, Agreement
-from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.metering.agreement import CLOCKS_APART, TAKE_BACK_AFTER, Agreement
 from billing_pipeline.settings import ConfigurationError
 
 CUSTOMER_UNKNOWN = "meter_event_customer_not_found"
 PLANNING_KEY = 7205133
 READS_KEY = 7205134
-DAY = 86_400
 MODES = {True: "live", False: "test"}
-WINDOW_MARGIN = timedelta(minutes=5)
-"""Our clock and Stripe's may differ by this much."""
-
 CHUNK = 500
 """Rows changed per statement, well below what either database takes as parameters."""
 
@@ -463,12 +459,7 @@ class Ledger:
         Of recent days the sensor sees that by itself; of older ones nobody would ask again.
         """
         days = {datetime.fromtimestamp(instant, UTC).date() for instant in instants}
-        if days:
-            connection.execute(
-                update(planned_days)
-                .where(planned_days.c.usage_day.in_(days))
-                .values(snapshot_id="", run=self.run)
-            )
+        _forget_plans(connection, days, self.run)
 
     def mark_undone(
         self,
@@ -812,8 +803,8 @@ class Ledger:
             select(meter_events.c.id).where(
                 meter_events.c.state == State.VERIFIED,
                 meter_events.c.event_name.in_(ours),
-                meter_events.c.accepted_at >= report.window_start - WINDOW_MARGIN,
-                meter_events.c.accepted_at <= report.window_end + WINDOW_MARGIN,
+                meter_events.c.accepted_at >= report.window_start - CLOCKS_APART,
+                meter_events.c.accepted_at <= report.window_end + CLOCKS_APART,
             )
         ).all()
         again = f"to be verified again: {report.event_id} reports errors"
@@ -869,32 +860,31 @@ class Ledger:
 
     # Reads of Stripe's summaries -------------------------------------------------------------
 
-    def lease_reads(self, month: str, number: int, limit: int) -> int:
-        """Take up to so many of a month's reads, never more than `limit` in all; how many."""
+    def lease_reads(self, day: date, number: int, limit: int) -> int:
+        """Take up to so many reads on this day, never more than `limit` in its month; how many."""
         with writing(self.engine) as connection:
-            known = stripe_reads.c
             if connection.dialect.name == "postgresql":  # SQLite has one writer anyway
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": READS_KEY})
-            used = connection.scalar(select(known.used).where(known.month == month)) or 0
+            used = _reads(connection, day.replace(day=1), day)
             taken = max(0, min(number, limit - used))
             if taken:
-                upsert(connection, stripe_reads, {"month": month}, {"used": used + taken})
+                today = _reads(connection, day, day)
+                upsert(connection, stripe_reads, {"day": day}, {"used": today + taken})
         return taken
 
-    def give_back_reads(self, month: str, number: int) -> None:
-        """Give back reads that were leased and not made."""
+    def give_back_reads(self, day: date, number: int) -> None:
+        """Give back reads that were leased on this day and not made."""
         with writing(self.engine) as connection:
             connection.execute(
                 update(stripe_reads)
-                .where(stripe_reads.c.month == month)
+                .where(stripe_reads.c.day == day)
                 .values(used=stripe_reads.c.used - number)
             )
 
-    def reads_used(self, month: str) -> int:
-        """Reads of this month so far, those on lease included."""
+    def reads_used(self, first: date, last: date) -> int:
+        """Reads of these days, those on lease included."""
         with self.engine.begin() as connection:
-            query = select(stripe_reads.c.used).where(stripe_reads.c.month == month)
-            return connection.scalar(query) or 0
+            return _reads(connection, first, last)
 
     # Verification ----------------------------------------------------------------------------
 
@@ -1020,8 +1010,8 @@ class Ledger:
                 meters.c.event_name == settled.event_name,
                 unknown if check.customer_gone else ~unknown,
                 meter_errors.c.errors - meter_errors.c.matched >= len(check.missing),
-                meter_errors.c.window_start <= min(settled.pending_since) + WINDOW_MARGIN,
-                meter_errors.c.window_end >= max(settled.pending_since) - WINDOW_MARGIN,
+                meter_errors.c.window_start <= min(settled.pending_since) + CLOCKS_APART,
+                meter_errors.c.window_end >= max(settled.pending_since) - CLOCKS_APART,
             )
             .order_by(meter_errors.c.window_end.desc(), meter_errors.c.errors.desc())
             .limit(1)
@@ -1078,12 +1068,19 @@ class Ledger:
 def reopen(connection: Connection, days: Collection[date], run: str) -> None:
     """Have days planned anew; what they were planned from stays known, to say what changed."""
     known = planned_days.c
-    connection.execute(
-        update(planned_days).where(known.usage_day.in_(days)).values(snapshot_id="", run=run)
-    )
+    _forget_plans(connection, days, run)
     there = set(connection.scalars(select(known.usage_day).where(known.usage_day.in_(days))))
     for day in sorted(set(days) - there):
         upsert(connection, planned_days, {"usage_day": day}, {"snapshot_id": "", "run": run})
+
+
+def _forget_plans(connection: Connection, days: Collection[date], run: str) -> None:
+    """Those of these days that were planned once are to be planned anew."""
+    connection.execute(
+        update(planned_days)
+        .where(planned_days.c.usage_day.in_(days))
+        .values(snapshot_id="", run=run)
+    )
 
 
 def _refuse_another(bound: Row[Any], account_id: str | None, livemode: bool) -> None:
@@ -1174,6 +1171,11 @@ def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
     }
 
 
+def _reads(connection: Connection, first: date, last: date) -> int:
+    query = select(func.sum(stripe_reads.c.used)).where(stripe_reads.c.day.between(first, last))
+    return int(connection.scalar(query) or 0)
+
+
 WORST: tuple[Agreement, ...] = ("agrees", "lagging", "mismatch")
 
 
@@ -1185,18 +1187,12 @@ def _by_period(
     events: list[Row[Any]], *, replaces: bool
 ) -> list[tuple[tuple[int, int] | None, list[Row[Any]]]]:
     """The events of one day by its parts, where it has any and newer values replace older ones."""
-    midnight = day_start(events[0].usage_day)
-    cuts = {
-        bound for e in events if e.part_start is not None for bound in (e.part_start, e.part_end)
-    }
-    if not replaces or not cuts - {midnight, midnight + DAY}:
+    named = [(e.part_start, e.part_end) for e in events if e.part_start is not None]
+    parts = bounds(events[0].usage_day, [cut for part in named for cut in part])
+    if not replaces or len(parts) == 1:
         return [(None, events)]
-    found: dict[tuple[int, int] | None, list[Row[Any]]] = defaultdict(list)
-    for event in events:
-        start = max(cut for cut in (midnight, *cuts) if cut <= event.timestamp)
-        end = min(cut for cut in (midnight + DAY, *cuts) if cut > event.timestamp)
-        found[start, end].append(event)
-    return list(found.items())
+    within = [(part, [e for e in events if part[0] <= e.timestamp < part[1]]) for part in parts]
+    return [(part, inside) for part, inside in within if inside]
 
 
 def _settled(

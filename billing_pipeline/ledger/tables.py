@@ -221,7 +221,7 @@ meter_errors = Table(
 stripe_reads = Table(
     "stripe_reads",
     metadata,
-    Column("month", String(7), primary_key=True),  # as 2026-03, UTC
+    Column("day", Date, primary_key=True),  # on which they were made, UTC
     Column("used", BigInt, nullable=False),  # reads of summaries, those on lease included
 )
 

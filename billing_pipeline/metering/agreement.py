@@ -11,6 +11,9 @@ LAG_ALLOWANCE = timedelta(hours=1)
 """How long Stripe's summaries may trail what it accepted. They are "eventually consistent", with
 no bound given; a difference that outlasts this is a mismatch, and a person should look."""
 
+CLOCKS_APART = timedelta(minutes=5)
+"""Our clock and Stripe's may differ by this much: it takes no event from further in the future."""
+
 Agreement = Literal["agrees", "lagging", "mismatch"]
 
 

@@ -24,7 +24,7 @@ class Faults:
     """A 200, but the event is never counted: rejected later."""
     forgotten: float = 0.0
     """An answer is not kept for its Idempotency-Key: sent again, the request is executed again.
-    Such a request was executed and counted; it also strikes beside another fault."""
+    It strikes beside any other fault."""
     slow: float = 0.0
     """The answer takes `slow_seconds`."""
     slow_seconds: float = 1.0

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import calendar
 from collections.abc import Callable
-from datetime import datetime
+from datetime import date, datetime
+from typing import Self
 
 from billing_pipeline.ledger import Ledger
 from billing_pipeline.stripe_meters.retrying import StripeUnreachable
@@ -25,43 +26,56 @@ class ReadsUsedUp(StripeUnreachable):
 
 
 class Reads:
-    """The reads of summaries that are left in this month (UTC)."""
+    """The reads of summaries that are left in this month (UTC); a context that returns the rest."""
 
     def __init__(self, ledger: Ledger, limit: int, clock: Callable[[], datetime]) -> None:
         self._ledger = ledger
         self._limit = limit
         self._clock = clock
         self._leased = 0
+        self._leased_on = self._today
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give back what was leased and not read."""
+        if self._leased:
+            self._ledger.give_back_reads(self._leased_on, self._leased)
+            self._leased = 0
 
     def spend(self) -> None:
         """Take one read. Raises ReadsUsedUp when none is left."""
         if not self._leased:
-            self._leased = self._ledger.lease_reads(self._month, LEASE, self._limit)
+            self._leased_on = self._today
+            self._leased = self._ledger.lease_reads(self._leased_on, LEASE, self._limit)
         if not self._leased:
             raise ReadsUsedUp(
-                f"the {self._limit} reads of this month are used up (BILLING_VERIFICATION_READS)"
+                f"the {self._limit} reads of this month are used up; raise "
+                "BILLING_VERIFICATION_READS if Stripe allows you more, or wait for the next month"
             )
         self._leased -= 1
-
-    def give_back(self) -> None:
-        """Give back what was leased and not read."""
-        if self._leased:
-            self._ledger.give_back_reads(self._month, self._leased)
-            self._leased = 0
 
     @property
     def for_comparing(self) -> int:
         """What verification may use of the month's rest; the remainder is kept for settling."""
-        used = self._ledger.reads_used(self._month)
-        return max(0, int(self._limit * (1 - KEPT_FOR_SETTLING)) - used)
+        today = self._today
+        return max(0, self._usable - self._ledger.reads_used(today.replace(day=1), today))
 
     @property
     def for_today(self) -> int:
-        """An even share of that for each day left in the month, today included."""
-        now = self._clock()
-        days = calendar.monthrange(now.year, now.month)[1] - now.day + 1
-        return -(-self.for_comparing // days)
+        """What is left of today's share: an even one of what the days before have left."""
+        today = self._today
+        used = self._ledger.reads_used(today.replace(day=1), today)
+        used_today = self._ledger.reads_used(today, today)
+        days = calendar.monthrange(today.year, today.month)[1] - today.day + 1
+        share = -(-max(0, self._usable - used + used_today) // days)
+        return max(0, share - used_today)
 
     @property
-    def _month(self) -> str:
-        return f"{self._clock():%Y-%m}"
+    def _usable(self) -> int:
+        return int(self._limit * (1 - KEPT_FOR_SETTLING))
+
+    @property
+    def _today(self) -> date:
+        return self._clock().date()

@@ -181,11 +181,10 @@ class _Courier:
         """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
             never_again = {o.id for o in doubtful if self._barred(o)}
-            reads = Reads(self._ledger, self._gateway.reads_a_month, self._clock)
-            settled = await settle(
-                client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
-            )
-            reads.give_back()
+            with Reads(self._ledger, self._gateway.reads_a_month, self._clock) as reads:
+                settled = await settle(
+                    client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
+                )
             self._ledger.record(settled, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
             for outcome in settled:

@@ -54,10 +54,7 @@ def ask_periods(
 
     What cannot be read stands in `unread`. Raises ConfigurationError for a key that is refused.
     """
-    try:
-        return asyncio.run(_ask(gateway, reads, questions, progress))
-    finally:
-        reads.give_back()
+    return asyncio.run(_ask(gateway, reads, questions, progress))
 
 
 async def _ask(

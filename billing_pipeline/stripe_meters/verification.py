@@ -72,13 +72,14 @@ def verify(
     replacing = {name: meter.replaces for name, meter in by_name.items()}
     report = VerificationReport()
     settled = ledger.settled(days, replacing, unverified_only=not everything)
-    reads = Reads(ledger, gateway.reads_a_month, clock)
     while settled:
-        settled = _affordable(settled, reads, clock(), report, everything=everything)
-        doubted = asyncio.run(
-            _verify(gateway, reads, ledger, by_name, settled, report, clock, wait_seconds, progress)
-        )
-        reads.give_back()
+        with Reads(ledger, gateway.reads_a_month, clock) as reads:
+            kept = _affordable(settled, reads, clock(), report, everything=everything)
+            doubted = asyncio.run(
+                _verify(
+                    gateway, reads, ledger, by_name, kept, report, clock, wait_seconds, progress
+                )
+            )
         # Zeros that follow what was verified now; they follow no further ones.
         settled = ledger.settled(sorted(doubted), replacing, unverified_only=True)
     return report
@@ -96,14 +97,16 @@ def _affordable(
     groups: dict[tuple[str, str], list[Settled]] = defaultdict(list)
     for each in settled:
         groups[each.customer, each.event_name].append(each)
-    today = reads.for_comparing if everything else reads.for_today
+    of_the_month = reads.for_comparing
+    of_today = of_the_month if everything else reads.for_today
     kept: list[Settled] = []
     spent = 0
-    for key, group in sorted(groups.items(), key=lambda each: _urgency(each[0], each[1], now)):
-        spent += 1 + sum(each.span is not None or not each.expected for each in group)
+    for _, group in sorted(groups.items(), key=lambda each: _urgency(each[0], each[1], now)):
+        cost = 1 + sum(each.span is not None or not each.expected for each in group)
         changed = any(each.has_changed for each in group)
-        if spent <= (reads.for_comparing if changed else today):
-            kept += groups[key]
+        if spent + cost <= (of_the_month if changed else of_today):
+            kept += group
+            spent += cost
         else:
             report.postponed += len(group)
     return kept
@@ -236,6 +239,7 @@ def _check(
     certain = each.certain
     if at_zero is not None:
         certain, shown = at_zero.before, at_zero.figure
+        # A value that was not shown in time is there after all, and the zero is missing.
         certain = next((value for value in at_zero.perhaps if value and value == shown), certain)
         if shown is None:
             return Checked(each, "0", "lagging")

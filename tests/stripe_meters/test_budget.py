@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
@@ -41,9 +41,25 @@ def test_an_even_share_is_read_each_day_and_the_rest_is_told(
     crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 6
     assert crowd.rooms().inquiry.counts([yesterday()])["verified"] == 6
+    # However often it is run on this day: the sensor asks hourly for what is not verified.
+    for _ in range(3):
+        assert verify_days(crowd.rooms(), [yesterday()]).postponed == 14
+    assert crowd.sandbox.seen["summaries"] == 6
     report = verify_days(crowd.rooms(), [yesterday()], everything=True)
     assert report.agreed + report.postponed == 20
     assert report.share == report.agreed / 20
+
+
+def test_the_next_day_has_a_share_of_its_own(crowd: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    day = yesterday()
+    crowd.advance(days=days_left(crowd))  # the first of a month
+    share = days_left(crowd)
+    monkeypatch.setenv("BILLING_VERIFICATION_READS", str(-(-20 * share // 9)))  # two a day
+    crowd.bill([day])
+    assert crowd.sandbox.seen["summaries"] == 2
+    crowd.advance(days=1)
+    verify_days(crowd.rooms(), [day])
+    assert crowd.sandbox.seen["summaries"] == 4
 
 
 def test_the_budget_of_a_month_is_never_exceeded(
@@ -69,7 +85,8 @@ def test_what_changed_is_compared_first(crowd: World, monkeypatch: pytest.Monkey
     crowd.write_readings(yesterday(), changed)
     earlier = yesterday() - timedelta(days=1)
     crowd.write_readings(earlier, {name: {"s": 1} for name in NAMES})
-    used = crowd.rooms().ledger.reads_used(f"{crowd.clock():%Y-%m}")
+    today = crowd.clock().date()
+    used = crowd.rooms().ledger.reads_used(today.replace(day=1), today)
     budget = -(-(used + 1) * 10 // 9)  # one read more for comparing
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([earlier, yesterday()])
@@ -96,9 +113,14 @@ def test_without_reads_events_of_unknown_outcome_wait_and_say_why(
     )
 
 
-def test_two_processes_share_one_budget(world: World) -> None:
+def test_two_processes_share_one_budget_and_give_back_what_they_do_not_use(world: World) -> None:
+    now = datetime(2026, 3, 31, 23, 59, tzinfo=UTC)
+
     def reads(limit: int, month: int) -> Reads:
-        return Reads(ledger, limit, lambda: datetime(2026, month, 10, tzinfo=UTC))
+        return Reads(ledger, limit, lambda: now if month == 3 else now + timedelta(minutes=2))
+
+    def used(month: int) -> int:
+        return ledger.reads_used(date(2026, month, 1), date(2026, month, 30 + month % 2))
 
     ledger = Ledger(open_database(world.environment["BILLING_DATABASE_URL"]), "test")
     one, other = reads(LEASE + 3, 3), reads(LEASE + 3, 3)
@@ -109,9 +131,12 @@ def test_two_processes_share_one_budget(world: World) -> None:
     for spent in (one, other):
         with pytest.raises(ReadsUsedUp, match="used up"):
             spent.spend()
-    assert ledger.reads_used("2026-03") == LEASE + 3
-    fresh = reads(100, 4)
-    fresh.spend()
-    fresh.give_back()
-    assert ledger.reads_used("2026-04") == 1
+    assert (used(3), used(4)) == (LEASE + 3, 0)
+    with reads(100, 4) as fresh:
+        fresh.spend()
+    assert (used(3), used(4)) == (LEASE + 3, 1)
+    with Reads(ledger, 100, lambda: now) as late:
+        late.spend()
+        now += timedelta(minutes=2)  # what was leased in March is given back to March
+    assert (used(3), used(4)) == (LEASE + 4, 1)
     ledger.engine.dispose()

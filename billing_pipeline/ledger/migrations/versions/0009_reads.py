@@ -1,4 +1,4 @@
-"""Reads of Stripe's summaries by month: they have a budget."""
+"""Reads of Stripe's summaries by day: they have a budget."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -12,6 +12,6 @@ down_revision = "0008"
 def upgrade() -> None:
     op.create_table(
         "stripe_reads",
-        sa.Column("month", sa.String(7), primary_key=True),
+        sa.Column("day", sa.Date(), primary_key=True),
         sa.Column("used", BIG, nullable=False),
     )
