@@ -2,11 +2,13 @@
 
 Everything is the pipeline's own: readings in Parquet, their snapshots, the customers file, the
 ledger, the sandbox in a process of its own. What Stripe would have taken in hours is marked as
-verified in the ledger instead of being sent; then a backfill over all days finds nothing new.
+verified in the ledger instead of being sent; then all days are stated again from the snapshots that
+lie there, and nothing is new.
 """
 
 from __future__ import annotations
 
+import asyncio
 import resource
 import tempfile
 import time
@@ -26,6 +28,7 @@ from billing_pipeline.ledger.tables import meter_events
 from billing_pipeline.metering import State
 from billing_pipeline.settings import Settings
 from billing_pipeline.statement import Rooms, count_usage, state_days, utc_now, verify_days
+from billing_pipeline.stripe_meters import ensure_meters
 
 DAYS = 34
 """As far back as Stripe takes anything."""
@@ -131,10 +134,6 @@ def _rooms(
     )
     with Rooms.open(settings, "benchmark") as rooms:
         if make_meters:
-            import asyncio
-
-            from billing_pipeline.stripe_meters import ensure_meters
-
             asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters, rooms.ledger))
         yield rooms
 

@@ -29,9 +29,9 @@ def day(world: World) -> date:
     return yesterday()
 
 
-def state_again(world: World, day: date, **how: bool) -> statement.Statement:
+def state_again(world: World, day: date, *, retry_rejected: bool = False) -> statement.Statement:
     """State the day from the snapshot that lies there, and verify it."""
-    stated = statement.state_days(world.rooms(), [day], **how)
+    stated = statement.state_days(world.rooms(), [day], retry_rejected=retry_rejected)
     statement.verify_days(world.rooms(), [day])
     return stated
 
