@@ -155,6 +155,9 @@ def run(
         bool, typer.Option("--dry-run", help="Count and plan; write and send nothing.")
     ] = False,
     retry_rejected: RetryRejected = False,
+    recount: Annotated[
+        bool, typer.Option("--recount", help="Count days again whose files have not changed.")
+    ] = False,
     reason: Annotated[str, typer.Option(help="Why; kept with all that this run says.")] = "",
     as_json: Json = False,
 ) -> None:
@@ -174,7 +177,12 @@ def run(
     rooms = _rooms(settings)
     with _progress() as progress:
         outcome, run_id, error = run_days(
-            first, last, By(_who(), reason), retry_rejected=retry_rejected, progress=progress
+            first,
+            last,
+            By(_who(), reason),
+            retry_rejected=retry_rejected,
+            recount=recount,
+            progress=progress,
         )
     document = run_document(rooms, days, outcome, run_id, error)
     _print(as_json, document, lambda: show_run(out, document))

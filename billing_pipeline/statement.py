@@ -220,6 +220,17 @@ def reopen_for(rooms: Rooms, day: date) -> None:
     rooms.ledger.reopen(days)
 
 
+def counted_already(rooms: Rooms, day: date) -> Snapshot | None:
+    """The day's snapshot if it says what its files say now: counting again would give the same.
+
+    None as well where it cannot be read, so that it is taken anew.
+    """
+    with suppress(*DAY_ERRORS):
+        if rooms.usage.is_current(day):
+            return rooms.usage.snapshot(day)
+    return None
+
+
 def count_usage(rooms: Rooms, day: date) -> Snapshot:
     """Take a day's snapshot. Until it is planned from, the day is unfinished, however old it is.
 

@@ -27,11 +27,12 @@ from billing_pipeline.statement import (
     approve_gate,
     closed_gates,
     count_usage,
+    counted_already,
     ends_inside,
     state_days,
     verify_days,
 )
-from billing_pipeline.usage import DAY_ERRORS, UnusableInput, count_day
+from billing_pipeline.usage import DAY_ERRORS, Snapshot, UnusableInput, count_day
 from billing_pipeline.usage.inputs import folder_name
 
 Events = Iterator[Any]
@@ -59,6 +60,8 @@ class BillingConfig(dg.Config):
     """State again what Stripe refused, after its cause was mended there."""
     reason: str = ""
     """Why this run is made; kept with all that it says."""
+    recount: bool = False
+    """Count days again although their files have not changed since they were counted."""
     dry_run: bool = False
     """Count aside and show what would be sent, as metadata; change and send nothing."""
     approve_gate: str = ""
@@ -100,7 +103,7 @@ def bill_usage_days(
                 yield from _preview(rooms, billing, days, config)
                 return
             if selected & {"sensor_activity", "usage_snapshot"}:
-                days = yield from _count(rooms, billing, days, selected)
+                days = yield from _count(rooms, billing, days, selected, recount=config.recount)
             if "meter_events" in selected:
                 by = By(_started_by(context.run.tags), config.reason)
                 by_a_person = not set(context.run.tags) & set(BY_ITSELF)
@@ -114,14 +117,15 @@ def bill_usage_days(
 
 
 def _count(
-    rooms: Rooms, billing: Billing, days: list[date], selected: set[str]
+    rooms: Rooms, billing: Billing, days: list[date], selected: set[str], *, recount: bool
 ) -> Generator[Any, None, list[date]]:
-    """Count each day; returns the days whose checks passed."""
+    """Count each day that has changed; returns the days whose checks passed."""
     ready = []
     for number, day in enumerate(days, start=1):
         outcome = billing.outcome.days[day] = DayOutcome()
         try:
-            yield from _count_one(rooms, day, selected, outcome)
+            known = None if recount else counted_already(rooms, day)
+            yield from _count_one(rooms, day, selected, known, outcome)
             if is_over(day, rooms.clock()) or ends_inside(rooms, day):
                 ready.append(day)
             elif selected & {"meter_events", "verification"}:
@@ -144,9 +148,16 @@ def _told(rooms: Rooms, error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome) -> Events:
+def _count_one(
+    rooms: Rooms, day: date, selected: set[str], known: Snapshot | None, outcome: DayOutcome
+) -> Events:
+    """Count a day, or tell of its `known` snapshot as if it had just been taken."""
     if "sensor_activity" in selected:
-        counted = count_day(rooms.engine, rooms.readings, rooms.snapshots, day)
+        counted = (
+            known.counted
+            if known
+            else count_day(rooms.engine, rooms.readings, rooms.snapshots, day)
+        )
         outcome.counted = counted
         yield dg.AssetObservation(
             specs.READINGS.key,
@@ -162,7 +173,7 @@ def _count_one(rooms: Rooms, day: date, selected: set[str], outcome: DayOutcome)
             specs.SENSOR_ACTIVITY, day, metadata.of_activity(rooms, counted), counted.activity_id
         )
     if "usage_snapshot" in selected:
-        snapshot = count_usage(rooms, day)
+        snapshot = known or count_usage(rooms, day)
         outcome.counted, outcome.snapshot_id = snapshot.counted, snapshot.snapshot_id
         yield _materialized(
             specs.USAGE_SNAPSHOT, day, metadata.of_snapshot(rooms, snapshot), snapshot.snapshot_id

@@ -49,6 +49,7 @@ def run_days(
     by: By,
     *,
     retry_rejected: bool = False,
+    recount: bool = False,
     progress: Progress | None = None,
 ) -> tuple[RunOutcome, str, str | None]:
     """Bill the days from `first` to `last` as one run; `by` says who does it, and why.
@@ -69,7 +70,11 @@ def run_days(
             run_config={
                 "ops": {
                     "bill_usage_days": {
-                        "config": {"retry_rejected": retry_rejected, "reason": by.reason}
+                        "config": {
+                            "retry_rejected": retry_rejected,
+                            "recount": recount,
+                            "reason": by.reason,
+                        }
                     }
                 },
                 "loggers": {"console": {"config": {"log_level": "CRITICAL"}}},

@@ -92,6 +92,34 @@ def test_a_run_of_days_materializes_checks_states_and_verifies_each(runner: Runn
     assert runner.billing.outcome.statement.sent == 0
 
 
+def test_a_day_whose_files_have_not_changed_is_not_counted_again(runner: Runner) -> None:
+    day = yesterday()
+    runner.world.write_readings(day, {"a": {"s": 3}})
+    folder = runner.world.home / "snapshots" / f"usage_day={day}"
+
+    def written() -> list[int]:
+        return [
+            (folder / n).stat().st_mtime_ns for n in ("sensor_activity.parquet", "usage.parquet")
+        ]
+
+    assert runner.run(day, day).success
+    first = written()
+    again = runner.run(day, day)
+    assert again.success
+    assert written() == first
+    assert checks(again)["conservation", day.isoformat()]
+    assert metadata(again, "usage_snapshot", day)["readings"] == 3
+    assert metadata(again, "sensor_activity", day)["dagster/row_count"] == 1
+    assert runner.run(day, day, recount=True).success
+    assert all(new > old for new, old in zip(written(), first, strict=True))
+    # A snapshot that cannot be read is not taken for counted.
+    (folder / "usage.parquet").write_bytes(b"PAR1 and then the disk was full")
+    assert runner.run(day, day).success
+    runner.world.write_readings(day, {"a": {"s": 3, "t": 1}})
+    assert runner.run(day, day).success
+    assert runner.world.billed() == runner.world.due({day: {"a": {"s": 3, "t": 1}}})
+
+
 def test_a_day_that_cannot_be_counted_waits_alone_and_the_run_names_it(runner: Runner) -> None:
     days = [yesterday() - timedelta(days=n) for n in (2, 1, 0)]
     usage = {day: {"a": {"s": 3}} for day in days}
