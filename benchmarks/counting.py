@@ -90,6 +90,11 @@ def _snapshot(day: GeneratedDay, engine: Engine) -> str:
     return counted.method
 
 
+def spark(day: GeneratedDay, memory_limit: str) -> None:
+    """The same on a Spark of this machine, which takes seconds to start."""
+    assert _snapshot(day, Engine(memory_limit, spark="local[*]")) == "spark"
+
+
 # What others write first: the counts only, without activity, quarantine or checks ------------
 
 
@@ -124,16 +129,22 @@ def polars_frame(day: GeneratedDay, _memory_limit: str) -> None:
 
 
 KEY = ["organization_id", "sensor_id", "recorded_at"]
-OTHERS = {"DuckDB query": duckdb_query, "pandas": pandas_frame, "Polars": polars_frame}
+OTHERS = {
+    "DuckDB query": duckdb_query,
+    "pandas": pandas_frame,
+    "Polars": polars_frame,
+    "Spark": spark,
+}
 
 
 def others(readings: int) -> list[str]:
-    """Those that can be measured: pandas only where all fits in memory, Polars if installed."""
+    """Those that can be measured: pandas where all fits in memory, Polars and Spark if there."""
     possible = dict.fromkeys(OTHERS)
     if readings >= MANY:
         del possible["pandas"]
-    if importlib.util.find_spec("polars") is None:
-        del possible["Polars"]
+    for other, package in (("Polars", "polars"), ("Spark", "pyspark")):
+        if importlib.util.find_spec(package) is None:
+            del possible[other]
     return list(possible)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from billing_pipeline.settings import ConfigurationError, Settings
 from billing_pipeline.statement import Rooms
 from billing_pipeline.stripe_meters import StripeUnreachable, look_up
+from billing_pipeline.usage.spark import SparkUnavailable, spark_version
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,24 @@ def _examine_rooms(rooms: Rooms, settings: Settings) -> list[Check]:
     checks.append(
         Check("readings", bool(days), f"{found} under {settings.billing_readings_uri}", 1)
     )
+    if settings.spark is not None:
+        checks.append(_spark(settings, settings.spark))
     try:
         mapping = rooms.customers.mapping(settings.billing_customers_file)
         checks.append(Check("customers", bool(mapping), f"{len(mapping)} organizations", 1))
     except ConfigurationError as error:
         checks.append(Check("customers", False, str(error)))
     return [*checks, _stripe(rooms)]
+
+
+def _spark(settings: Settings, remote: str) -> Check:
+    where = settings.masked()["BILLING_SPARK_REMOTE"]
+    try:
+        return Check(
+            "spark", True, f"{spark_version(remote, settings.memory_limit)} at {where} counts"
+        )
+    except SparkUnavailable as error:
+        return Check("spark", False, str(error))
 
 
 def _stripe(rooms: Rooms) -> Check:

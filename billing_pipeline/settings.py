@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     billing_customers_file: Path | None = None
     billing_memory_limit: Annotated[str, StringConstraints(strip_whitespace=True)] = ""
     billing_active_window_days: int = Field(default=1, ge=1, le=366)
+    billing_engine: Literal["duckdb", "spark"] = "duckdb"
+    billing_spark_remote: SecretStr = SecretStr("local[*]")
     billing_meters: tuple[MeterSpec, ...] = DEFAULT_METERS
     billing_subscription_policy: dict[str, Policy] = Field(default_factory=dict)
     billing_gates: Gates = Gates()
@@ -113,6 +115,13 @@ class Settings(BaseSettings):
             raise ValueError("is not a database URL such as sqlite:///var/billing.db")
         return value
 
+    @field_validator("billing_spark_remote")
+    @classmethod
+    def _a_spark(cls, value: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"sc://.+|local(\[.+\])?", value.get_secret_value()):
+            raise ValueError("is not sc://host:port, or local[*] for a Spark on this machine")
+        return value
+
     @field_validator("billing_memory_limit")
     @classmethod
     def _a_size(cls, value: str) -> str:
@@ -148,6 +157,13 @@ class Settings(BaseSettings):
             return self.billing_memory_limit
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return f"{ram // 2 // 2**20}MiB"
+
+    @property
+    def spark(self) -> str | None:
+        """Where Spark counts, None where DuckDB does."""
+        if self.billing_engine != "spark":
+            return None
+        return self.billing_spark_remote.get_secret_value()
 
     @cached_property
     def key_kind(self) -> KeyKind:
@@ -191,6 +207,8 @@ class Settings(BaseSettings):
             "BILLING_CUSTOMERS_FILE": str(self.billing_customers_file or "(not set)"),
             "BILLING_MEMORY_LIMIT": self.memory_limit,
             "BILLING_ACTIVE_WINDOW_DAYS": str(self.billing_active_window_days),
+            "BILLING_ENGINE": self.billing_engine,
+            "BILLING_SPARK_REMOTE": self.billing_spark_remote.get_secret_value().split(";")[0],
             "BILLING_SUBSCRIPTION_POLICY": ", ".join(
                 f"{status}: {policy}" for status, policy in self.subscription_policy.items()
             ),

@@ -105,7 +105,7 @@ class Rooms:
         Raises ConfigurationError.
         """
         database = open_database(settings.billing_database_url.get_secret_value())
-        engine = Engine(settings.memory_limit, clock)
+        engine = Engine(settings.memory_limit, clock, spark=settings.spark)
         readings = Folder(settings.billing_readings_uri)
         snapshots = Folder(settings.billing_snapshots_uri)
         return cls(

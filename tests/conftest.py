@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,14 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def spark() -> str:
+    """Where a real Spark counts: a Java process beside the tests, started when first used."""
+    if shutil.which("java") is None:
+        pytest.fail("Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless")
+    return "local[2]"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "report": {*ROOMS, "statement", "preview", "undo", "reconciliation", "defs", *SHARED},
     "reconciliation": {*ROOMS, "customers", "statement", "settings"},
     "explain": {*ROOMS, "statement", "reconciliation", "settings"},
-    "doctor": {"statement", "settings", "stripe_meters"},
+    "doctor": {"statement", "settings", "stripe_meters", "usage"},
 }
 
 

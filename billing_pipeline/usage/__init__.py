@@ -10,6 +10,7 @@ kernel of NumPy settles the plain readings, and leaves only the others to DuckDB
 - `kernel`     the plain readings of a day, fast; of `grouping` (equal rows find each other),
                `identity` (ids as machine words), `shares` (row groups and what is read of them),
                `runs` (rows dealt into parts, on disk if need be) and `limits` (of memory)
+- `spark`      the same counting on a Spark cluster, for days too large for one machine
 - `segments`   the same for parts of a day, where a billing period ends inside it
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
 - `duplicates` which readings of an organization had more than one row

@@ -29,8 +29,14 @@ from billing_pipeline.usage.inputs import (
     list_day,
 )
 from billing_pipeline.usage.kernel import Settled, settle
-from billing_pipeline.usage.readings import create_readings, leave_over, name_the_broken
+from billing_pipeline.usage.readings import (
+    DayReadings,
+    create_readings,
+    leave_over,
+    name_the_broken,
+)
 from billing_pipeline.usage.shares import CannotTake
+from billing_pipeline.usage.spark import SparkCannotRead, count_on_spark
 
 CONTRACT = 1
 """Version of the counting rules; part of every id, so that new rules give new ids."""
@@ -84,7 +90,7 @@ class CountedDay:
     """(reason, organization, rows), the largest first, at most SHOWN_QUARANTINE."""
     sensors: int = 0
     method: str = "sql"
-    """How it was counted, "kernel" or "sql: why"; the counts are the same either way."""
+    """How it was counted, "kernel", "sql: why" or "spark"; the counts are the same either way."""
 
     @property
     def quarantined_rows(self) -> int:
@@ -195,12 +201,12 @@ def count_day(engine: Engine, readings: Folder, snapshots: Folder, day: date) ->
 def _count(
     engine: Engine, connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
 ) -> CountedDay:
-    rows = create_readings(connection, readings, inputs)
+    day = create_readings(connection, readings, inputs)
     try:
-        method = _count_rows(engine, connection, readings, inputs)
+        method = _count_rows(engine, connection, readings, inputs, day)
     except duckdb.OutOfMemoryException:  # no fault of a file's
         raise
-    except duckdb.Error as error:
+    except (duckdb.Error, SparkCannotRead) as error:
         raise name_the_broken(connection, readings, inputs, error) from None
     [(distinct, exact, conflicting, sensors)] = connection.execute(sql("totals")).fetchall()
     quarantine = connection.execute(sql("quarantine")).fetchall()
@@ -213,7 +219,7 @@ def _count(
             file.size,
             file.modified,
             readings.sha256(folder_name(inputs.usage_day), file.name),
-            rows[file.name],
+            day.rows[file.name],
         )
         for file in inputs.files
     )
@@ -228,7 +234,7 @@ def _count(
         hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
         files,
         inputs.ignored,
-        sum(rows.values()),
+        sum(day.rows.values()),
         distinct,
         exact,
         conflicting,
@@ -247,10 +253,22 @@ def _count(
 
 
 def _count_rows(
-    engine: Engine, connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
+    engine: Engine,
+    connection: duckdb.DuckDBPyConnection,
+    readings: Folder,
+    inputs: DayInputs,
+    day: DayReadings,
 ) -> str:
     """Make the table `counted`; returns the method, as CountedDay tells it."""
-    count = sql("count")
+    count = f"CREATE TEMP TABLE counted AS {sql('count')}"
+    if engine.spark is not None:
+        found, method = count_on_spark(
+            engine.spark, engine.memory_limit, connection, readings, inputs.usage_day, day, BLANKS
+        )
+        connection.register("found", found)
+        connection.execute("CREATE TEMP TABLE counted AS FROM found")
+        connection.unregister("found")
+        return method
     with engine.spill() as spill:
         try:
             settled = _settled(engine, readings, inputs, spill)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -21,13 +21,15 @@ class Engine:
     """How DuckDB is run: `memory_limit` such as "4GB"; what does not fit spills to disk.
 
     `clock` tells when files were listed, in UTC. Without `kernel` SQL counts every day; `limits`
-    are the kernel's, by default those that suit the memory limit.
+    are the kernel's, by default those that suit the memory limit. `spark` says where Spark
+    counts ("sc://host:port", maybe with a token; "local[2]"); DuckDB then does what is left.
     """
 
     memory_limit: str
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     kernel: bool = True
     limits: Limits | None = None
+    spark: str | None = field(default=None, repr=False)
 
     @contextmanager
     def connect(self, *folders: Folder) -> Iterator[duckdb.DuckDBPyConnection]:

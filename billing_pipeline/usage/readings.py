@@ -15,7 +15,8 @@ from __future__ import annotations
 import csv
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -62,29 +63,57 @@ _TEXT_AT = """CASE
 END"""
 
 
+@dataclass(frozen=True)
+class ParquetFiles:
+    """Parquet files that are scanned together. `types` are those of the columns that matter, as
+    DuckDB names them; `select` gives their rows as the contract has them."""
+
+    types: Mapping[str, str]
+    names: tuple[str, ...]
+    select: str
+
+
+@dataclass(frozen=True)
+class DayReadings:
+    """What the view `readings` is made of: `rows` by file, and the Parquet scanned in place.
+
+    The rows of all other files lie in the view `text_readings`.
+    """
+
+    rows: Mapping[str, int]
+    parquet: Sequence[ParquetFiles]
+
+
+TEXT_READINGS = "SELECT * EXCLUDE (file) FROM text_readings"
+
+
 def create_readings(
     connection: duckdb.DuckDBPyConnection, folder: Folder, inputs: DayInputs
-) -> dict[str, int]:
-    """Create the view `readings` of a day's files; returns the rows of each file by name.
+) -> DayReadings:
+    """Create the view `readings` of a day's files.
 
     Raises UnusableInput naming the file, and the column where it is one.
     """
     connection.execute(sql("in_day").replace("$day_start_ns", str(day_start_ns(inputs.usage_day))))
     connection.execute(sql("text_readings"))
     rows: dict[str, int] = {}
-    selects = ["SELECT * EXCLUDE (file) FROM text_readings"]
     by_format = defaultdict(list)
     for file in inputs.files:
         by_format[format_of(file.name)].append(file.name)
     day = folder_name(inputs.usage_day)
-    selects += _parquet(connection, folder, day, by_format["parquet"], rows)
+    scanned = _parquet(connection, folder, day, by_format["parquet"], rows)
     for name in by_format["csv"]:
         _read_text(connection, day, name, _csv_rows(folder, day, name))
     for name in by_format["jsonl"]:
         _read_text(connection, day, name, _json_rows(folder.pattern(day, name)))
     rows |= _checked_text(connection, day, [f.name for f in inputs.files if f.name not in rows])
-    connection.execute("CREATE VIEW readings AS " + "\nUNION ALL ".join(selects))
-    return rows
+    connection.execute(f"CREATE VIEW readings AS {union(scanned)}")
+    return DayReadings(rows, scanned)
+
+
+def union(scanned: Iterable[ParquetFiles]) -> str:
+    """A SELECT of the rows of these files, and of what was read as text."""
+    return "\nUNION ALL ".join([TEXT_READINGS, *(files.select for files in scanned)])
 
 
 def leave_over(
@@ -94,12 +123,13 @@ def leave_over(
 
     `odd` files have rows as the day's own files have them; in `unlike` files `instant` is known.
     """
-    selects = ["SELECT * EXCLUDE (file) FROM text_readings"]  # empty, and gives the types
+    selects = [TEXT_READINGS]  # empty, and gives the types
     by_folder = defaultdict(list)
     for path in odd:
         by_folder[path.parent].append(path.name)
     for folder, names in by_folder.items():
-        selects += _parquet(connection, Folder(str(folder)), "", names, {})
+        scanned = _parquet(connection, Folder(str(folder)), "", names, {})
+        selects += [files.select for files in scanned]
     by_kind = defaultdict(list)
     for path in unlike:
         scan = _parquet_scan([str(path)])
@@ -121,7 +151,7 @@ def name_the_broken(
     connection: duckdb.DuckDBPyConnection,
     folder: Folder,
     inputs: DayInputs,
-    error: duckdb.Error,
+    error: Exception,
 ) -> UnusableInput:
     """Find which Parquet file made a scan fail, by scanning each alone."""
     day = folder_name(inputs.usage_day)
@@ -141,12 +171,11 @@ def _parquet(
     day: str,
     names: Iterable[str],
     rows: dict[str, int],
-) -> list[str]:
-    """One SELECT per distinct schema; files of one schema are scanned together."""
+) -> list[ParquetFiles]:
+    """The files by the types of their columns; what gives its times as text is read at once."""
     # Files are scanned together only if their own types are equal: DuckDB would cast the others
     # to the types of the first, and "007" would become 7.
-    paths_by_schema: dict[tuple[tuple[str, ...], tuple[str | None, ...]], list[str]]
-    paths_by_schema = defaultdict(list)
+    by_schema: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for name in names:
         path = folder.pattern(day, name)
         try:
@@ -159,7 +188,7 @@ def _parquet(
         except duckdb.Error as error:
             raise UnusableInput(f"{day}/{name} cannot be read: {_reason(error)}") from None
         types = {column: kind for column, kind, *_ in described}
-        columns = _parquet_columns(f"{day}/{name}", types)
+        _check_types(f"{day}/{name}", types)
         if types["recorded_at"] == "VARCHAR":
             value = "value::VARCHAR" if "value" in types else "NULL"
             _read_text(
@@ -171,16 +200,21 @@ def _parquet(
                 f"FROM {_parquet_scan([path])}",
             )
         else:
-            schema = tuple(types.get(column) for column in (*NEEDED, "value"))
-            paths_by_schema[columns, schema].append(path)
+            schema = tuple((c, types[c]) for c in (*NEEDED, "value") if c in types)
+            by_schema[schema].append(name)
             rows[name] = counted[0] if counted else 0
     return [
-        f"SELECT {', '.join(columns)} FROM {_parquet_scan(paths)}"
-        for (columns, _), paths in paths_by_schema.items()
+        ParquetFiles(
+            dict(schema),
+            tuple(names),
+            f"SELECT {_columns(dict(schema))} "
+            f"FROM {_parquet_scan(folder.pattern(day, name) for name in names)}",
+        )
+        for schema, names in by_schema.items()
     ]
 
 
-def _parquet_columns(file: str, types: dict[str, str]) -> tuple[str, ...]:
+def _check_types(file: str, types: Mapping[str, str]) -> None:
     for column in NEEDED:
         if column not in types:
             raise UnusableInput(f"{file} lacks the column {column}")
@@ -194,14 +228,15 @@ def _parquet_columns(file: str, types: dict[str, str]) -> tuple[str, ...]:
     kind = types["recorded_at"]
     if kind not in _IN_DAY and kind != "VARCHAR":
         raise UnusableInput(f"{file}: the column recorded_at is {kind}; it must be a timestamp")
-    at = f"CASE WHEN recorded_at IS NULL THEN -1 ELSE {_IN_DAY.get(kind, _TEXT_AT)} END"
+
+
+def _columns(types: Mapping[str, str]) -> str:
+    in_day = _IN_DAY[types["recorded_at"]]
     number, text = _value_columns(types.get("value"))
     return (
-        "organization_id::VARCHAR AS organization_id",
-        "sensor_id::VARCHAR AS sensor_id",
-        f"({at})::BIGINT AS instant",
-        f"{number} AS value_number",
-        f"{text} AS value_text",
+        "organization_id::VARCHAR AS organization_id, sensor_id::VARCHAR AS sensor_id, "
+        f"(CASE WHEN recorded_at IS NULL THEN -1 ELSE {in_day} END)::BIGINT AS instant, "
+        f"{number} AS value_number, {text} AS value_text"
     )
 
 

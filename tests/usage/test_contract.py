@@ -6,6 +6,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ HEADER = "organization_id,sensor_id,recorded_at,value\n"
 
 
 class Lake:
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, engine: Engine) -> None:
         self.home = home
+        self.engine = engine
         self.readings = Folder(str(home / "readings"))
         self.snapshots = Folder(str(home / "snapshots"))
 
@@ -63,10 +65,12 @@ class Lake:
         return path
 
     def count(self, day: date = DAY) -> CountedDay:
-        return count_day(ENGINE, self.readings, self.snapshots, day)
+        return count_day(self.engine, self.readings, self.snapshots, day)
 
     def snapshot(self, day: date = DAY, window_days: int = 1) -> Snapshot:
-        return take_snapshot(ENGINE, self.readings, self.snapshots, day, window_days=window_days)
+        return take_snapshot(
+            self.engine, self.readings, self.snapshots, day, window_days=window_days
+        )
 
     def usage(self, **options: Any) -> dict[str, tuple[int, int]]:
         return {
@@ -75,9 +79,11 @@ class Lake:
         }
 
 
-@pytest.fixture
-def lake(tmp_path: Path) -> Lake:
-    return Lake(tmp_path / "a lake [with] 'odd' name")
+@pytest.fixture(params=["duckdb", "spark"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    """Every case holds on both engines."""
+    spark = request.getfixturevalue("spark") if request.param == "spark" else None
+    return Lake(tmp_path / "a lake [with] 'odd' name", replace(ENGINE, spark=spark))
 
 
 def row(**changes: Any) -> dict[str, Any]:
