@@ -6,6 +6,7 @@ handler shares it and may be deployed without the pipeline: how it is opened is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import BigInteger, Connection, Engine, Integer, MetaData, Table, make_url
@@ -21,7 +22,7 @@ from webhook_handler.database import (
     writing,
 )
 
-__all__ = ["BigInt", "UtcDateTime", "metadata", "open_database", "upsert", "writing"]
+__all__ = ["BigInt", "UtcDateTime", "metadata", "open_database", "upsert", "upsert_all", "writing"]
 
 metadata = MetaData(
     naming_convention={
@@ -58,6 +59,18 @@ def open_database(url: str) -> Engine:
 
 def upsert(connection: Connection, table: Table, key: dict[str, Any], row: dict[str, Any]) -> None:
     """Insert a row, or update the one with this primary key; safe beside other processes."""
+    upsert_all(connection, table, list(key), [{**key, **row}])
+
+
+def upsert_all(
+    connection: Connection, table: Table, key: Sequence[str], rows: Sequence[dict[str, Any]]
+) -> None:
+    """The same for any number of rows with the same columns, `key` among them."""
+    if not rows:
+        return
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = insert(table).values(**key, **row)
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=row))
+    statement = insert(table)
+    replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(
+        statement.on_conflict_do_update(index_elements=list(key), set_=replaced), rows
+    )

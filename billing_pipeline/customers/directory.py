@@ -28,7 +28,7 @@ from billing_pipeline.customers.tables import (
     learnt_customers,
     subscriptions,
 )
-from billing_pipeline.database import upsert, writing
+from billing_pipeline.database import upsert_all, writing
 from billing_pipeline.metering import Payers, Period, Policy, Subscription, Terms
 from billing_pipeline.settings import ConfigurationError
 
@@ -384,16 +384,18 @@ class CustomerDirectory:
             unchanged=sum(known.get(o) == c for o, c in wanted.items()),
             problems=problems,
         )
+        rows = [
+            {
+                "organization_id": organization_id,
+                "stripe_customer_id": customer,
+                "source": str(path),
+                "changed_at": now,
+            }
+            for organization_id, customer in wanted.items()
+            if known.get(organization_id) != customer
+        ]
         with writing(self._engine) as connection:
-            for organization_id, customer in wanted.items():
-                if known.get(organization_id) == customer:
-                    continue
-                row = {
-                    "stripe_customer_id": customer,
-                    "source": str(path),
-                    "changed_at": now,
-                }
-                upsert(connection, customers, {"organization_id": organization_id}, row)
+            upsert_all(connection, customers, ["organization_id"], rows)
         return report
 
 

@@ -31,7 +31,7 @@ from sqlalchemy import (
     update,
 )
 
-from billing_pipeline.database import upsert, writing
+from billing_pipeline.database import upsert, upsert_all, writing
 from billing_pipeline.ledger.locks import WAIT_SECONDS, delivery_lock
 from billing_pipeline.ledger.tables import (
     account,
@@ -470,22 +470,20 @@ class Ledger:
         now: datetime,
     ) -> None:
         """Remember that what was said of these cells from this snapshot was taken back."""
-        for cell in cells:
-            upsert(
-                connection,
-                undone_cells,
-                {
-                    "usage_day": cell.usage_day,
-                    "organization_id": cell.organization_id,
-                    "event_name": cell.event_name,
-                },
-                {
-                    "snapshot_id": snapshot_id,
-                    "reason": reason,
-                    "run": self.run,
-                    "undone_at": now,
-                },
-            )
+        rows = [
+            {
+                "usage_day": cell.usage_day,
+                "organization_id": cell.organization_id,
+                "event_name": cell.event_name,
+                "snapshot_id": snapshot_id,
+                "reason": reason,
+                "run": self.run,
+                "undone_at": now,
+            }
+            for cell in cells
+        ]
+        key = ["usage_day", "organization_id", "event_name"]
+        upsert_all(connection, undone_cells, key, rows)
         reopen(connection, {cell.usage_day for cell in cells}, self.run)
 
     def still_undone(self, connection: Connection, day: date, snapshot_id: str | None) -> set[Cell]:
@@ -1040,21 +1038,23 @@ class Ledger:
         """
         with writing(self.engine) as connection:
             # Of several looks at parts of one day the worst one is kept.
-            for check in sorted(checks, key=lambda c: (*_place(c.settled), WORST.index(c.outcome))):
-                settled = check.settled
-                key = {
-                    "usage_day": settled.usage_day,
-                    "customer": settled.customer,
-                    "event_name": settled.event_name,
-                }
-                row = {
-                    "expected": settled.expected,
+            rows = [
+                {
+                    "usage_day": check.settled.usage_day,
+                    "customer": check.settled.customer,
+                    "event_name": check.settled.event_name,
+                    "expected": check.settled.expected,
                     "reported": check.reported,
                     "outcome": check.outcome,
                     "checked_at": now,
                     "run": self.run,
                 }
-                upsert(connection, verifications, key, row)
+                for check in sorted(
+                    checks, key=lambda c: (*_place(c.settled), WORST.index(c.outcome))
+                )
+            ]
+            key = ["usage_day", "customer", "event_name"]
+            upsert_all(connection, verifications, key, rows)
             verified: list[int] = []
             for check in checks:
                 doubted = bool(check.missing) and self._take_back(connection, check, now)

@@ -127,6 +127,7 @@ def _session(remote: str, memory_limit: str) -> Any:
             .config("spark.driver.host", "127.0.0.1")
             .config("spark.driver.bindAddress", "127.0.0.1")
             .config("spark.ui.enabled", "false")
+            .config("spark.ui.showConsoleProgress", "false")
             .config("spark.log.level", "OFF")  # what goes wrong is raised, and told here
         )
     else:
