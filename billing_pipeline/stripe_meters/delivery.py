@@ -8,8 +8,10 @@ and revisions. Lanes run side by side, within the key's rate; one lane's failure
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
@@ -105,11 +107,25 @@ def deliver(
             if not queue:
                 return DeliveryReport()
             courier = _Courier(gateway, ledger, by_name, payers, clock, still_mine, progress)
-            return asyncio.run(courier.run(queue))
+            with _undisturbed():
+                return asyncio.run(courier.run(queue))
     except DeliveryBusy:
         return DeliveryReport(
             stopped="another process has been delivering for too long; run again later"
         )
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """The garbage collector leaves alone what lives already, such as the queue.
+
+    Looking through it again and again takes longer than the rate lets a pause be: 2 % of it lost.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Courier:
