@@ -12,6 +12,8 @@ from benchmarks.machine import machine
 from billing_pipeline.settings import load_settings
 
 HOME = Path("var/bench")
+CALLS = 3_000
+PARTS = ("counting", "lake", "planning", "ledger", "delivery", "clients", "webhooks")
 
 
 def main() -> None:
@@ -20,7 +22,16 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=["counting", "lake", "planning", "ledger", "delivery", "webhooks", "all"],
+        choices=[
+            "counting",
+            "lake",
+            "planning",
+            "ledger",
+            "delivery",
+            "clients",
+            "webhooks",
+            "all",
+        ],
         default="all",
         help="all: one after the other",
     )
@@ -93,6 +104,11 @@ def main() -> None:
 
         print(f"delivering {asked.events:,} events …", file=sys.stderr)
         document["delivery"] = [measure_delivery(HOME, asked.events, asked.rate)]
+    if asked.what in ("clients", "all"):
+        from benchmarks.clients import measure_clients
+
+        print("comparing the SDK's HTTP clients …", file=sys.stderr)
+        document["clients"] = measure_clients(HOME, CALLS)
     if asked.what in ("lake", "all"):
         from benchmarks.lake import measure_lake, measure_window
 

@@ -8,6 +8,7 @@ a second unsettled event for a cell. Delivery is serialized by `Ledger.deliverin
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -930,31 +931,46 @@ class Ledger:
         ]
         return [s for s in found if s.pending_ids or not unverified_only]
 
-    def doubt_zero_after(self, check: Checked, now: datetime) -> date | None:
-        """Have the zero after a value looked at again: before, nothing could tell that it is there.
+    def doubt_zeros_after(self, checks: Sequence[Checked], now: datetime) -> set[date]:
+        """Have zeros after these values looked at again: before, nothing could tell they are there.
 
-        See `summaries.figure_of_a_zero`. Returns its day, None where no zero follows.
+        See `summaries.figure_of_a_zero`. Returns the days of those that follow directly.
         """
-        columns, settled = meter_events.c, check.settled
+        columns = meter_events.c
+        zeros: list[Row[*tuple[Any, ...]]] = []
         with writing(self.engine) as connection:
-            row = connection.execute(
-                select(columns.id, columns.value, columns.usage_day)
-                .where(
-                    columns.customer == settled.customer,
-                    columns.event_name == settled.event_name,
-                    columns.timestamp > settled.timestamp,
-                    columns.state.in_(SENT),
+            for start in range(0, len(checks), CHUNK):
+                values = [check.settled for check in checks[start : start + CHUNK]]
+                later = connection.execute(
+                    select(
+                        columns.id,
+                        columns.customer,
+                        columns.event_name,
+                        columns.value,
+                        columns.timestamp,
+                        columns.usage_day,
+                    )
+                    .where(
+                        tuple_(columns.customer, columns.event_name).in_(
+                            {(value.customer, value.event_name) for value in values}
+                        ),
+                        columns.timestamp > min(value.timestamp for value in values),
+                        columns.state.in_(SENT),
+                    )
+                    .order_by(columns.timestamp)
                 )
-                .order_by(columns.timestamp)
-                .limit(1)
-            ).one_or_none()
-            if row is None or row.value:
-                return None
+                by_place = defaultdict(list)
+                for row in later:
+                    by_place[row.customer, row.event_name].append(row)
+                for value in values:
+                    rows = by_place[value.customer, value.event_name]
+                    after = bisect_right(rows, value.timestamp, key=lambda row: row.timestamp)
+                    if after < len(rows) and not rows[after].value:
+                        zeros.append(rows[after])
             told = "to be verified again: the value before it is new"
-            again = Outcome(row.id, State.ACCEPTED, error_message=told)
-            self._move(connection, now, {State.VERIFIED}, [again])
-        day: date = row.usage_day
-        return day
+            again = {row.id: Outcome(row.id, State.ACCEPTED, error_message=told) for row in zeros}
+            self._move(connection, now, {State.VERIFIED}, list(again.values()))
+        return {row.usage_day for row in zeros}
 
     def newest_before(self, event_name: str, customer: str, timestamp: int) -> Before | None:
         """What Stripe took for a customer with stamps before `timestamp`; None: nothing."""

@@ -140,10 +140,8 @@ async def _verify(
         while True:
             checks = await _look(gateway, reads, client, ledger, meters, settled, clock, report)
             ledger.record_checks(checks, clock())
-            for check in checks:
-                if _is_a_new_value(check, meters):
-                    day = ledger.doubt_zero_after(check, clock())
-                    doubted |= {day} if day is not None else set()
+            new = [check for check in checks if _is_a_new_value(check, meters)]
+            doubted |= ledger.doubt_zeros_after(new, clock())
             report.agreed += sum(check.outcome == "agrees" for check in checks)
             report.mismatched += [check for check in checks if check.outcome == "mismatch"]
             settled = [check.settled for check in checks if check.outcome == "lagging"]
