@@ -26,6 +26,9 @@ from billing_pipeline.usage import Engine, Folder, take_snapshot
 MANY = 50_000_000
 """From so many readings on, one repetition has to do instead of three."""
 
+FEW = 1_000_000
+"""Of fewer readings Spark would only show how long it takes to start."""
+
 
 def measure_counting(home: Path, readings: int, memory_limit: str) -> dict[str, Any]:
     """One row of the table; keys are its columns."""
@@ -142,9 +145,11 @@ def others(readings: int) -> list[str]:
     possible = dict.fromkeys(OTHERS)
     if readings >= MANY:
         del possible["pandas"]
+    if readings < FEW:
+        del possible["Spark"]
     for other, package in (("Polars", "polars"), ("Spark", "pyspark")):
         if importlib.util.find_spec(package) is None:
-            del possible[other]
+            possible.pop(other, None)
     return list(possible)
 
 

@@ -12,7 +12,7 @@ import asyncio
 import resource
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, timedelta
 from pathlib import Path
@@ -27,7 +27,14 @@ from benchmarks.webhooks import new_database, running_postgres
 from billing_pipeline.ledger.tables import meter_events
 from billing_pipeline.metering import State
 from billing_pipeline.settings import Settings
-from billing_pipeline.statement import Rooms, count_usage, state_days, utc_now, verify_days
+from billing_pipeline.statement import (
+    Rooms,
+    count_usage,
+    counted_already,
+    state_days,
+    utc_now,
+    verify_days,
+)
 from billing_pipeline.stripe_meters import ensure_meters
 
 DAYS = 34
@@ -37,32 +44,50 @@ NOBODY = "http://127.0.0.1:9"
 """An address where nothing answers: planning goes on without Stripe, and nothing is sent."""
 
 
-def measure_planning(home: Path, organizations: int, backfilled: int) -> list[dict[str, Any]]:
-    """A row of the table for each kind of database. Raises if anything was sent, or left."""
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix="planning-") as name:
-        folder = Path(name)
-        with running_postgres(folder) as maintenance:
-            urls = {
-                "SQLite": [f"sqlite:///{folder}/{n}.db" for n in range(2)],
-                "PostgreSQL": [new_database(maintenance, f"bench_{n}") for n in range(2)],
+def measure_planning(home: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """A row of the table for each kind of database and number of organizations."""
+    with _databases(home, [f"day_{size}" for size in sizes]) as (folder, urls):
+        return [
+            {
+                "database": kind,
+                **_one_day(folder / kind / str(size), size, url),
+                "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
             }
-            return [
+            for kind, each in urls.items()
+            for size, url in zip(sizes, each, strict=True)
+        ]
+
+
+def measure_backfill(home: Path, organizations: int) -> list[dict[str, Any]]:
+    """A row for each kind of database. Raises if anything was sent, or left."""
+    with _databases(home, ["backfill"]) as (folder, urls):
+        return [
+            {"database": kind, **_backfill(folder / kind, organizations, url)}
+            for kind, [url] in urls.items()
+        ]
+
+
+@contextmanager
+def _databases(home: Path, names: Sequence[str]) -> Iterator[tuple[Path, dict[str, list[str]]]]:
+    """A folder, and the URLs of as many empty databases of each kind as there are names."""
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix="planning-") as made:
+        folder = Path(made)
+        with running_postgres(folder) as maintenance:
+            yield (
+                folder,
                 {
-                    "database": kind,
-                    **_one_day(folder / kind / "day", organizations, one),
-                    **_backfill(folder / kind / "all", backfilled, other),
-                    "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10),
-                }
-                for kind, (one, other) in urls.items()
-            ]
+                    "SQLite": [f"sqlite:///{folder}/{name}.db" for name in names],
+                    "PostgreSQL": [new_database(maintenance, f"bench_{name}") for name in names],
+                },
+            )
 
 
 def _one_day(folder: Path, organizations: int, url: str) -> dict[str, Any]:
     day = utc_now().date() - timedelta(days=1)
     customers = {f"org-{n:05}": f"cus_{n:06}" for n in range(organizations)}
-    with _rooms(folder, url, NOBODY, customers) as rooms:
-        _write_readings(folder / "readings", [day], organizations)
+    with open_rooms(folder, url, NOBODY, customers) as rooms:
+        write_readings(folder / "readings", [day], organizations)
         count_usage(rooms, day)
         first = _timed(lambda: state_days(rooms, [day]))
         again = _timed(lambda: state_days(rooms, [day]))
@@ -72,21 +97,21 @@ def _one_day(folder: Path, organizations: int, url: str) -> dict[str, Any]:
 
 
 def _backfill(folder: Path, organizations: int, url: str) -> dict[str, Any]:
-    """All days again, with nothing new in any of them."""
+    """All days once more, with nothing new in any of them."""
     days = [utc_now().date() - timedelta(days=n) for n in range(DAYS - 1, 0, -1)]
     folder.mkdir(parents=True)
     state = folder / "stripe.jsonl"
     customers = make_customers(state, organizations)
     with running_sandbox(state, 0) as base:
-        _write_readings(folder / "readings", days, organizations)
-        with _rooms(folder, url, base, customers, make_meters=True) as rooms:
-            for day in days:
-                count_usage(rooms, day)
-        with _rooms(folder, url, NOBODY, customers) as rooms:
+        write_readings(folder / "readings", days, organizations)
+        with open_rooms(folder, url, base, customers, make_meters=True) as rooms:
+            counting = _timed(lambda: [count_usage(rooms, day) for day in days])
+        with open_rooms(folder, url, NOBODY, customers) as rooms:
             planning = _timed(lambda: state_days(rooms, days))
             _take_for_verified(rooms)
-        with _rooms(folder, url, base, customers) as rooms:
+        with open_rooms(folder, url, base, customers) as rooms:
             begun = time.perf_counter()
+            assert all(counted_already(rooms, day) for day in days)
             statement = state_days(rooms, days)
             report = verify_days(rooms, days)
             seconds = time.perf_counter() - begun
@@ -94,13 +119,14 @@ def _backfill(folder: Path, organizations: int, url: str) -> dict[str, Any]:
     assert (statement.sent, report.agreed, statement.stopped) == (0, 0, None), statement
     assert counts["verified"] == 2 * organizations * len(days), counts
     return {
-        "backfill": f"{len(days)} days x {organizations:,}",
-        "planned for the first time s": planning,
+        "days": len(days),
+        "organizations": organizations,
+        "counted and planned for the first time s": round(counting + planning, 1),
         "with nothing new s": round(seconds, 1),
     }
 
 
-def _write_readings(folder: Path, days: list[date], organizations: int) -> None:
+def write_readings(folder: Path, days: list[date], organizations: int) -> None:
     """One sensor with two readings per organization and day."""
     with duckdb.connect() as connection:
         for day in days:
@@ -116,7 +142,7 @@ def _write_readings(folder: Path, days: list[date], organizations: int) -> None:
 
 
 @contextmanager
-def _rooms(
+def open_rooms(
     folder: Path, url: str, base: str, customers: dict[str, str], *, make_meters: bool = False
 ) -> Iterator[Rooms]:
     folder.mkdir(parents=True, exist_ok=True)

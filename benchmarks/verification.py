@@ -1,0 +1,56 @@
+"""Verification by number of organizations: every figure of a day, read from the sandbox.
+
+The day is counted, stated and sent first; then each customer and meter is compared with Stripe's
+summary. What Stripe lets one read bounds this in production (`BILLING_VERIFICATION_READS`).
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.delivery import make_customers, running_sandbox
+from benchmarks.planning import open_rooms, write_readings
+from billing_pipeline.statement import count_usage, state_days, utc_now, verify_days
+
+
+def measure_verification(home: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """A row of the table for each number of organizations. Raises if anything disagrees."""
+    home.mkdir(parents=True, exist_ok=True)
+    return [_measure(home, size) for size in sizes]
+
+
+def _measure(home: Path, organizations: int) -> dict[str, Any]:
+    day = utc_now().date() - timedelta(days=1)
+    with tempfile.TemporaryDirectory(dir=home, prefix="verification-") as name:
+        folder = Path(name)
+        state = folder / "stripe.jsonl"
+        customers = make_customers(state, organizations)
+        url = f"sqlite:///{folder}/billing.db"
+        with (
+            running_sandbox(state, 0) as base,
+            open_rooms(folder, url, base, customers, make_meters=True) as rooms,
+        ):
+            write_readings(folder / "readings", [day], organizations)
+            count_usage(rooms, day)
+            begun = time.perf_counter()
+            statement = state_days(rooms, [day])
+            sending = time.perf_counter() - begun
+            cpu, begun = time.process_time(), time.perf_counter()
+            report = verify_days(rooms, [day], everything=True)
+            seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+    figures = 2 * organizations
+    assert (statement.sent, statement.stopped) == (figures, None), statement.stopped
+    assert (report.agreed, report.lagging, report.postponed) == (figures, 0, 0), report
+    return {
+        "organizations": organizations,
+        "events": figures,
+        "planned and sent s": round(sending, 1),
+        "verified s": round(seconds, 1),
+        "figures read /s": round(figures / seconds),
+        "CPU ms a figure": round(1000 * cpu / figures, 2),
+    }
