@@ -157,6 +157,7 @@ def open_rooms(
         billing_readings_uri=str(folder / "readings"),
         billing_snapshots_uri=str(folder / "snapshots"),
         billing_customers_file=mapping,
+        billing_verification_reads=10**7,
     )
     with Rooms.open(settings, "benchmark") as rooms:
         if make_meters:

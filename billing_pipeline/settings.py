@@ -42,6 +42,8 @@ DEFAULT_METERS = (
 )
 
 KeyKind = Literal["live", "sandbox", "local"]
+SPARK_REMOTE = re.compile(r"sc://[\w.-]+(:\d{1,5})?(/(;[^;]+)*)?")
+"""Host and port, then parameters, which may be secrets."""
 
 _KEY = re.compile(r"(sk|rk)_(live|test)_\w+")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B)", re.IGNORECASE)
@@ -118,8 +120,14 @@ class Settings(BaseSettings):
     @field_validator("billing_spark_remote")
     @classmethod
     def _a_spark(cls, value: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"sc://.+|local(\[.+\])?", value.get_secret_value()):
-            raise ValueError("is not sc://host:port, or local[*] for a Spark on this machine")
+        remote = value.get_secret_value()
+        if not (SPARK_REMOTE.fullmatch(remote) or re.fullmatch(r"local(\[[\w*,]+\])?", remote)):
+            raise ValueError(
+                "is not sc://host:port (parameters behind it: sc://host:port/;token=…), or "
+                "local[*] for a Spark on this machine"
+            )
+        if ";session_id=" in remote:
+            raise ValueError("must not name a session: two runs would share it")
         return value
 
     @field_validator("billing_memory_limit")
@@ -208,7 +216,7 @@ class Settings(BaseSettings):
             "BILLING_MEMORY_LIMIT": self.memory_limit,
             "BILLING_ACTIVE_WINDOW_DAYS": str(self.billing_active_window_days),
             "BILLING_ENGINE": self.billing_engine,
-            "BILLING_SPARK_REMOTE": self.billing_spark_remote.get_secret_value().split(";")[0],
+            "BILLING_SPARK_REMOTE": self.billing_spark_remote.get_secret_value().split("/;")[0],
             "BILLING_SUBSCRIPTION_POLICY": ", ".join(
                 f"{status}: {policy}" for status, policy in self.subscription_policy.items()
             ),

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -176,7 +177,8 @@ def load_counted(snapshots: Folder, day: date) -> CountedDay | None:
     if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
         return None
     document = read_metadata(snapshots, day_folder(day), ACTIVITY_FILE)
-    return CountedDay.from_json(document) if document.get("contract") == CONTRACT else None
+    with undamaged(snapshots, day_folder(day), ACTIVITY_FILE):
+        return CountedDay.from_json(document) if document.get("contract") == CONTRACT else None
 
 
 def count_day(engine: Engine, readings: Folder, snapshots: Folder, day: date) -> CountedDay:
@@ -262,9 +264,19 @@ def _count_rows(
     """Make the table `counted`; returns the method, as CountedDay tells it."""
     count = f"CREATE TEMP TABLE counted AS {sql('count')}"
     if engine.spark is not None:
-        found, method = count_on_spark(
-            engine.spark, engine.memory_limit, connection, readings, inputs.usage_day, day, BLANKS
-        )
+        try:
+            found, method = count_on_spark(
+                engine.spark,
+                engine.memory_limit,
+                connection,
+                readings,
+                inputs.usage_day,
+                day,
+                BLANKS,
+            )
+        except CannotTake as reason:
+            connection.execute(count, {"blanks": BLANKS})
+            return f"sql: {reason}"
         connection.register("found", found)
         connection.execute("CREATE TEMP TABLE counted AS FROM found")
         connection.unregister("found")
@@ -317,13 +329,19 @@ def read_metadata(snapshots: Folder, *parts: str) -> dict[str, Any]:
 
     Raises OSError for a file that is no Parquet.
     """
-    with snapshots.open(*parts) as file:
-        try:
-            kept = parquet.read_metadata(file).metadata or {}
-        except pyarrow.ArrowInvalid as error:
-            raise OSError(f"{snapshots.path(*parts)} cannot be read: {error}") from None
-    document = kept.get(METADATA_KEY.encode())
-    return {} if document is None else dict(json.loads(document))
+    with undamaged(snapshots, *parts), snapshots.open(*parts) as file:
+        kept = parquet.read_metadata(file).metadata or {}
+        document = kept.get(METADATA_KEY.encode())
+        return {} if document is None else dict(json.loads(document))
+
+
+@contextmanager
+def undamaged(snapshots: Folder, *parts: str) -> Iterator[None]:
+    """Raise OSError naming the file where what is read of it is not as it was written."""
+    try:
+        yield
+    except (pyarrow.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise OSError(f"{snapshots.path(*parts)} cannot be read: damaged ({error})") from None
 
 
 def proven_by(

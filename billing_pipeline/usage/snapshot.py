@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 
@@ -22,11 +23,12 @@ from billing_pipeline.usage.activity import (
     day_folder,
     load_counted,
     read_metadata,
+    undamaged,
     write_parquet,
 )
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import list_day
+from billing_pipeline.usage.inputs import UnusableInput, list_day
 
 SNAPSHOT_FILE = "usage.parquet"
 INPUTS_FILE = "inputs.json"
@@ -80,16 +82,23 @@ def take_snapshot(
     counted = [activity_for(engine, readings, snapshots, each) for each in window]
     paths = [snapshots.pattern(day_folder(each), ACTIVITY_FILE) for each in window]
     with engine.connect(snapshots) as connection:
-        connection.execute(
-            f"CREATE TEMP TABLE usage AS {sql('snapshot')}",
-            {"window": paths, "today": paths[-1:], "usage_day": day.isoformat()},
-        )
+        try:
+            connection.execute(
+                f"CREATE TEMP TABLE usage AS {sql('snapshot')}",
+                {"window": paths, "today": paths[-1:], "usage_day": day.isoformat()},
+            )
+        except duckdb.OutOfMemoryException:
+            raise
+        except duckdb.Error as error:
+            raise UnusableInput(
+                f"the sensor activity of {window[0]} to {day} cannot be read: {error}; count these "
+                "days again with `billing run --recount`"
+            ) from None
         organizations = _organizations(connection, "usage")
         ids = tuple(each.activity_id for each in counted)
-        content = [CONTRACT, day.isoformat(), ids, [_row(o) for o in organizations]]
         snapshot = Snapshot(
             day,
-            hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            _id_of(CONTRACT, day, ids, organizations),
             ids,
             counted[-1],
             organizations,
@@ -118,14 +127,18 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
             )
         )
         organizations = _organizations(connection, "usage")
-    return Snapshot(
-        day,
-        document["snapshot_id"],
-        tuple(document["window"]),
-        CountedDay.from_json(document),
-        organizations,
-        datetime.fromisoformat(document["taken_at"]),
-    )
+    with undamaged(snapshots, day_folder(day), SNAPSHOT_FILE):
+        found = Snapshot(
+            day,
+            document["snapshot_id"],
+            tuple(document["window"]),
+            CountedDay.from_json(document),
+            organizations,
+            datetime.fromisoformat(document["taken_at"]),
+        )
+        if found.snapshot_id != _id_of(document["contract"], day, found.window, organizations):
+            raise ValueError("its counts are not those that its id was made of")
+    return found
 
 
 def snapshot_id_of(snapshots: Folder, day: date) -> str | None:
@@ -133,8 +146,9 @@ def snapshot_id_of(snapshots: Folder, day: date) -> str | None:
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return None
     document = read_metadata(snapshots, day_folder(day), SNAPSHOT_FILE)
-    whole = datetime.fromisoformat(document["taken_at"]) >= _end(day)
-    return str(document["snapshot_id"]) if whole else None
+    with undamaged(snapshots, day_folder(day), SNAPSHOT_FILE):
+        whole = datetime.fromisoformat(document["taken_at"]) >= _end(day)
+        return str(document["snapshot_id"]) if whole else None
 
 
 def _end(day: date) -> datetime:
@@ -155,10 +169,11 @@ def is_current(
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return False
     document = read_metadata(snapshots, day_folder(day), SNAPSHOT_FILE)
-    if document.get("contract") != CONTRACT or len(document["window"]) != window_days:
-        return False
-    if datetime.fromisoformat(document["taken_at"]) < _end(day):
-        return False
+    with undamaged(snapshots, day_folder(day), SNAPSHOT_FILE):
+        if document.get("contract") != CONTRACT or len(document["window"]) != window_days:
+            return False
+        if datetime.fromisoformat(document["taken_at"]) < _end(day):
+            return False
     for back, activity_id in enumerate(reversed(document["window"])):
         each = day - timedelta(days=back)
         counted = load_counted(snapshots, each)
@@ -187,6 +202,13 @@ def _organizations(
         f"conflicting_duplicates FROM {table} ORDER BY organization_id"
     ).fetchall()
     return tuple(OrganizationUsage(*row) for row in rows)
+
+
+def _id_of(
+    contract: int, day: date, ids: Sequence[str], organizations: Sequence[OrganizationUsage]
+) -> str:
+    content = [contract, day.isoformat(), list(ids), [_row(o) for o in organizations]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _row(usage: OrganizationUsage) -> list[object]:

@@ -24,6 +24,7 @@ from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.inputs import folder_name
 from billing_pipeline.usage.limits import in_bytes
 from billing_pipeline.usage.readings import DayReadings, ParquetFiles, day_start_ns, union
+from billing_pipeline.usage.shares import CannotTake
 
 _DAY_NS = 86_400 * 10**9
 
@@ -58,6 +59,9 @@ _SETTINGS = {
 
 KNOCK_SECONDS = 10
 
+MOST_HANDED = 2_000_000
+"""Rows that DuckDB reads for Spark are in memory here; with more of them SQL counts the day."""
+
 # How Spark says that it is a file that it cannot read, and not the cluster that fails.
 _UNREADABLE = ("FAILED_READ_FILE", "INVALID_UTF8_STRING", "CANNOT_READ_FILE", "PARQUET_TYPE")
 
@@ -82,10 +86,15 @@ def count_on_spark(
     """Count a day; returns the rows of `count.sql` and the method, as CountedDay tells it.
 
     `remote` is "sc://host:port", or "local[n]" for Spark in a process beside this one.
+    Raises CannotTake where too much of the day is not for Spark to read: then SQL has to count it.
     Raises SparkUnavailable, SparkCannotRead.
     """
-    session = _session(remote, memory_limit)
     taken = _taken(connection, folder, usage_day, day)
+    by_spark = {name for files in taken for name in files.names}
+    handed = sum(rows for name, rows in day.rows.items() if name not in by_spark)
+    if handed > MOST_HANDED:
+        raise CannotTake(f"{handed:,} rows lie in files that Spark does not read")
+    session = _session(remote, memory_limit)
     others = [files for files in day.parquet if files not in taken]
     by_duckdb = connection.sql(union(others)).to_arrow_table()
     errors = _errors()
@@ -99,9 +108,10 @@ def count_on_spark(
     except errors as error:
         told = str(error)
         if any(sign in told for sign in _UNREADABLE):
-            raise SparkCannotRead(told) from error
-        raise SparkUnavailable(f"Spark could not count {usage_day}: {_first(told)}") from error
-    files = len(day.rows) - sum(len(files.names) for files in taken)
+            raise SparkCannotRead(_cause(told)) from error
+        _session.cache_clear()
+        raise SparkUnavailable(f"Spark could not count {usage_day}: {_cause(told)}") from error
+    files = len(day.rows) - len(by_spark)
     return counted, f"spark; {files} file(s) read by DuckDB" if files else "spark"
 
 
@@ -119,34 +129,43 @@ def _session(remote: str, memory_limit: str) -> Any:
         raise SparkUnavailable(
             "BILLING_ENGINE=spark needs PySpark: pip install 'billing-pipeline[spark]'"
         ) from error
-    if remote.startswith("local"):
-        builder = (
-            SparkSession.builder.master(remote)
-            .config("spark.driver.memory", f"{in_bytes(memory_limit) // 2**20}m")
-            .config("spark.driver.maxResultSize", "0")
-            .config("spark.driver.host", "127.0.0.1")
-            .config("spark.driver.bindAddress", "127.0.0.1")
-            .config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false")
-            .config("spark.log.level", "OFF")  # what goes wrong is raised, and told here
-        )
-    else:
+    errors: tuple[type[Exception], ...] = (ValueError, *_errors())
+    if not remote.startswith("local"):
         _knock(remote)
-        builder = SparkSession.builder.remote(remote)
     try:
+        if remote.startswith("local"):
+            builder = (
+                SparkSession.builder.master(remote)
+                .config("spark.driver.memory", f"{in_bytes(memory_limit) // 2**20}m")
+                .config("spark.driver.maxResultSize", "0")
+                .config("spark.driver.host", "127.0.0.1")
+                .config("spark.driver.bindAddress", "127.0.0.1")
+                .config("spark.ui.enabled", "false")
+                .config("spark.ui.showConsoleProgress", "false")
+                .config("spark.log.level", "OFF")  # what goes wrong is raised, and told here
+            )
+        else:
+            builder = SparkSession.builder.remote(remote)
         session = builder.getOrCreate()
         for name, value in _SETTINGS.items():
             session.conf.set(name, value)
-    except _errors() as error:
+    except errors as error:
+        # Its own words may quote the address, and with it a token.
         raise SparkUnavailable(
-            f"Spark at {remote.split(';')[0]} cannot be used: {_first(str(error))}"
-        ) from error
+            f"Spark at {_shown(remote)} cannot be used ({type(error).__name__}): look at the "
+            "address and its parameters, the server's version, and for local[*] at Java"
+        ) from None
     return session
+
+
+def _shown(remote: str) -> str:
+    """The address without its parameters, which may be secrets."""
+    return remote.split("/;")[0]
 
 
 def _knock(remote: str) -> None:
     """Spark's own client would go on trying for ten minutes."""
-    where = urlsplit(remote.split(";")[0])
+    where = urlsplit(_shown(remote))
     try:
         socket.create_connection((where.hostname, where.port or 15002), KNOCK_SECONDS).close()
     except OSError as error:
@@ -157,11 +176,14 @@ def _errors() -> tuple[type[Exception], ...]:
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
-    return (PySparkException, Py4JError)
+    return (PySparkException, Py4JError, OSError)  # the last: Spark's process has ended
 
 
-def _first(told: str) -> str:
-    return next((line.strip() for line in told.splitlines() if line.strip()), "no reason given")
+def _cause(told: str) -> str:
+    """The innermost cause of a Java error, else its first line."""
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    causes = [line for line in lines if line.startswith("Caused by:")]
+    return ([*causes[-1:], *lines, "no reason given"])[0][:500]
 
 
 def _taken(
@@ -171,7 +193,8 @@ def _taken(
         files
         for files in day.parquet
         if all(kind in _BY_COLUMN[column] for column, kind in files.types.items())
-        and not _halves(connection, folder, usage_day, files)
+        and not any(name.startswith("_") or ":" in name for name in files.names)
+        and not _fixed_length(connection, folder, usage_day, files)
     ]
     # A FLOAT counts by its text, so that 21.1 equals a DOUBLE's 21.1, and only DuckDB writes the
     # texts that DuckDB writes. Among themselves FLOATs are equal if their texts are.
@@ -181,15 +204,19 @@ def _taken(
     return [files for files in taken if files.types.get("value") != "FLOAT"]
 
 
-def _halves(
+def _fixed_length(
     connection: duckdb.DuckDBPyConnection, folder: Folder, usage_day: date, files: ParquetFiles
 ) -> bool:
-    """Whether values are halves of a float, which DuckDB calls FLOAT and Spark cannot read."""
-    if files.types.get("value") != "FLOAT":
+    """Whether values are of a type that DuckDB reads as FLOAT or DOUBLE and Spark not at all.
+
+    Halves of a float are, and decimals of more than 38 digits.
+    """
+    if files.types.get("value") not in ("FLOAT", "DOUBLE"):
         return False
     paths = [folder.pattern(folder_name(usage_day), name) for name in files.names]
     found = connection.execute(
-        "SELECT 1 FROM parquet_schema(?) WHERE name = 'value' AND type <> 'FLOAT'", [paths]
+        "SELECT 1 FROM parquet_schema(?) WHERE name = 'value' AND type NOT IN ('FLOAT', 'DOUBLE')",
+        [paths],
     )
     return bool(found.fetchall())
 

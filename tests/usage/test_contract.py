@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from billing_pipeline.usage import (
+    DAY_ERRORS,
     CountedDay,
     Engine,
     Folder,
@@ -481,6 +483,26 @@ def test_a_snapshot_knows_when_its_files_have_changed(lake: Lake) -> None:
     assert current()
     late.unlink()
     assert not current()
+
+
+@pytest.mark.parametrize("file", ["usage.parquet", "sensor_activity.parquet"])
+def test_damage_is_seen_on_its_day_and_never_another_count(tmp_path: Path, file: str) -> None:
+    lake = Lake(tmp_path, ENGINE)
+    lake.jsonl(*(row(organization_id=f"o{n}", sensor_id=f"s{n}") for n in range(20)))
+    snapshot = lake.snapshot()
+    path = tmp_path / "snapshots" / f"usage_day={DAY}" / file
+    sound = path.read_bytes()
+    chance = random.Random(5)
+    for _ in range(150):
+        damaged = bytearray(sound)
+        damaged[chance.randrange(len(sound))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            is_current(lake.readings, lake.snapshots, DAY)
+            found = load_snapshot(ENGINE, lake.snapshots, DAY)
+            assert found is None or found.organizations == snapshot.organizations
+        except DAY_ERRORS:
+            pass
 
 
 def test_a_corrected_day_replaces_the_old_one_down_to_nothing(lake: Lake) -> None:

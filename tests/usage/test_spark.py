@@ -22,6 +22,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from billing_pipeline.settings import ConfigurationError, load_settings
 from billing_pipeline.usage import Engine, UnusableInput
 from billing_pipeline.usage.spark import SparkUnavailable
 from tests.support import World, eventually, yesterday
@@ -87,6 +88,58 @@ def test_halves_of_floats_and_other_types_are_read_by_duckdb(engine: Engine, lak
     assert (counted.readings, counted.exact_duplicates) == (1, 2)
 
 
+def test_names_that_spark_would_skip_or_misread_are_read_by_duckdb(
+    engine: Engine, lake: Lake
+) -> None:
+    for name in ("_a", "b:c", "b:[c]"):
+        lake.write(table(["a"], [name], [1]), name)
+    assert lake.same(engine).readings == 3
+
+
+def test_a_day_that_is_mostly_not_for_spark_is_counted_by_sql(
+    engine: Engine, lake: Lake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("billing_pipeline.usage.spark.MOST_HANDED", 2)
+    lake.write(table(["a"] * 3, ["s"] * 3, range(3), pa.array([Decimal("1.5")] * 3)))
+    lake.write(table(["a"], ["s"], [1]), "b")
+    assert lake.same(engine).method == "sql: 3 rows lie in files that Spark does not read"
+
+
+@pytest.mark.parametrize(
+    "remote",
+    ["sc://:15002/;token=SECRET", "sc://h:abc/;token=SECRET", "sc://h/?token=SECRET",
+     "sc://SECRET@h", "sc://h/;session_id=SECRET", "spark://h"],
+)  # fmt: skip
+def test_an_address_of_spark_that_cannot_be_is_refused_and_not_shown(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BILLING_SPARK_REMOTE", remote)
+    with pytest.raises(ConfigurationError, match="BILLING_SPARK_REMOTE") as told:
+        load_settings()
+    assert "SECRET" not in str(told.value)
+
+
+def test_what_spark_says_of_its_address_is_not_repeated(tmp_path: Path) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        port = listening.getsockname()[1]
+        ran = subprocess.run(
+            [sys.executable, "-c", "from billing_pipeline.cli import main; main()", "doctor"],
+            env={
+                **os.environ,
+                "BILLING_ENGINE": "spark",
+                "BILLING_SPARK_REMOTE": f"sc://127.0.0.1:{port}/;use_ssl=true;token=c2Vj==",
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert "cannot be used" in ran.stdout
+    assert "c2Vj" not in ran.stdout + ran.stderr
+
+
 def test_ids_that_are_no_text_fail_the_day_on_spark_too(engine: Engine, lake: Lake) -> None:
     broken = pa.array([b"a\xff"], pa.binary()).view(pa.string())
     lake.write(table(broken, ["s"], [1]), "broken", store_schema=False)
@@ -97,7 +150,7 @@ def test_ids_that_are_no_text_fail_the_day_on_spark_too(engine: Engine, lake: La
 def test_a_spark_that_is_not_there_fails_the_day_soon_and_names_no_file(lake: Lake) -> None:
     lake.write(table(["a"], ["s"], [1]))
     nobody = Engine("512MB", spark="sc://127.0.0.1:9/;token=secret")
-    with pytest.raises(SparkUnavailable, match=r"sc://127\.0\.0\.1:9/ cannot be reached") as told:
+    with pytest.raises(SparkUnavailable, match=r"sc://127\.0\.0\.1:9 cannot be reached") as told:
         lake.count(nobody)
     assert "secret" not in str(told.value) + repr(nobody)
 
