@@ -57,7 +57,7 @@ format: $(READY)  ## put the code in shape
 ui: $(READY)  ## the Dagster UI, on the demo's local Stripe if there is no key
 	$(BIN)/billing ui
 
-bench: $(READY)  ## benchmarks; minutes, results to standard output
+bench: $(READY)  ## benchmarks; half an hour, results to standard output
 	$(BIN)/python -m benchmarks
 
 lock: $(READY)  ## resolve requirements.lock anew (needs uv on the PATH)
