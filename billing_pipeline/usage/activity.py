@@ -341,7 +341,9 @@ def undamaged(snapshots: Folder, *parts: str) -> Iterator[None]:
     try:
         yield
     except (pyarrow.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise OSError(f"{snapshots.path(*parts)} cannot be read: damaged ({error})") from None
+        raise OSError(
+            f"{snapshots.path(*parts)} cannot be read: damaged ({error}); count its day again"
+        ) from None
 
 
 def proven_by(

@@ -107,10 +107,11 @@ def take_snapshot(
         connection.execute("ALTER TABLE usage ADD COLUMN snapshot_id VARCHAR")
         connection.execute("UPDATE usage SET snapshot_id = ?", [snapshot.snapshot_id])
         document = _document(snapshot)
-        with snapshots.replacing(day_folder(day), SNAPSHOT_FILE) as draft:
-            write_parquet(connection, "usage", str(draft), document)
+        # The snapshot last: once it says what its files say, nobody takes it again.
         with snapshots.replacing(day_folder(day), INPUTS_FILE) as draft:
             draft.write_text(json.dumps(document, indent=2, ensure_ascii=False), "utf-8")
+        with snapshots.replacing(day_folder(day), SNAPSHOT_FILE) as draft:
+            write_parquet(connection, "usage", str(draft), document)
     return snapshot
 
 

@@ -168,7 +168,7 @@ def _knock(remote: str) -> None:
     where = urlsplit(_shown(remote))
     try:
         socket.create_connection((where.hostname, where.port or 15002), KNOCK_SECONDS).close()
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter: no such port
         raise SparkUnavailable(f"Spark at {where.geturl()} cannot be reached: {error}") from error
 
 

@@ -485,6 +485,32 @@ def test_a_snapshot_knows_when_its_files_have_changed(lake: Lake) -> None:
     assert not current()
 
 
+def test_a_crash_while_a_snapshot_is_written_leaves_the_day_to_be_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = Lake(tmp_path, ENGINE)
+    folder = tmp_path / "snapshots" / f"usage_day={DAY}"
+    lake.jsonl(row())
+    lake.snapshot()
+    lake.jsonl(row(), row(sensor_id="t"))
+    replaced: list[str] = []
+    real = Folder.replacing
+
+    def crashing(self: Folder, *parts: str) -> Any:
+        replaced.append(parts[-1])
+        if len(replaced) == 3:  # activity, inputs, snapshot
+            raise RuntimeError("killed")
+        return real(self, *parts)
+
+    monkeypatch.setattr(Folder, "replacing", crashing)
+    with pytest.raises(RuntimeError, match="killed"):
+        lake.snapshot()
+    assert not is_current(lake.readings, lake.snapshots, DAY)
+    monkeypatch.undo()
+    id = lake.snapshot().snapshot_id
+    assert json.loads((folder / "inputs.json").read_text())["snapshot_id"] == id
+
+
 @pytest.mark.parametrize("file", ["usage.parquet", "sensor_activity.parquet"])
 def test_damage_is_seen_on_its_day_and_never_another_count(tmp_path: Path, file: str) -> None:
     lake = Lake(tmp_path, ENGINE)

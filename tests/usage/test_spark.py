@@ -153,6 +153,8 @@ def test_a_spark_that_is_not_there_fails_the_day_soon_and_names_no_file(lake: La
     with pytest.raises(SparkUnavailable, match=r"sc://127\.0\.0\.1:9 cannot be reached") as told:
         lake.count(nobody)
     assert "secret" not in str(told.value) + repr(nobody)
+    with pytest.raises(SparkUnavailable, match="cannot be reached"):
+        lake.count(Engine("512MB", spark="sc://127.0.0.1:99999"))
 
 
 # Through Spark Connect -------------------------------------------------------------------------
