@@ -20,7 +20,7 @@ import aiohttp
 import stripe
 
 from benchmarks.delivery import make_customers, running_sandbox
-from billing_pipeline.stripe_meters.client import CONNECTIONS, TIMEOUT
+from billing_pipeline.stripe_api.client import CONNECTIONS, TIMEOUT
 
 AT_ONCE = 100
 UNLIMITED = 1_000_000

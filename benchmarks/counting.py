@@ -21,7 +21,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.data import DAY, GeneratedDay, generate
-from billing_pipeline.usage import Engine, Folder, take_snapshot
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.snapshot import take_snapshot
+from billing_pipeline.usage.sources.folders import Folder
 
 MANY = 50_000_000
 """From so many readings on, one repetition has to do instead of three."""

@@ -24,12 +24,22 @@ from urllib.request import urlopen
 from pydantic import SecretStr
 
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import Ledger
-from billing_pipeline.metering import DayPlan, Meter, Payers, Usage, plan_day
+from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.operations.statement import utc_now
+from billing_pipeline.rules.eligibility import Payers
+from billing_pipeline.rules.model import (
+    Meter,
+    Usage,
+)
+from billing_pipeline.rules.planning import (
+    DayPlan,
+    plan_day,
+)
 from billing_pipeline.sandbox.server import make_sandbox
 from billing_pipeline.settings import DEFAULT_METERS, Settings
-from billing_pipeline.statement import utc_now
-from billing_pipeline.stripe_meters import StripeGateway, deliver, ensure_meters
+from billing_pipeline.stripe_api.catalogue import ensure_meters
+from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.delivery import deliver
 
 
 class _Gateway(StripeGateway):
@@ -117,7 +127,7 @@ def _check(plan: DayPlan, sent: int, stripe: dict[str, Any]) -> None:
 def running_sandbox(state: Path, limit: int) -> Iterator[str]:
     """The sandbox in its own process; yields its address."""
     serve = ["sandbox", "serve", "--port", "0", "--json", "--state", str(state)]
-    start = [sys.executable, "-c", "from billing_pipeline.cli import main; main()", *serve]
+    start = [sys.executable, "-c", "from billing_pipeline.cli.app import main; main()", *serve]
     with subprocess.Popen([*start, "--faults", f"limit={limit}"], stdout=subprocess.PIPE) as server:
         try:
             assert server.stdout is not None

@@ -16,7 +16,12 @@ from typing import Any, TypeVar
 
 import duckdb
 
-from billing_pipeline.usage import Engine, Folder, is_current, take_snapshot
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.snapshot import (
+    is_current,
+    take_snapshot,
+)
+from billing_pipeline.usage.sources.folders import Folder
 
 FIRST = date(2023, 1, 1)
 T = TypeVar("T")

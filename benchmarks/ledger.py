@@ -18,10 +18,13 @@ from pydantic import SecretStr
 from sqlalchemy import Engine, event, text
 
 from benchmarks.webhooks import new_database, running_postgres
-from billing_pipeline.ledger import Closed
-from billing_pipeline.metering import Cell, State
+from billing_pipeline.ledger.inquiry import Closed
+from billing_pipeline.operations.statement import Rooms, unfinished_days, utc_now
+from billing_pipeline.rules.model import (
+    Cell,
+    State,
+)
 from billing_pipeline.settings import Settings
-from billing_pipeline.statement import Rooms, unfinished_days, utc_now
 
 DAYS = 365
 SLOW = 0.05

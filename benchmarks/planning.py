@@ -25,9 +25,7 @@ from sqlalchemy import update
 from benchmarks.delivery import make_customers, running_sandbox
 from benchmarks.webhooks import new_database, running_postgres
 from billing_pipeline.ledger.tables import meter_events
-from billing_pipeline.metering import State
-from billing_pipeline.settings import Settings
-from billing_pipeline.statement import (
+from billing_pipeline.operations.statement import (
     Rooms,
     count_usage,
     counted_already,
@@ -35,7 +33,9 @@ from billing_pipeline.statement import (
     utc_now,
     verify_days,
 )
-from billing_pipeline.stripe_meters import ensure_meters
+from billing_pipeline.rules.model import State
+from billing_pipeline.settings import Settings
+from billing_pipeline.stripe_api.catalogue import ensure_meters
 
 DAYS = 34
 """As far back as Stripe takes anything."""

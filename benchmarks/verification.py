@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.delivery import make_customers, running_sandbox
 from benchmarks.planning import open_rooms, write_readings
-from billing_pipeline.statement import count_usage, state_days, utc_now, verify_days
+from billing_pipeline.operations.statement import count_usage, state_days, utc_now, verify_days
 
 
 def measure_verification(home: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:

@@ -25,7 +25,16 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from billing_pipeline.metering import DEFAULT_POLICY, Formula, Gates, Measure, MeterSpec, Policy
+from billing_pipeline.rules.eligibility import (
+    DEFAULT_POLICY,
+    Policy,
+)
+from billing_pipeline.rules.gate import Gates
+from billing_pipeline.rules.model import (
+    Formula,
+    Measure,
+    MeterSpec,
+)
 
 STRIPE_API_VERSION = "2025-12-15.clover"
 DEFAULT_METERS = (

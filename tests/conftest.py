@@ -32,7 +32,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back-off in tests of this process grows to a fifth of a second, not to eight."""
-    monkeypatch.setattr("billing_pipeline.stripe_meters.retrying.LONGEST_DELAY", 0.2)
+    monkeypatch.setattr("billing_pipeline.stripe_api.retrying.LONGEST_DELAY", 0.2)
 
 
 @pytest.fixture(scope="session")

@@ -13,11 +13,7 @@ from typing import Any
 import stripe
 from sqlalchemy import create_engine, text
 
-from billing_pipeline.metering.timestamps import day_start
-from billing_pipeline.sandbox.app import Sandbox
-from billing_pipeline.sandbox.news import notification
-from billing_pipeline.settings import load_settings
-from billing_pipeline.statement import (
+from billing_pipeline.operations.statement import (
     Rooms,
     Statement,
     apply_events,
@@ -26,8 +22,13 @@ from billing_pipeline.statement import (
     utc_now,
     verify_days,
 )
-from billing_pipeline.stripe_events import Applied
-from billing_pipeline.stripe_meters import VerificationReport, ensure_meters
+from billing_pipeline.rules.timestamps import day_start
+from billing_pipeline.sandbox.app import Sandbox
+from billing_pipeline.sandbox.news import notification
+from billing_pipeline.settings import load_settings
+from billing_pipeline.stripe_api.catalogue import ensure_meters
+from billing_pipeline.stripe_api.verification import VerificationReport
+from billing_pipeline.stripe_events.applying import Applied
 from webhook_handler.envelope import read
 from webhook_handler.store import EventStore
 

@@ -9,21 +9,3 @@ The mapping comes from a CSV of `organization_id,stripe_customer_id` (the file n
 `BILLING_CUSTOMERS_FILE`, read at the start of each run, or `billing customers import`) and from
 completed checkouts. A person's word wins; a contradiction is shown.
 """
-
-from billing_pipeline.customers.directory import (
-    BillingPeriod,
-    ClosingPeriod,
-    CustomerDirectory,
-    FinalPeriod,
-    ImportReport,
-    Known,
-)
-
-__all__ = [
-    "BillingPeriod",
-    "ClosingPeriod",
-    "CustomerDirectory",
-    "FinalPeriod",
-    "ImportReport",
-    "Known",
-]

@@ -29,7 +29,13 @@ from billing_pipeline.customers.tables import (
     subscriptions,
 )
 from billing_pipeline.database import upsert_all, writing
-from billing_pipeline.metering import Payers, Period, Policy, Subscription, Terms
+from billing_pipeline.rules.eligibility import (
+    Payers,
+    Period,
+    Policy,
+    Subscription,
+    Terms,
+)
 from billing_pipeline.settings import ConfigurationError
 
 LONGEST = 255

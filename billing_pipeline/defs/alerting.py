@@ -5,8 +5,8 @@ import json
 
 import dagster as dg
 
-from billing_pipeline.alerts import alerts, post
 from billing_pipeline.defs.resources import Billing
+from billing_pipeline.operations.alerts import alerts, post
 from billing_pipeline.settings import load_settings
 
 

@@ -18,10 +18,8 @@ import duckdb
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
-from billing_pipeline.metering.timestamps import is_over
-from billing_pipeline.preview import dry_run
-from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import (
+from billing_pipeline.operations.preview import dry_run
+from billing_pipeline.operations.statement import (
     By,
     Rooms,
     approve_gate,
@@ -32,8 +30,14 @@ from billing_pipeline.statement import (
     state_days,
     verify_days,
 )
-from billing_pipeline.usage import DAY_ERRORS, Snapshot, UnusableInput, count_day
-from billing_pipeline.usage.inputs import folder_name
+from billing_pipeline.rules.timestamps import is_over
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.usage.activity import (
+    DAY_ERRORS,
+    count_day,
+)
+from billing_pipeline.usage.snapshot import Snapshot
+from billing_pipeline.usage.sources.day_files import UnusableInput, folder_name
 
 Events = Iterator[Any]
 

@@ -8,9 +8,9 @@ import dagster as dg
 
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.resources import Billing
+from billing_pipeline.operations.statement import apply_events, unbilled
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import apply_events, unbilled
-from billing_pipeline.stripe_events import fetch_missed
+from billing_pipeline.stripe_events.backstop import fetch_missed
 
 
 @dg.multi_asset(

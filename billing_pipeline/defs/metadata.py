@@ -9,13 +9,12 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
-from billing_pipeline.preview import PlanLine
-from billing_pipeline.reconciliation import Reconciliation, Row
-from billing_pipeline.statement import Rooms
-from billing_pipeline.stripe_events import Applied
-from billing_pipeline.usage import CountedDay, Snapshot
-from billing_pipeline.usage.activity import ACTIVITY_FILE, day_folder
-from billing_pipeline.usage.snapshot import SNAPSHOT_FILE
+from billing_pipeline.operations.preview import PlanLine
+from billing_pipeline.operations.reconcile import Reconciliation, Row
+from billing_pipeline.operations.statement import Rooms
+from billing_pipeline.stripe_events.applying import Applied
+from billing_pipeline.usage.activity import ACTIVITY_FILE, CountedDay, day_folder
+from billing_pipeline.usage.snapshot import SNAPSHOT_FILE, Snapshot
 
 LARGEST = 10
 PREVIEWED = 200

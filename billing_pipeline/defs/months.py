@@ -10,7 +10,7 @@ import dagster as dg
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import billing_months
 from billing_pipeline.defs.resources import Billing
-from billing_pipeline.reconciliation import keep, reconcile_month
+from billing_pipeline.operations.reconcile import keep, reconcile_month
 from billing_pipeline.settings import ConfigurationError
 
 STILL_CLOSING = 7

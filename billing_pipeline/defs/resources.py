@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 from datetime import date
 
+from billing_pipeline.operations.statement import Clock, Progress, Rooms, Statement, utc_now
 from billing_pipeline.settings import load_settings
-from billing_pipeline.statement import Clock, Progress, Rooms, Statement, utc_now
-from billing_pipeline.stripe_meters import VerificationReport
-from billing_pipeline.usage import CountedDay
+from billing_pipeline.stripe_api.verification import VerificationReport
+from billing_pipeline.usage.activity import CountedDay
 
 
 @dataclass

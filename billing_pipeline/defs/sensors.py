@@ -17,9 +17,10 @@ import dagster as dg
 from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, state_days
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
-from billing_pipeline.metering.timestamps import OLDEST
-from billing_pipeline.statement import Rooms, closing_days, unfinished_days
-from billing_pipeline.usage import DAY_ERRORS, list_day
+from billing_pipeline.operations.statement import Rooms, closing_days, unfinished_days
+from billing_pipeline.rules.timestamps import OLDEST
+from billing_pipeline.usage.activity import DAY_ERRORS
+from billing_pipeline.usage.sources.day_files import list_day
 
 ASK_AGAIN = timedelta(hours=1)
 ASK_AGAIN_SOON = timedelta(minutes=10)

@@ -17,7 +17,11 @@ from billing_pipeline.ledger.tables import (
     held_usage,
     history,
 )
-from billing_pipeline.metering import Cell, Entry, State
+from billing_pipeline.rules.adjustments import Entry
+from billing_pipeline.rules.model import (
+    Cell,
+    State,
+)
 
 
 @dataclass(frozen=True, slots=True)

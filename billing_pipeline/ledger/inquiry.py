@@ -33,9 +33,10 @@ from billing_pipeline.ledger.tables import (
     undone_cells,
     verifications,
 )
-from billing_pipeline.metering import (
-    CARRIED,
-    HARMLESS,
+from billing_pipeline.rules.adjustments import CARRIED
+from billing_pipeline.rules.agreement import CLOCKS_APART
+from billing_pipeline.rules.model import (
+    HOLD_EXPLANATIONS,
     SENT,
     UNSETTLED,
     Cell,
@@ -43,8 +44,7 @@ from billing_pipeline.metering import (
     HoldReason,
     State,
 )
-from billing_pipeline.metering.agreement import CLOCKS_APART
-from billing_pipeline.metering.vocabulary import HOLD_EXPLANATIONS
+from billing_pipeline.rules.planning import HARMLESS
 
 CLOSED_AT_ONCE = 100
 """Closed times asked about in one query."""

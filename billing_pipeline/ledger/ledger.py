@@ -49,13 +49,11 @@ from billing_pipeline.ledger.tables import (
     undone_cells,
     verifications,
 )
-from billing_pipeline.metering import (
-    HARMLESS,
+from billing_pipeline.rules.agreement import CLOCKS_APART, TAKE_BACK_AFTER, Agreement
+from billing_pipeline.rules.model import (
     NOT_COUNTED,
     SENT,
-    SUPERSEDED,
     Cell,
-    DayPlan,
     Formula,
     Measure,
     Meter,
@@ -63,9 +61,13 @@ from billing_pipeline.metering import (
     MeterSpec,
     Said,
     State,
-    bounds,
 )
-from billing_pipeline.metering.agreement import CLOCKS_APART, TAKE_BACK_AFTER, Agreement
+from billing_pipeline.rules.planning import (
+    HARMLESS,
+    SUPERSEDED,
+    DayPlan,
+)
+from billing_pipeline.rules.segments import bounds
 from billing_pipeline.settings import ConfigurationError
 
 CUSTOMER_UNKNOWN = "meter_event_customer_not_found"

@@ -28,16 +28,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from billing_pipeline.metering import SENT
-from billing_pipeline.report import attention, exit_code, run_document
-from billing_pipeline.sandbox.app import Sandbox
-from billing_pipeline.sandbox.billing import GRACE_SECONDS
-from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.sandbox.sample import load_sample, read_sample
-from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, running
-from billing_pipeline.sandbox.webhooks import Endpoint
-from billing_pipeline.settings import load_settings
-from billing_pipeline.statement import (
+from billing_pipeline.cli.report import attention, exit_code, run_document
+from billing_pipeline.operations.statement import (
     By,
     Progress,
     Rooms,
@@ -46,8 +38,16 @@ from billing_pipeline.statement import (
     closed_gates,
     verify_days,
 )
-from billing_pipeline.stripe_meters import ensure_meters
-from billing_pipeline.usage import load_snapshot
+from billing_pipeline.rules.model import SENT
+from billing_pipeline.sandbox.app import Sandbox
+from billing_pipeline.sandbox.billing import GRACE_SECONDS
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.sample import load_sample, read_sample
+from billing_pipeline.sandbox.server import HOST, listen, make_sandbox, running
+from billing_pipeline.sandbox.webhooks import Endpoint
+from billing_pipeline.settings import load_settings
+from billing_pipeline.stripe_api.catalogue import ensure_meters
+from billing_pipeline.usage.snapshot import load_snapshot
 
 HOME = Path("var/demo")
 KEY = "sk_test_demo"

@@ -16,13 +16,20 @@ from typing import Any
 from sqlalchemy import select
 
 from billing_pipeline.customers.tables import invoices, subscriptions
-from billing_pipeline.ledger import HeldUsage
-from billing_pipeline.metering import NOT_COUNTED, SENT, Cell, HoldReason, Said, bounds
-from billing_pipeline.metering.timestamps import OLDEST, day_end, day_start
-from billing_pipeline.reconciliation import reconcile_month
+from billing_pipeline.ledger.inquiry import HeldUsage
+from billing_pipeline.operations.reconcile import reconcile_month
+from billing_pipeline.operations.statement import Rooms, closed_gates, unbilled, unfinished_days
+from billing_pipeline.rules.model import (
+    NOT_COUNTED,
+    SENT,
+    Cell,
+    HoldReason,
+    Said,
+)
+from billing_pipeline.rules.segments import bounds
+from billing_pipeline.rules.timestamps import OLDEST, day_end, day_start
 from billing_pipeline.sandbox.stripe_state import ReceivedEvent
 from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
-from billing_pipeline.statement import Rooms, closed_gates, unbilled, unfinished_days
 from billing_pipeline.stripe_events.inbox import EventState
 from webhook_handler.tables import stripe_events
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from typing import NamedTuple
 
-from billing_pipeline.metering.timestamps import day_end, day_start
-from billing_pipeline.usage import CountedDay, Snapshot
-from billing_pipeline.usage.snapshot import OrganizationUsage
+from billing_pipeline.rules.timestamps import day_end, day_start
+from billing_pipeline.usage.activity import CountedDay
+from billing_pipeline.usage.snapshot import OrganizationUsage, Snapshot
 
 DAY = 86_400
 

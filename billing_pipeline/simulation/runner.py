@@ -15,7 +15,7 @@ from random import Random
 from billing_pipeline.database import open_database
 from billing_pipeline.simulation.oracle import complaints
 from billing_pipeline.simulation.world import World
-from billing_pipeline.stripe_meters import retrying
+from billing_pipeline.stripe_api import retrying
 
 HAPPENINGS = (
     *["readings_come"] * 5, "readings_go", *["run"] * 5, *["run_unfinished"] * 2, "verify",

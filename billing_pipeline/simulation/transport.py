@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from billing_pipeline.settings import Settings
 from billing_pipeline.simulation.steps import Steps
-from billing_pipeline.stripe_meters import StripeGateway
+from billing_pipeline.stripe_api.client import StripeGateway
 
 
 class InProcessClient(stripe.HTTPClient):

@@ -22,23 +22,13 @@ from pydantic import SecretStr
 from sqlalchemy import Engine as Database
 from sqlalchemy import event
 
-from billing_pipeline import adjustments
-from billing_pipeline.customers import CustomerDirectory
+from billing_pipeline.customers.directory import CustomerDirectory
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import AdjustmentBook, Inquiry, Ledger
-from billing_pipeline.metering import Gates
-from billing_pipeline.metering.timestamps import day_start, is_over
-from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
-from billing_pipeline.sandbox.billing import Billing
-from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.sandbox.news import notification
-from billing_pipeline.sandbox.stripe_state import Account
-from billing_pipeline.sandbox.webhooks import Post
-from billing_pipeline.settings import ConfigurationError, Settings
-from billing_pipeline.simulation.readings import Readings, Row
-from billing_pipeline.simulation.steps import Crash, Steps
-from billing_pipeline.simulation.transport import InProcessGateway
-from billing_pipeline.statement import (
+from billing_pipeline.ledger.adjustments import AdjustmentBook
+from billing_pipeline.ledger.inquiry import Inquiry
+from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.operations.statement import (
     By,
     Rooms,
     apply_events,
@@ -50,9 +40,23 @@ from billing_pipeline.statement import (
     unfinished_days,
     verify_days,
 )
-from billing_pipeline.stripe_events import Inbox, fetch_missed
-from billing_pipeline.undo import undo_run
-from billing_pipeline.usage import Engine, Folder
+from billing_pipeline.operations.undo import undo_run
+from billing_pipeline.rules.gate import Gates
+from billing_pipeline.rules.timestamps import day_start, is_over
+from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
+from billing_pipeline.sandbox.billing import Billing
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.news import notification
+from billing_pipeline.sandbox.stripe_state import Account
+from billing_pipeline.sandbox.webhooks import Post
+from billing_pipeline.settings import ConfigurationError, Settings
+from billing_pipeline.simulation.readings import Readings, Row
+from billing_pipeline.simulation.steps import Crash, Steps
+from billing_pipeline.simulation.transport import InProcessGateway
+from billing_pipeline.stripe_events.backstop import fetch_missed
+from billing_pipeline.stripe_events.inbox import Inbox
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.sources.folders import Folder
 from webhook_handler.envelope import read
 from webhook_handler.store import EventStore
 

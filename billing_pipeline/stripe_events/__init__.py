@@ -7,9 +7,3 @@
 - `applying`  each event applied and marked in one transaction; a poisonous one fails alone
 - `backstop`  what no webhook delivered, found in Stripe's own lists
 """
-
-from billing_pipeline.stripe_events.applying import Applied, apply_due
-from billing_pipeline.stripe_events.backstop import fetch_missed
-from billing_pipeline.stripe_events.inbox import Inbox, StoredEvent
-
-__all__ = ["Applied", "Inbox", "StoredEvent", "apply_due", "fetch_missed"]

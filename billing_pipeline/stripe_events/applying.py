@@ -13,12 +13,16 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from billing_pipeline.customers.read_model import AskStripe
 from billing_pipeline.database import writing
-from billing_pipeline.ledger import Ledger, StillSending
+from billing_pipeline.ledger.ledger import (
+    Ledger,
+    StillSending,
+)
 from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.objects import NotThere, fetch
+from billing_pipeline.stripe_api.retrying import StripeUnreachable
 from billing_pipeline.stripe_events.handlers import HANDLERS, Desk
 from billing_pipeline.stripe_events.inbox import EventState, Inbox, StoredEvent
-from billing_pipeline.stripe_meters import StripeGateway, StripeUnreachable
-from billing_pipeline.stripe_meters.objects import NotThere, fetch
 
 MOST_QUESTIONS = 3
 """How often one event may send us to Stripe in one attempt."""

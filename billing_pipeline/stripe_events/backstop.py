@@ -10,10 +10,10 @@ import json
 import logging
 from datetime import datetime
 
+from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.objects import list_events
 from billing_pipeline.stripe_events.handlers import ORDINARY_TYPES, THIN_TYPES
 from billing_pipeline.stripe_events.inbox import Inbox
-from billing_pipeline.stripe_meters import StripeGateway
-from billing_pipeline.stripe_meters.objects import list_events
 from webhook_handler.envelope import read
 from webhook_handler.signature import Refused
 from webhook_handler.store import EventStore

@@ -31,9 +31,13 @@ from billing_pipeline.customers.read_model import (
     take_invoice,
     take_subscription,
 )
-from billing_pipeline.ledger import ErrorReport, Ledger, ReportedError
+from billing_pipeline.ledger.ledger import (
+    ErrorReport,
+    Ledger,
+    ReportedError,
+)
+from billing_pipeline.stripe_api.objects import NotThere
 from billing_pipeline.stripe_events.inbox import StoredEvent
-from billing_pipeline.stripe_meters.objects import NotThere
 
 
 @dataclass(frozen=True)

@@ -22,21 +22,21 @@ import pyarrow
 from pyarrow import parquet
 
 from billing_pipeline.usage.engine import Engine, sql
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import (
-    DayInputs,
-    UnusableInput,
-    folder_name,
-    list_day,
-)
-from billing_pipeline.usage.kernel import Settled, settle
+from billing_pipeline.usage.kernel.kernel import Settled, settle
+from billing_pipeline.usage.kernel.shares import CannotTake
 from billing_pipeline.usage.readings import (
     DayReadings,
     create_readings,
     leave_over,
     name_the_broken,
 )
-from billing_pipeline.usage.shares import CannotTake
+from billing_pipeline.usage.sources.day_files import (
+    DayInputs,
+    UnusableInput,
+    folder_name,
+    list_day,
+)
+from billing_pipeline.usage.sources.folders import Folder
 from billing_pipeline.usage.spark import SparkCannotRead, count_on_spark
 
 CONTRACT = 1

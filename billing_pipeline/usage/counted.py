@@ -9,9 +9,9 @@ from typing import Protocol
 
 from billing_pipeline.usage.activity import load_counted, proven_by
 from billing_pipeline.usage.engine import Engine
-from billing_pipeline.usage.folders import Folder
 from billing_pipeline.usage.segments import Counts, usage_in_segments
 from billing_pipeline.usage.snapshot import Snapshot, is_current, load_snapshot, snapshot_id_of
+from billing_pipeline.usage.sources.folders import Folder
 
 
 class UsageSource(Protocol):

@@ -6,9 +6,9 @@ from datetime import date
 from typing import Any
 
 from billing_pipeline.usage.engine import Engine, sql
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import list_day
 from billing_pipeline.usage.readings import create_readings
+from billing_pipeline.usage.sources.day_files import list_day
+from billing_pipeline.usage.sources.folders import Folder
 
 MOST = 200
 """Readings that are named; the counts by sensor are whole."""

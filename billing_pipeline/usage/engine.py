@@ -12,8 +12,8 @@ from pathlib import Path
 
 import duckdb
 
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.limits import Limits
+from billing_pipeline.usage.kernel.limits import Limits
+from billing_pipeline.usage.sources.folders import Folder
 
 
 @dataclass(frozen=True)

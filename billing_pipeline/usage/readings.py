@@ -23,13 +23,13 @@ from pathlib import Path
 import duckdb
 
 from billing_pipeline.usage.engine import sql
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import (
+from billing_pipeline.usage.sources.day_files import (
     DayInputs,
     UnusableInput,
     folder_name,
     format_of,
 )
+from billing_pipeline.usage.sources.folders import Folder
 
 AT_DEFECTS = {
     -1: "recorded_at_missing",

@@ -16,9 +16,9 @@ from billing_pipeline.usage.activity import (
     day_folder,
 )
 from billing_pipeline.usage.engine import Engine, sql
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import list_day
 from billing_pipeline.usage.readings import create_readings
+from billing_pipeline.usage.sources.day_files import list_day
+from billing_pipeline.usage.sources.folders import Folder
 
 Counts = tuple[int, int]
 """Active sensors at the part's end, and reading volume."""

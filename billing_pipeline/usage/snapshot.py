@@ -27,8 +27,8 @@ from billing_pipeline.usage.activity import (
     write_parquet,
 )
 from billing_pipeline.usage.engine import Engine, sql
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import UnusableInput, list_day
+from billing_pipeline.usage.sources.day_files import UnusableInput, list_day
+from billing_pipeline.usage.sources.folders import Folder
 
 SNAPSHOT_FILE = "usage.parquet"
 INPUTS_FILE = "inputs.json"

@@ -20,11 +20,11 @@ import duckdb
 import pyarrow as pa
 
 from billing_pipeline.usage.engine import sql
-from billing_pipeline.usage.folders import Folder
-from billing_pipeline.usage.inputs import folder_name
-from billing_pipeline.usage.limits import in_bytes
+from billing_pipeline.usage.kernel.limits import in_bytes
+from billing_pipeline.usage.kernel.shares import CannotTake
 from billing_pipeline.usage.readings import DayReadings, ParquetFiles, day_start_ns, union
-from billing_pipeline.usage.shares import CannotTake
+from billing_pipeline.usage.sources.day_files import folder_name
+from billing_pipeline.usage.sources.folders import Folder
 
 _DAY_NS = 86_400 * 10**9
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine
 
-from billing_pipeline.customers import CustomerDirectory
+from billing_pipeline.customers.directory import CustomerDirectory
+from billing_pipeline.operations.statement import utc_now
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import utc_now
 
 HEADER = "organization_id,stripe_customer_id\n"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
-from billing_pipeline.customers import CustomerDirectory
+from billing_pipeline.customers.directory import CustomerDirectory
 from billing_pipeline.customers.objects import (
     CheckoutObject,
     CustomerObject,
@@ -36,7 +36,8 @@ from billing_pipeline.customers.tables import (
     subscriptions,
 )
 from billing_pipeline.database import open_database, writing
-from billing_pipeline.metering import DEFAULT_POLICY, HoldReason
+from billing_pipeline.rules.eligibility import DEFAULT_POLICY
+from billing_pipeline.rules.model import HoldReason
 
 BEGUN = datetime(2026, 3, 1, tzinfo=UTC)
 TABLES = (learnt_customers, deleted_customers, subscriptions, billing_periods, invoices)

@@ -13,12 +13,12 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from billing_pipeline.alerts import alerts
 from billing_pipeline.defs import Billing, build_defs
 from billing_pipeline.defs.alerting import alert_sensor
 from billing_pipeline.defs.schedules import missed_webhooks
 from billing_pipeline.defs.sensors import closing_periods, stripe_event_sensor
-from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from tests.support import World, yesterday
 

@@ -12,7 +12,7 @@ import pytest
 from billing_pipeline.defs import Billing
 from billing_pipeline.defs.schedules import bill_yesterday
 from billing_pipeline.defs.sensors import changed_readings, unfinished_usage
-from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.rules.timestamps import day_start
 from tests.support import World, yesterday
 
 START, END = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from billing_pipeline import adjustments
-from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.operations.statement import closed_gates
+from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.statement import closed_gates
 from tests.integration.test_processes import BILLING
 from tests.support import World, new_database, yesterday
 

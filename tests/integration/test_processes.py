@@ -18,7 +18,7 @@ import pytest
 from billing_pipeline.sandbox.faults import Faults
 from tests.support import World, new_database, yesterday
 
-BILLING = [sys.executable, "-c", "from billing_pipeline.cli import main; main()"]
+BILLING = [sys.executable, "-c", "from billing_pipeline.cli.app import main; main()"]
 ORGANIZATIONS = [f"org-{n}" for n in range(8)]
 DAYS = [yesterday() - timedelta(days=n) for n in reversed(range(5))]
 

@@ -18,9 +18,9 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
+from billing_pipeline.operations.statement import apply_events
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.webhooks import Endpoint
-from billing_pipeline.statement import apply_events
 from tests.support import World, eventually
 from tests.webhook_support import SECRET, THIN_SECRET, Handler, event_body, running_handler
 from webhook_handler.database import make_engine

@@ -14,10 +14,17 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger import Ledger
+from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.locks import DeliveryBusy, delivery_lock
 from billing_pipeline.ledger.tables import meter_events
-from billing_pipeline.metering import Formula, Measure, Meter, Payers, Usage, plan_day
+from billing_pipeline.rules.eligibility import Payers
+from billing_pipeline.rules.model import (
+    Formula,
+    Measure,
+    Meter,
+    Usage,
+)
+from billing_pipeline.rules.planning import plan_day
 from tests.support import eventually
 
 DAY = date(2026, 3, 10)

@@ -10,11 +10,15 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
 from billing_pipeline.database import open_database, writing
-from billing_pipeline.ledger import Checked, Inquiry, Ledger, Outcome
+from billing_pipeline.ledger.inquiry import Inquiry
+from billing_pipeline.ledger.ledger import (
+    Checked,
+    Ledger,
+    Outcome,
+)
 from billing_pipeline.ledger.tables import history, meter_events
-from billing_pipeline.metering import (
+from billing_pipeline.rules.model import (
     Cell,
-    DayPlan,
     Formula,
     Hold,
     HoldReason,
@@ -24,6 +28,7 @@ from billing_pipeline.metering import (
     MeterSpec,
     State,
 )
+from billing_pipeline.rules.planning import DayPlan
 from billing_pipeline.settings import ConfigurationError
 
 DAY = date(2026, 3, 10)

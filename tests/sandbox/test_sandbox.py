@@ -103,7 +103,7 @@ def test_formulas_and_windows(world: World, formula: str, window: str | None, to
     meter = world.make_meter("n", formula, window)
     world.make_customers(["a"])
     client, customer = world.stripe(), world.customers["a"]
-    from billing_pipeline.metering.timestamps import day_start
+    from billing_pipeline.rules.timestamps import day_start
 
     start = day_start(yesterday())
     for offset, value in [(10, 3), (30, 4), (20, 2)]:  # received in this order

@@ -35,25 +35,25 @@ class Mutant:
 MUTANTS = (
     Mutant(
         "an ambiguous event is not sent again after Stripe may have forgotten its identifier",
-        "billing_pipeline/stripe_meters/settlement.py",
+        "billing_pipeline/stripe_api/resolution.py",
         "RESEND_WINDOW = timedelta(hours=23)",
         "RESEND_WINDOW = timedelta(days=33)",
     ),
     Mutant(
         "a correction is the signed difference, downwards too",
-        "billing_pipeline/metering/planning.py",
+        "billing_pipeline/rules/planning.py",
         "value = target if meter.replaces else owed",
         "value = target if meter.replaces else max(owed, 0)",
     ),
     Mutant(
         "who was stated before and is gone from the readings is corrected to zero",
-        "billing_pipeline/metering/planning.py",
+        "billing_pipeline/rules/planning.py",
         "cell.organization_id for cell in (*said, *moved) if",
         "cell.organization_id for cell in () if",
     ),
     Mutant(
         "a zero is stated on a `last` meter",
-        "billing_pipeline/metering/planning.py",
+        "billing_pipeline/rules/planning.py",
         "if held_by_stripe is None and target == 0 and meter.formula is Formula.SUM:",
         "if held_by_stripe is None and target == 0:",
     ),
@@ -68,7 +68,7 @@ MUTANTS = (
     ),
     Mutant(
         "an event is stamped inside its day, not at the midnight that ends it",
-        "billing_pipeline/metering/timestamps.py",
+        "billing_pipeline/rules/timestamps.py",
         "return chosen if start <= chosen < end else None",
         "return end",
     ),
@@ -86,7 +86,7 @@ MUTANTS = (
     ),
     Mutant(
         "an identifier comes from the cell and the revision alone",
-        "billing_pipeline/metering/vocabulary.py",
+        "billing_pipeline/rules/model.py",
         "                self.revision,\n            ],",
         '                self.revision,\n                __import__("os").urandom(8).hex(),\n'
         "            ],",
@@ -99,13 +99,13 @@ MUTANTS = (
     ),
     Mutant(
         "a stated cell keeps its customer when the mapping changes",
-        "billing_pipeline/metering/planning.py",
+        "billing_pipeline/rules/planning.py",
         "pays = stated_for or customer",
         "pays = customer or stated_for",
     ),
     Mutant(
         "a day in which a period ends is stated in parts",
-        "billing_pipeline/statement.py",
+        "billing_pipeline/operations/statement.py",
         "    if not by_customer:\n        return {}",
         "    return {}",
     ),
@@ -117,7 +117,7 @@ MUTANTS = (
     ),
     Mutant(
         "nothing is stated for a period whose invoice is final",
-        "billing_pipeline/metering/terms.py",
+        "billing_pipeline/rules/eligibility.py",
         "return bool(final) and all(p.subscription in final for p in covering)",
         "return False",
     ),
@@ -129,13 +129,13 @@ MUTANTS = (
     ),
     Mutant(
         "a zero of a `last` meter that cannot be stated yet is not forgotten",
-        "billing_pipeline/metering/planning.py",
+        "billing_pipeline/rules/planning.py",
         "decided = reason in CARRIED and owed == 0 and not first_zero",
         "decided = (reason in CARRIED and owed == 0) or first_zero",
     ),
     Mutant(
         "an organization that gets its customer later owes its days before",
-        "billing_pipeline/metering/terms.py",
+        "billing_pipeline/rules/eligibility.py",
         "content = json.dumps([sorted(self.customers.items()), sorted(self.undecided)])",
         "content = json.dumps([])",
     ),

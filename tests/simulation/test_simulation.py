@@ -54,7 +54,7 @@ def test_the_oracle_sees_a_bill_that_is_wrong_and_the_history_is_made_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Usage of today is taken for too old: it is held, and the world does not bear that out.
-    monkeypatch.setattr("billing_pipeline.metering.planning.too_old", lambda _stamp, _now: True)
+    monkeypatch.setattr("billing_pipeline.rules.planning.too_old", lambda _stamp, _now: True)
     assert simulate(1).complaints
     steps, verdict = shorten(1)
     assert len(steps) < len(history(1))

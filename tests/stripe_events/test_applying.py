@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from billing_pipeline.metering import State
-from billing_pipeline.metering.timestamps import day_start
+from billing_pipeline.operations.statement import apply_events, closing_days, unfinished_days
+from billing_pipeline.rules.model import State
+from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.settings import ConfigurationError
-from billing_pipeline.statement import apply_events, closing_days, unfinished_days
-from billing_pipeline.stripe_events import Inbox, fetch_missed
-from billing_pipeline.stripe_events.inbox import MOST_ATTEMPTS, EventState
+from billing_pipeline.stripe_events.backstop import fetch_missed
+from billing_pipeline.stripe_events.inbox import MOST_ATTEMPTS, EventState, Inbox
 from tests.support import World, yesterday
 from webhook_handler.envelope import read
 from webhook_handler.store import EventStore

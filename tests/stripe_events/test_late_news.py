@@ -7,19 +7,25 @@ from typing import Any
 
 import pytest
 
-from billing_pipeline.alerts import alerts
-from billing_pipeline.ledger import Ledger
-from billing_pipeline.metering import HoldReason, Period, Policy, Subscription, Terms
-from billing_pipeline.metering.timestamps import day_start
-from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.statement import (
+from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.operations.statement import (
     apply_events,
     closing_days,
     state_days,
     unbilled,
     unfinished_days,
 )
-from billing_pipeline.usage import take_snapshot
+from billing_pipeline.rules.eligibility import (
+    Period,
+    Policy,
+    Subscription,
+    Terms,
+)
+from billing_pipeline.rules.model import HoldReason
+from billing_pipeline.rules.timestamps import day_start
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.usage.snapshot import take_snapshot
 from tests.support import World, yesterday
 
 SUM, LAST = "temperature_readings", "active_sensors"
@@ -253,7 +259,7 @@ def test_while_stripe_is_away_it_is_asked_once_for_all_events(
     asked: list[str] = []
 
     async def slow(_gateway: Any, _kind: str, object_id: str) -> Any:
-        from billing_pipeline.stripe_meters import StripeUnreachable
+        from billing_pipeline.stripe_api.retrying import StripeUnreachable
 
         asked.append(object_id)
         started.advance(minutes=1)

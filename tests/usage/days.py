@@ -16,7 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from billing_pipeline.usage import CountedDay, Engine, Folder, count_day
+from billing_pipeline.usage.activity import (
+    CountedDay,
+    count_day,
+)
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.sources.folders import Folder
 
 DAY = date(2026, 3, 10)
 MIDNIGHT_S = int(datetime(2026, 3, 10, tzinfo=UTC).timestamp())

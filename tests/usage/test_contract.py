@@ -18,20 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from billing_pipeline.usage import (
+from billing_pipeline.usage.activity import (
     DAY_ERRORS,
     CountedDay,
-    Engine,
-    Folder,
-    Snapshot,
-    UnusableInput,
     activity_for,
     count_day,
+    sensors_of,
+)
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.snapshot import (
+    Snapshot,
     is_current,
     load_snapshot,
     take_snapshot,
 )
-from billing_pipeline.usage.activity import sensors_of
+from billing_pipeline.usage.sources.day_files import UnusableInput
+from billing_pipeline.usage.sources.folders import Folder
 
 DAY = date(2026, 3, 10)
 MIDNIGHT = datetime(2026, 3, 10, tzinfo=UTC).replace(tzinfo=None)  # as a naive column has it

@@ -13,7 +13,9 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing_pipeline.usage import Engine, Folder, take_snapshot
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.snapshot import take_snapshot
+from billing_pipeline.usage.sources.folders import Folder
 
 DAY = date(2026, 3, 10)
 MIDNIGHT = datetime(2026, 3, 10, tzinfo=UTC)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from billing_pipeline.usage import Folder
+from billing_pipeline.usage.sources.folders import Folder
 
 
 def test_a_replacement_that_fails_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:

@@ -19,17 +19,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing_pipeline.usage import CountedDay, Engine, Folder, UnusableInput, count_day
-from billing_pipeline.usage import kernel as kernel_module
-from billing_pipeline.usage.grouping import (
+from billing_pipeline.usage.activity import (
+    CountedDay,
+    count_day,
+)
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.kernel import kernel as kernel_module
+from billing_pipeline.usage.kernel.grouping import (
     CodeTable,
     TooManyCodes,
     Words,
     mixed,
     representatives,
 )
-from billing_pipeline.usage.identity import as_text, identities
-from billing_pipeline.usage.limits import Limits, in_bytes
+from billing_pipeline.usage.kernel.identity import as_text, identities
+from billing_pipeline.usage.kernel.limits import Limits, in_bytes
+from billing_pipeline.usage.sources.day_files import UnusableInput
+from billing_pipeline.usage.sources.folders import Folder
 from tests.usage.days import (
     DAY,
     HURTING,

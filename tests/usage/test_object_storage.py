@@ -17,14 +17,14 @@ import fsspec
 import pandas as pd
 import pytest
 
-from billing_pipeline.usage import (
-    Engine,
-    Folder,
-    UnusableInput,
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.snapshot import (
     is_current,
     load_snapshot,
     take_snapshot,
 )
+from billing_pipeline.usage.sources.day_files import UnusableInput
+from billing_pipeline.usage.sources.folders import Folder
 from tests.support import World, yesterday
 
 SERVE = """

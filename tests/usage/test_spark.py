@@ -23,7 +23,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from billing_pipeline.settings import ConfigurationError, load_settings
-from billing_pipeline.usage import Engine, UnusableInput
+from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.sources.day_files import UnusableInput
 from billing_pipeline.usage.spark import SparkUnavailable
 from tests.support import World, eventually, yesterday
 from tests.usage.days import HURTING, Lake, files, table
@@ -125,7 +126,7 @@ def test_what_spark_says_of_its_address_is_not_repeated(tmp_path: Path) -> None:
         listening.listen()
         port = listening.getsockname()[1]
         ran = subprocess.run(
-            [sys.executable, "-c", "from billing_pipeline.cli import main; main()", "doctor"],
+            [sys.executable, "-c", "from billing_pipeline.cli.app import main; main()", "doctor"],
             env={
                 **os.environ,
                 "BILLING_ENGINE": "spark",
@@ -213,7 +214,7 @@ def test_a_run_counts_through_spark_connect_and_states_what_was_counted(
         written = world.home / "readings" / f"reading_date={day}" / "readings.jsonl"
         pd.read_json(written, lines=True).to_parquet(written.with_suffix(".parquet"))
         written.unlink()
-    billing = [sys.executable, "-c", "from billing_pipeline.cli import main; main()"]
+    billing = [sys.executable, "-c", "from billing_pipeline.cli.app import main; main()"]
     ran = subprocess.run(
         [*billing, "run", "--from", str(days[0]), "--to", str(days[1]), "--json"],
         env={

@@ -1,0 +1,251 @@
+"""Carry-forward: what becomes of usage that its own period takes no more. A person decides.
+
+    held for good → approved: stated in the organization's current period
+                  → dismissed: written off, with the reason on record
+
+Nothing is re-dated: the closed cell keeps what Stripe holds of it, and the amount is entered
+openly in days of the current period (`metering/adjustments`), linked to what it corrects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from billing_pipeline.ledger.adjustments import Adjustment
+from billing_pipeline.ledger.inquiry import HeldUsage
+from billing_pipeline.operations.statement import (
+    Rooms,
+    period_ends,
+    split_day,
+    usage_by_organization,
+)
+from billing_pipeline.rules.adjustments import (
+    Entry,
+    carry,
+    entered,
+)
+from billing_pipeline.rules.eligibility import (
+    Payers,
+    Terms,
+)
+from billing_pipeline.rules.model import (
+    HOLD_EXPLANATIONS,
+    Cell,
+    HoldReason,
+    Meter,
+    Usage,
+)
+from billing_pipeline.rules.segments import (
+    Segment,
+    bounds,
+    whole_day,
+)
+from billing_pipeline.rules.timestamps import OLDEST, day_start, too_old
+from billing_pipeline.settings import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """An amount that waits for a decision. The id stands for just this amount: a later reading
+    of the same closed day makes it another one."""
+
+    id: str
+    cell: Cell
+    at: int
+    amount: int
+    held: HeldUsage
+
+    def as_json(self) -> dict[str, Any]:
+        """As `billing adjustments list --json` prints it."""
+        return {
+            **self.held.as_json(),
+            "id": self.id,
+            "amount": self.amount,
+            "explanation": HOLD_EXPLANATIONS[HoldReason(self.held.reason)],
+        }
+
+
+def carried(rooms: Rooms) -> list[Carried]:
+    """Every amount that waits for a decision."""
+    return [_carried(rooms, held) for held in rooms.inquiry.carried()]
+
+
+def _carried(rooms: Rooms, held: HeldUsage) -> Carried:
+    cell, at = held.cell, held.start or day_start(held.cell.usage_day)
+    content = json.dumps(
+        [cell.usage_day.isoformat(), cell.organization_id, cell.event_name, at,
+         held.difference, rooms.adjustments.number(cell, at)]
+    )  # fmt: skip
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return Carried(f"adj-{cell.usage_day:%Y%m%d}-{digest}", cell, at, held.difference, held)
+
+
+def approve(rooms: Rooms, id: str, reason: str) -> Adjustment:
+    """Enter an amount in the organization's current period; the next run states it there.
+
+    Raises ConfigurationError where there is no such amount, no reason, no period that takes it,
+    or fewer units in that period than are to be taken back.
+    """
+    found = _open(rooms, id, reason)
+    entries = _room_for(rooms, found)
+    return _decide(rooms, found, reason, entries)
+
+
+def dismiss(rooms: Rooms, id: str, reason: str) -> Adjustment:
+    """Write an amount off, for a reason that stays on record. Raises ConfigurationError."""
+    return _decide(rooms, _open(rooms, id, reason), reason, None)
+
+
+def _open(rooms: Rooms, id: str, reason: str) -> Carried:
+    if not reason.strip():
+        raise ConfigurationError("a decision needs a reason: it stays on record")
+    found = next((each for each in carried(rooms) if each.id == id), None)
+    if found is None:
+        raise ConfigurationError(
+            f"no amount {id} waits for a decision (it may have been decided, or have changed with "
+            "later readings): `billing adjustments list` shows what does"
+        )
+    return found
+
+
+def _decide(
+    rooms: Rooms, found: Carried, reason: str, entries: Sequence[Entry] | None
+) -> Adjustment:
+    decision = Adjustment(
+        found.id,
+        found.cell,
+        found.at,
+        found.amount,
+        found.held.reason,
+        entries is not None,
+        reason.strip(),
+        rooms.ledger.run,
+        rooms.clock(),
+        tuple(entries or ()),
+    )
+    with rooms.ledger.planning() as connection:
+        now_held = rooms.inquiry.held_part(connection, found.cell, found.held.start)
+        if now_held is None or now_held.difference != found.amount:
+            raise ConfigurationError(f"{found.id} has changed at this moment; list it again")
+        rooms.adjustments.write(connection, decision, found.held.start)
+    return decision
+
+
+def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
+    """Where in the current period the amount is stated: in the latest days that take it."""
+    cell, now = found.cell, rooms.clock()
+    meters = {
+        meter.event_name: meter
+        for meter in rooms.ledger.known_meters(rooms.settings.billing_meters)
+    }
+    meter = meters.get(cell.event_name)
+    if meter is None or meter.replaces:
+        raise ConfigurationError(
+            f"{cell.event_name} keeps one value and adds nothing up: an amount of the past cannot "
+            "be stated on it; dismiss it with a reason"
+        )
+    payers = rooms.payers()
+    customer = payers.customers.get(cell.organization_id)
+    if customer is None:
+        raise ConfigurationError(f"{cell.organization_id} has no Stripe customer: map it first")
+    terms = payers.terms_of(customer)
+    first = _current_since(terms, meter, int(now.timestamp()))
+    if first is None:
+        raise ConfigurationError(
+            f"{cell.organization_id} has no current billing period: an amount can be stated there "
+            "once it has one again, or be dismissed"
+        )
+    takers = []
+    day = now.date()  # counted and stated when it is over
+    while day >= max(datetime.fromtimestamp(first, UTC).date(), (now - OLDEST).date()):
+        taker = _taker(rooms, meters, payers, Cell(day, cell.organization_id, cell.event_name),
+                       terms, first)  # fmt: skip
+        if taker is not None and taker[0] != cell:
+            takers.append(taker)
+        day -= timedelta(days=1)
+    # A day that is counted is stated at once; today, when it is over.
+    takers.sort(key=lambda taker: taker[0].usage_day == now.date())
+    entries = carry(found.amount, takers)
+    if entries is None:
+        units = sum(units for _, _, units in takers)
+        raise ConfigurationError(
+            f"{found.id} takes back {-found.amount}, and the current period has only {units} so "
+            "far: approve it later, or dismiss it"
+        )
+    return entries
+
+
+def _current_since(terms: Terms, meter: Meter, now: int) -> int | None:
+    """The start of the billing period that runs now; 0 where no subscription bills the meter."""
+    relevant = {s.id for s in terms.subscriptions if s.bills(meter.meter_id)}
+    if not relevant:
+        return 0
+    starts = [p.start for p in terms.periods if p.subscription in relevant and p.covers(now)]
+    return max(starts, default=None)
+
+
+def _taker(
+    rooms: Rooms,
+    meters: Mapping[str, Meter],
+    payers: Payers,
+    cell: Cell,
+    terms: Terms,
+    first: int,
+) -> tuple[Cell, int, int] | None:
+    """The last part of a day that may be stated in the current period, with its units."""
+    day, now, meter = cell.usage_day, rooms.clock(), meters[cell.event_name]
+    ends = period_ends(rooms, list(meters.values()), payers, day)
+    snapshot = rooms.usage.snapshot(day)
+    if snapshot is None:
+        if day != now.date():
+            return None
+        parts = [Segment(start, end, Usage()) for start, end in bounds(
+            day, ends.get(cell.organization_id, ()))]  # fmt: skip
+    else:
+        usage = usage_by_organization(snapshot).get(cell.organization_id, Usage())
+        parts = split_day(rooms, day, ends).get(cell.organization_id, [whole_day(day, usage)])
+    fit = [
+        part
+        for part in parts
+        if part.end > first
+        and terms.why_barred(meter.meter_id, part.end - 1) is None
+        and not too_old(part.start, now)
+    ]
+    if not fit:
+        return None
+    moved = rooms.adjustments.moved([day])[day].get(cell, ())
+    units = fit[-1].usage.of(meter.measure) + entered(moved, fit[-1])
+    return cell, fit[-1].start, max(0, units)
+
+
+def document(rooms: Rooms) -> dict[str, Any]:
+    """What waits for a decision, and what was decided."""
+    return {
+        "open": [each.as_json() for each in carried(rooms)],
+        "decided": [each.as_json() for each in rooms.adjustments.decided()],
+    }
+
+
+def story(rooms: Rooms, id: str) -> dict[str, Any]:
+    """One amount or decision, with what was said of the cell and where it was stated.
+
+    Raises ConfigurationError for an unknown id.
+    """
+    decision = next(iter(rooms.adjustments.decided(id=id)), None)
+    waiting = next((each for each in carried(rooms) if each.id == id), None)
+    if decision is None and waiting is None:
+        raise ConfigurationError(f"no adjustment {id}: `billing adjustments list` shows them")
+    about = decision or waiting
+    assert about is not None
+    cells = [about.cell, *(entry.cell for entry in (decision.entries if decision else ()))]
+    return {
+        **about.as_json(),
+        "events": [
+            event for cell in dict.fromkeys(cells) for event in rooms.inquiry.story(cell).events
+        ],
+    }

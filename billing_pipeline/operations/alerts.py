@@ -1,0 +1,74 @@
+"""What a person should hear of without looking, and the hook that tells them.
+
+Everything here is asked from the state of things: nothing can be missed between two looks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from urllib.request import Request, urlopen
+
+from billing_pipeline.operations.statement import Rooms, unbilled
+from billing_pipeline.stripe_events.inbox import EventState
+
+OLDEST_EVENT = timedelta(minutes=15)
+"""An event of Stripe's that waits longer has met nobody who applies it, or cannot be applied."""
+
+TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that needs a person: its kind, how many, and what to do first."""
+
+    kind: str
+    count: int
+    text: str
+
+
+def alerts(rooms: Rooms) -> list[Alert]:
+    """All that needs a person now."""
+    now = rooms.clock()
+    found = [
+        ("rejected_events", len(rooms.inquiry.rejected()),
+         "meter events that Stripe refused: `billing explain` shows each, with its reason"),
+        ("mismatches", len(rooms.inquiry.checks(None, "mismatch")),
+         "figures where Stripe's summary differs from the ledger: `billing verify`"),
+        ("meter_errors", len(rooms.inquiry.open_reports(now)),
+         "error reports of Stripe's that are open: the check `meter_errors` shows them"),
+        ("unbilled_events", len(unbilled(rooms)),
+         "meter events that Stripe took after the invoice of their period was final"),
+        ("closed_usage", rooms.inquiry.held_for_good(),
+         "amounts can no longer be stated where they belong: `billing adjustments list`"),
+        ("closed_gates", len(rooms.inquiry.gated()),
+         "days wait because their counts are implausible: `billing gate list`"),
+        ("failed_events", rooms.inbox.counts()[EventState.FAILED],
+         "events of Stripe's that could not be applied: `billing events list --state failed`"),
+        ("contradictions", len(rooms.customers.known(
+            rooms.settings.billing_customers_file).contradictions()),
+         "contradictions about who pays: `billing customers list`"),
+    ]  # fmt: skip
+    oldest = rooms.inbox.oldest_waiting()
+    if oldest is not None and now - oldest > OLDEST_EVENT:
+        text = f"or more events of Stripe's wait since {oldest:%Y-%m-%d %H:%M} UTC: is {SENSOR} on?"
+        found.append(("oldest_unprocessed_event", 1, text))
+    return [Alert(kind, count, f"{count} {text}") for kind, count, text in found if count]
+
+
+SENSOR = "stripe_event_sensor"
+
+
+def post(url: str, text: str, alerts: Sequence[Alert] = ()) -> None:
+    """Post to the alert hook, as chat services take it: `text`, and the alerts for machines.
+
+    Raises OSError when the hook does not take it.
+    """
+    body = {"text": text, "alerts": [{"kind": a.kind, "count": a.count} for a in alerts]}
+    request = Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}, method="POST"
+    )
+    with urlopen(request, timeout=TIMEOUT_SECONDS):
+        pass

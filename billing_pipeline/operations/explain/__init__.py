@@ -1,0 +1,11 @@
+"""Explain a figure, from what Stripe bills down to the files that prove it.
+
+Every link between two levels is checked while it is shown: what was counted then must lie there
+now, what was said must be what was planned, what Stripe says must be what was said.
+
+- `links`   one link and whether it holds
+- `day`     one organization's usage day: statements, snapshot, sensors, duplicates, files
+- `period`  one organization's billing period: the reconciliation, and its days
+- `text`    both as a tree in a terminal
+- `page`    both as one HTML file that a support person can send to a customer
+"""

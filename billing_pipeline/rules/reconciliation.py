@@ -1,0 +1,179 @@
+"""From what the readings prove to what an invoice bills, step by step, and why they differ.
+
+    readings → snapshot → ledger → Stripe's summary → invoice line
+
+A difference is explained when its causes come to exactly its amount, or when one of them has no
+amount of its own (on a meter that keeps one value, or where Stripe has not answered yet). What
+stays unexplained is for a person.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from billing_pipeline.rules.model import (
+    HOLD_EXPLANATIONS,
+    SENT,
+    UNSETTLED,
+    HoldReason,
+    Meter,
+    Said,
+)
+from billing_pipeline.rules.recorded import standing
+from billing_pipeline.rules.segments import Segment
+
+
+class Step(StrEnum):
+    """Where a figure may differ from the one before it."""
+
+    SNAPSHOT = "snapshot"
+    LEDGER = "ledger"
+    STRIPE = "stripe"
+    INVOICE = "invoice"
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why a figure differs from the one before it; `amount` in units, None: any."""
+
+    step: Step
+    text: str
+    amount: int | None
+
+
+@dataclass(frozen=True)
+class Reconciled:
+    """The figures of one billing period and meter, in units. None: there is none, or not yet.
+
+    `ledger_in_minutes` is the ledger's figure for the whole minutes that Stripe's summary is of.
+    """
+
+    readings: int
+    snapshot: int
+    ledger: int
+    ledger_in_minutes: int | None = None
+    stripe: float | None = None
+    invoiced: int | None = None
+    causes: tuple[Cause, ...] = ()
+    keeps_one: bool = False
+    """Whether only the newest value of the period counts; else its values add up."""
+
+    @property
+    def differences(self) -> dict[Step, float]:
+        """How much each figure is above the one before it, where both are there."""
+        stated = self.ledger if self.ledger_in_minutes is None else self.ledger_in_minutes
+        in_stripe = self.ledger if self.stripe is None else self.stripe - stated + self.ledger
+        found: dict[Step, float] = {
+            Step.SNAPSHOT: self.snapshot - self.readings,
+            Step.LEDGER: self.ledger - self.snapshot,
+        }
+        if self.stripe is not None:
+            found[Step.STRIPE] = self.stripe - stated
+        if self.invoiced is not None:
+            found[Step.INVOICE] = self.invoiced - in_stripe
+        return found
+
+    @property
+    def unexplained(self) -> list[Step]:
+        """The steps at which something differs and nobody knows why."""
+        return [
+            step for step, amount in self.differences.items() if not self._explains(step, amount)
+        ]
+
+    def _explains(self, step: Step, amount: float) -> bool:
+        causes = [cause.amount for cause in self.causes if cause.step is step]
+        if amount == 0 or None in causes:
+            return True
+        return amount == sum(each for each in causes if each is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPart:
+    """What is held of a cell: its reason, where the part begins (0: all of it), what is owed."""
+
+    reason: HoldReason
+    start: int
+    value: int
+
+
+@dataclass(frozen=True)
+class CellFacts:
+    """What is known of one part of a cell."""
+
+    meter: Meter
+    segment: Segment
+    said: Sequence[Said] = ()
+    held: Sequence[HeldPart] = ()
+    adjusted: int = 0
+    """What adjustments add to this part."""
+    refused: str | None = None
+    """Stripe's refusal that nothing has made good."""
+    undone: str | None = None
+    """The reason for which somebody took the last statement back."""
+    stale: str | None = None
+    """Why the part is not stated as its snapshot has it: not planned yet, or not from this one."""
+
+    @property
+    def target(self) -> int:
+        """What the snapshot says."""
+        return self.segment.usage.of(self.meter.measure)
+
+    @property
+    def taken(self) -> list[Said]:
+        """What Stripe took of it, by the ledger."""
+        return [s for s in self.said if s.state in SENT and self.segment.holds(s.timestamp)]
+
+    @property
+    def stated(self) -> int:
+        """What Stripe holds of it, by the ledger."""
+        return standing(self.meter, self.taken) or 0
+
+    def causes(self) -> list[Cause]:
+        """Why `stated` is not the target; empty where it is, or where nothing explains it."""
+        missing = self.stated - self.target
+        if not missing:
+            return []
+        found = list(self._certain())
+        if self.meter.replaces:
+            return [replace(each, amount=missing) for each in (*found, *self._rest(missing))][:1]
+        return found + self._rest(missing - sum(each.amount or 0 for each in found))
+
+    def reasons(self) -> list[Cause]:
+        """The same where only the newest of a period's values counts, so that there is no amount.
+
+        A part of which nothing was stated leaves the period with the value of an earlier one.
+        """
+        if self.taken and self.stated == self.target:
+            return []
+        return [replace(each, amount=None) for each in (*self._certain(), *self._rest(1))]
+
+    def _certain(self) -> Iterable[Cause]:
+        """Causes whose amounts are known."""
+        if self.adjusted:
+            yield _cause("by adjustments: `billing adjustments list`", self.adjusted)
+        for part in self.held:
+            if part.start == 0 or self.segment.holds(part.start):
+                told = f"held: {HOLD_EXPLANATIONS[part.reason]}"
+                if part.reason is HoldReason.UNDONE and self.undone:
+                    told = f"undone: {self.undone}"
+                yield _cause(told, -part.value)
+        for each in self.said:
+            if each.state in UNSETTLED and self.segment.holds(each.timestamp):
+                yield _cause(f"not settled yet: revision {each.revision} is {each.state}",
+                             -each.value)  # fmt: skip
+
+    def _rest(self, amount: int) -> list[Cause]:
+        """What accounts for all that the certain causes leave."""
+        if self.undone is not None:
+            why: str | None = f"undone: {self.undone}"
+        elif self.stale is not None:
+            why = self.stale
+        else:
+            why = self.refused and f"refused by Stripe: {self.refused}"
+        return [_cause(why, amount)] if amount and why else []
+
+
+def _cause(text: str, amount: int) -> Cause:
+    return Cause(Step.LEDGER, text, amount)

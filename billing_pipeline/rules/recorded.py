@@ -1,0 +1,29 @@
+"""What Stripe holds for a cell: what was accepted, less what was rejected later."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from billing_pipeline.rules.model import NOT_COUNTED, SENT, Meter, Said, State
+
+
+def standing(meter: Meter, said: Iterable[Said]) -> int | None:
+    """The value Stripe holds for the cell, None when it holds nothing."""
+    held = sorted((s for s in said if s.state in SENT), key=lambda s: s.revision)
+    if not held:
+        return None
+    return held[-1].value if meter.replaces else sum(s.value for s in held)
+
+
+def stated_customer(said: Sequence[Said]) -> str | None:
+    """The customer the cell belongs to: that of its first statement which was not refused.
+
+    Of a zero that was taken for not counted nobody can be sure: stated again for the same
+    customer it makes no difference, beside one of another customer it might.
+    """
+    kept = [
+        s
+        for s in said
+        if s.state is not State.REJECTED or (s.error_code == NOT_COUNTED and s.value == 0)
+    ]
+    return min(kept, key=lambda s: s.revision).customer if kept else None

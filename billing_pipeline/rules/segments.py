@@ -1,0 +1,43 @@
+"""Parts of a usage day: where a billing period or a subscription ends inside it, the day is split.
+
+Subscriptions begin and end at instants, not at midnight. Each segment is stated by itself, with
+timestamps inside it, so that both periods are right to the reading.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date
+
+from billing_pipeline.rules.model import Usage
+from billing_pipeline.rules.timestamps import day_end, day_start
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """[start, end) in unix seconds within one usage day, and what was used there.
+
+    Active sensors are those at the segment's end.
+    """
+
+    start: int
+    end: int
+    usage: Usage
+
+    def holds(self, timestamp: int) -> bool:
+        """Whether an event stamped so says something about this segment."""
+        return self.start <= timestamp < self.end
+
+
+def whole_day(day: date, usage: Usage) -> Segment:
+    """The one segment of a day that is not split."""
+    return Segment(day_start(day), day_end(day), usage)
+
+
+def bounds(day: date, cuts: Iterable[int]) -> list[tuple[int, int]]:
+    """The segments of a day that is cut at these instants."""
+    inside = {cut for cut in cuts if day_start(day) < cut < day_end(day)}
+    edges = [day_start(day), *sorted(inside), day_end(day)]
+    return list(itertools.pairwise(edges))

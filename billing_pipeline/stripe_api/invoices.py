@@ -1,0 +1,134 @@
+"""Reading what an invoice bills, and Stripe's own figure of a whole billing period."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import stripe
+from aiolimiter import AsyncLimiter
+
+from billing_pipeline.stripe_api.budget import Reads
+from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.delivery import Progress
+from billing_pipeline.stripe_api.retrying import StripeUnreachable, reading
+from billing_pipeline.stripe_api.summaries import figure_between
+
+AT_ONCE = 20
+"""Objects read side by side."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeriodQuestion:
+    """One meter of one customer over [start, end), unix seconds; `invoice` only if it is final."""
+
+    meter_id: str
+    customer: str
+    start: int
+    end: int
+    invoice: str | None = None
+
+
+@dataclass
+class StripesFigures:
+    """What Stripe says: summaries by question, invoiced units by invoice and meter.
+
+    `unread` tells in words what it did not say.
+    """
+
+    summaries: dict[PeriodQuestion, float] = field(default_factory=dict)
+    invoiced: dict[str, dict[str, int]] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
+
+
+def ask_periods(
+    gateway: StripeGateway,
+    reads: Reads,
+    questions: Collection[PeriodQuestion],
+    progress: Progress,
+) -> StripesFigures:
+    """Ask Stripe for these periods: one summary each, and the lines of each final invoice.
+
+    What cannot be read stands in `unread`. Raises ConfigurationError for a key that is refused.
+    """
+    return asyncio.run(_ask(gateway, reads, questions, progress))
+
+
+async def _ask(
+    gateway: StripeGateway,
+    reads: Reads,
+    questions: Collection[PeriodQuestion],
+    progress: Progress,
+) -> StripesFigures:
+    found = StripesFigures()
+    prices: dict[str, Any] = {}
+    limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
+    gate = asyncio.Semaphore(AT_ONCE)
+    done = 0
+    invoices = sorted({q.invoice for q in questions if q.invoice is not None})
+
+    async def one(what: str, ask: Any) -> None:
+        nonlocal done
+        async with gate:
+            await limiter.acquire()
+            try:
+                await ask
+            except StripeUnreachable as error:
+                found.unread.append(str(error))
+            except (stripe.InvalidRequestError, stripe.PermissionError) as error:
+                found.unread.append(f"{what}: {error.user_message}")
+        done += 1
+        progress(done, len(questions) + len(invoices))
+
+    async with gateway.client() as client:
+        await asyncio.gather(
+            *(
+                one(f"the summary of {q.customer}", _summary(client, reads, q, found))
+                for q in questions
+            )
+        )
+        for invoice in invoices:  # one after the other, so that a price is read once
+            await one(f"the invoice {invoice}", _lines(client, invoice, prices, found))
+    return found
+
+
+async def _summary(
+    client: stripe.StripeClient, reads: Reads, question: PeriodQuestion, found: StripesFigures
+) -> None:
+    found.summaries[question] = await figure_between(
+        client, reads, question.meter_id, question.customer, question.start, question.end
+    )
+
+
+async def _lines(
+    client: stripe.StripeClient, invoice: str, prices: dict[str, Any], found: StripesFigures
+) -> None:
+    """Add up an invoice's units by meter. A graduated price has a line for each of its tiers."""
+
+    async def every() -> list[Any]:
+        page = await client.v1.invoices.line_items.list_async(invoice, {"limit": 100})
+        return [line async for line in page.auto_paging_iter()]
+
+    units: dict[str, int] = defaultdict(int)
+    for line in await reading(every, f"the lines of {invoice}"):
+        pricing = getattr(line, "pricing", None)
+        details = getattr(pricing, "price_details", None)
+        if details is None:  # no price's line: a discount, an item by hand
+            continue
+        id = details.price if isinstance(details.price, str) else details.price.id
+        if id not in prices:
+            prices[id] = await reading(
+                lambda id=id: client.v1.prices.retrieve_async(id),  # type: ignore[misc]
+                f"the price {id}",
+            )
+        meter = getattr(prices[id].recurring, "meter", None)
+        if meter is None:
+            continue
+        if getattr(prices[id], "transform_quantity", None) is not None:
+            found.unread.append(f"{invoice}: the price {id} turns units into packages")
+            return
+        units[meter] += line.quantity or 0
+    found.invoiced[invoice] = dict(units)

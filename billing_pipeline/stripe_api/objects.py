@@ -1,0 +1,106 @@
+"""Reading Stripe's objects and events: what a webhook left open, or did not deliver.
+
+Everything is read as plain JSON: events are stored as Stripe wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, cast
+from urllib.parse import quote
+
+import stripe
+
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.retrying import reading
+
+PAGE = 100
+
+PATHS = {
+    "subscriptions": "/v1/subscriptions/{}",
+    "invoices": "/v1/invoices/{}",
+    "thin events": "/v2/core/events/{}",
+}
+"""Where each kind of object is read."""
+
+
+class NotThere(Exception):
+    """Stripe does not have the object, or does not let this key read it."""
+
+
+async def fetch(gateway: StripeGateway, kind: str, object_id: str) -> dict[str, Any]:
+    """One object of a kind of PATHS, as it is now.
+
+    Raises NotThere, StripeUnreachable, ConfigurationError.
+    """
+    async with gateway.client() as client:
+        try:
+            return await _get(client, PATHS[kind].format(quote(object_id, safe="")), {})
+        except (stripe.InvalidRequestError, stripe.PermissionError) as error:
+            raise NotThere(f"{kind} {object_id}: {error.user_message}") from None
+
+
+async def list_events(
+    gateway: StripeGateway, since: datetime, ordinary: Sequence[str], thin: Sequence[str]
+) -> AsyncIterator[dict[str, Any]]:
+    """Every event of these types that Stripe made since then, of both flavours, newest first.
+
+    Raises StripeUnreachable, and ConfigurationError for a key that may not read events.
+    """
+    async with gateway.client() as client:
+        try:
+            async for event in _ordinary(client, since, ordinary):
+                yield event
+            async for event in _thin(client, since, thin):
+                yield event
+        except (stripe.InvalidRequestError, stripe.PermissionError) as error:
+            raise ConfigurationError(
+                f"Stripe does not let this key list events: {error.user_message}. "
+                "The backstop for missed webhooks needs a key that may read events."
+            ) from None
+
+
+async def _ordinary(
+    client: stripe.StripeClient, since: datetime, types: Sequence[str]
+) -> AsyncIterator[dict[str, Any]]:
+    parameters: dict[str, Any] = {
+        "created": {"gte": int(since.timestamp())},
+        "types": list(types),
+        "limit": PAGE,
+    }
+    while True:
+        page = await _get(client, "/v1/events", parameters)
+        for event in page["data"]:
+            yield event
+        if not page["has_more"]:
+            return
+        parameters["starting_after"] = page["data"][-1]["id"]
+
+
+async def _thin(
+    client: stripe.StripeClient, since: datetime, types: Sequence[str]
+) -> AsyncIterator[dict[str, Any]]:
+    path: str | None = "/v2/core/events"
+    parameters: dict[str, Any] = {
+        "created": {"gte": since.strftime("%Y-%m-%dT%H:%M:%SZ")},
+        "types": list(types),
+        "limit": PAGE,
+    }
+    while path is not None:
+        page = await _get(client, path, parameters)
+        for event in page["data"]:
+            yield event
+        # The address of the next page carries the parameters.
+        path, parameters = page["next_page_url"], {}
+
+
+async def _get(
+    client: stripe.StripeClient, path: str, parameters: dict[str, Any]
+) -> dict[str, Any]:
+    response = await reading(
+        lambda: client.raw_request_async("get", path, **parameters), f"reading {path}"
+    )
+    return cast(dict[str, Any], json.loads(response.body))

@@ -1,0 +1,1 @@
+"""The fast exact count of plain Parquet days, behind one function."""

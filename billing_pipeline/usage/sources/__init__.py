@@ -1,0 +1,1 @@
+"""Where readings lie, and in which version."""

@@ -1,0 +1,108 @@
+"""An outage of ingestion is held at the gate, visibly, until a person lets it through."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.operations.preview import preview_days
+from billing_pipeline.operations.statement import (
+    approve_gate,
+    closed_gates,
+    count_usage,
+    state_days,
+    unfinished_days,
+    verify_days,
+)
+from billing_pipeline.settings import ConfigurationError
+from tests.support import World, yesterday
+
+SUM, LAST = "temperature_readings", "active_sensors"
+
+
+@pytest.fixture
+def steady(world: World) -> World:
+    """Eight days of 120 readings each, billed; and yesterday, of which nothing came."""
+    world.make_meters()
+    world.make_customers(["acme", "small"])
+    days = [yesterday() - timedelta(days=n) for n in range(8, 0, -1)]
+    for day in days:
+        world.write_readings(day, {"acme": {"s": 60, "t": 55}, "small": {"u": 5}})
+    world.bill([*days, yesterday()])
+    return world
+
+
+def billed(world: World, organization: str, meter: str) -> int | None:
+    counted = world.sandbox.account.counted(world.customers[organization], meter)
+    values = [e.value for e in counted if e.timestamp // 86_400 == yesterday().toordinal() - 719163]
+    return values[-1] if values else None
+
+
+def test_an_outage_is_held_and_seen(steady: World) -> None:
+    rooms, day = steady.rooms(), yesterday()
+    assert billed(steady, "acme", LAST) is None
+    held = rooms.inquiry.held([day])
+    # A zero on a sum is nothing to state; on `last` it would be the period's figure.
+    assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
+        ("acme", LAST, "gate_closed"),
+        ("small", LAST, "gate_closed"),
+    }
+    [gate] = closed_gates(rooms)
+    assert (gate.day, gate.findings[0].readings, gate.findings[0].usual) == (day, 0, 120)
+    assert "closed_gates" in {alert.kind for alert in alerts(rooms)}
+    assert {line.action for line in preview_days(rooms, [day]).lines} == {"hold"}
+    assert unfinished_days(rooms) == []
+
+
+def test_readings_that_come_after_all_open_the_gate_by_themselves(steady: World) -> None:
+    steady.write_readings(yesterday(), {"acme": {"s": 60, "t": 50}, "small": {"u": 5}})
+    steady.bill([yesterday()])
+    assert billed(steady, "acme", LAST) == 2
+    assert billed(steady, "acme", SUM) == 110
+    assert closed_gates(steady.rooms()) == []
+
+
+def test_a_gate_that_opens_as_other_days_change_lets_its_day_be_stated(steady: World) -> None:
+    day = yesterday()
+    assert unfinished_days(steady.rooms()) == []
+    earlier = [yesterday() - timedelta(days=n) for n in range(8, 3, -1)]
+    for each in earlier:  # most of the days it is compared with turn out to be as small
+        steady.write_readings(each, {})
+        count_usage(steady.rooms(), each)
+    assert day not in {gate.day for gate in closed_gates(steady.rooms())}
+    assert day in unfinished_days(steady.rooms())
+    state_days(steady.rooms(), [day])
+    verify_days(steady.rooms(), [day])
+    assert billed(steady, "acme", LAST) == 0
+    assert day not in unfinished_days(steady.rooms())
+
+
+def test_a_person_lets_exactly_these_counts_through(steady: World) -> None:
+    rooms, day = steady.rooms(), yesterday()
+    with pytest.raises(ConfigurationError, match="needs a reason"):
+        approve_gate(rooms, day, "  ")
+    approve_gate(rooms, day, "the plant was shut")
+    assert unfinished_days(rooms) == [day]
+    state_days(rooms, [day])
+    verify_days(rooms, [day])
+    assert billed(steady, "acme", LAST) == 0
+    assert rooms.inquiry.held([day]) == []
+    assert unfinished_days(rooms) == []
+    with pytest.raises(ConfigurationError, match="nothing to approve"):
+        approve_gate(rooms, day, "again")
+    # Other counts than those that were seen are judged anew.
+    steady.write_readings(day, {"acme": {"s": 1}})
+    steady.bill([day])
+    assert [gate.day for gate in closed_gates(rooms)] == [day]
+    assert billed(steady, "acme", LAST) == 0
+
+
+def test_a_collapse_of_what_was_stated_is_held_too(steady: World) -> None:
+    day = yesterday() - timedelta(days=1)
+    (steady.home / "readings" / f"reading_date={day}" / "readings.jsonl").unlink()
+    before = steady.billed()
+    steady.bill([day])
+    assert steady.billed() == before
+    assert {h.reason for h in steady.rooms().inquiry.held([day])} == {"gate_closed"}

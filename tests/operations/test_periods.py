@@ -1,0 +1,361 @@
+"""Billing periods that begin and end inside usage days: both are right to the reading."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from billing_pipeline.operations.statement import (
+    closing_days,
+    count_usage,
+    state_days,
+    unfinished_days,
+    verify_days,
+)
+from billing_pipeline.rules.eligibility import Payers
+from billing_pipeline.rules.model import (
+    Cell,
+    Formula,
+    Hold,
+    HoldReason,
+    Measure,
+    Meter,
+    MeterEvent,
+    Said,
+    State,
+    Usage,
+    Waiting,
+)
+from billing_pipeline.rules.planning import plan_segments
+from billing_pipeline.rules.segments import (
+    Segment,
+    bounds,
+)
+from billing_pipeline.rules.timestamps import day_end, day_start
+from billing_pipeline.usage.segments import usage_in_segments
+from tests.support import World, yesterday
+
+SUM, LAST = "temperature_readings", "active_sensors"
+DAY = date(2026, 3, 10)
+NOW = datetime(2026, 3, 11, 0, 10, tzinfo=UTC)
+NOON = day_start(DAY) + 43_200
+
+
+# Planning ----------------------------------------------------------------------------------------
+
+
+def two_parts(before: int, after: int) -> list[Segment]:
+    return [
+        Segment(day_start(DAY), NOON, Usage(before, before)),
+        Segment(NOON, day_end(DAY), Usage(after, after)),
+    ]
+
+
+def plan(
+    meter: Meter, segments: list[Segment], said: list[Said] | None = None, now: datetime = NOW
+) -> list[Any]:
+    cell = Cell(DAY, "org", meter.event_name)
+    payers = Payers({"org": "cus"})
+    return list(plan_segments(meter, cell, segments, "cus", said or [], now, payers=payers))
+
+
+SUM_METER = Meter(SUM, Formula.SUM, Measure.READING_VOLUME)
+LAST_METER = Meter(LAST, Formula.LAST, Measure.ACTIVE_SENSORS)
+DAILY = Meter("daily", Formula.SUM, Measure.READING_VOLUME, event_time_window="day")
+
+
+def test_a_day_is_cut_at_the_instants_inside_it() -> None:
+    start, end = day_start(DAY), day_end(DAY)
+    assert bounds(DAY, []) == [(start, end)]
+    assert bounds(DAY, [start, end, NOON, NOON, start - 5]) == [(start, NOON), (NOON, end)]
+
+
+@pytest.mark.parametrize("meter", [SUM_METER, LAST_METER])
+def test_each_part_is_stated_inside_itself(meter: Meter) -> None:
+    first, second = plan(meter, two_parts(3, 4))
+    assert (first.value, first.timestamp) == (3, NOON - 3600)
+    assert (second.value, second.timestamp) == (4, day_end(DAY) - 3600)
+    assert first.timestamp < NOON <= second.timestamp
+
+
+def test_what_was_stated_before_the_end_was_known_moves_to_the_right_part() -> None:
+    whole = Said(1, "cus", 7, 7, day_end(DAY) - 3600, State.VERIFIED)
+    first, second = plan(SUM_METER, two_parts(3, 4), [whole])
+    assert (first.revision, first.value) == (2, 3)
+    assert second.value == -3
+    done = Said(2, "cus", 3, 3, first.timestamp, State.ACCEPTED)
+    [second] = plan(SUM_METER, two_parts(3, 4), [whole, done])
+    assert (second.revision, second.value, second.timestamp) == (3, -3, day_end(DAY) - 3599)
+
+
+def test_a_part_that_has_ended_is_stated_before_its_day_has() -> None:
+    afternoon = datetime.fromtimestamp(NOON + 60, UTC)
+    first, second = plan(SUM_METER, two_parts(3, 4), now=afternoon)
+    assert isinstance(first, MeterEvent)
+    assert isinstance(second, Hold)
+    assert (second.reason, second.start) == (HoldReason.DAY_NOT_OVER, NOON)
+
+
+def test_a_very_short_part_still_has_a_second_of_its_own() -> None:
+    segments = [
+        Segment(day_start(DAY), day_start(DAY) + 1, Usage(1, 1)),
+        Segment(day_start(DAY) + 1, day_end(DAY), Usage(1, 1)),
+    ]
+    first, _ = plan(SUM_METER, segments)
+    assert first.timestamp == day_start(DAY)
+
+
+def test_a_meter_with_a_daily_window_states_the_last_part_and_holds_the_other() -> None:
+    held, stated = plan(DAILY, two_parts(3, 4))
+    assert isinstance(held, Hold)
+    assert (held.value, held.reason) == (3, HoldReason.DAILY_WINDOW)
+    assert (stated.value, stated.timestamp) == (4, day_end(DAY) - 3600)
+
+
+def test_an_unsettled_event_makes_the_whole_cell_wait() -> None:
+    sending = Said(1, "cus", 3, 3, NOON - 3600, State.SENDING)
+    assert isinstance(plan(SUM_METER, two_parts(3, 4), [sending])[0], Waiting)
+
+
+# Counting ----------------------------------------------------------------------------------------
+
+
+def write(world: World, day: date, rows: list[tuple[str, str, float]]) -> None:
+    """Readings as (organization, sensor, hour of the day)."""
+    folder = world.home / "readings" / f"reading_date={day}"
+    folder.mkdir(parents=True, exist_ok=True)
+    midnight = datetime.fromtimestamp(day_start(day), UTC)
+    with (folder / "readings.jsonl").open("w") as file:
+        for organization, sensor, hour in rows:
+            at = (midnight + timedelta(hours=hour)).isoformat()
+            row = {"organization_id": organization, "sensor_id": sensor, "recorded_at": at}
+            file.write(json.dumps(row) + "\n")
+
+
+def test_parts_are_counted_by_the_instant_and_over_the_window(world: World) -> None:
+    day = yesterday()
+    write(world, day - timedelta(days=1), [("a", "old", 11.9), ("a", "recent", 12.0)])
+    write(world, day, [
+        ("a", "s", 1), ("a", "s", 1), ("a", "s", 11.999), ("a", "s", 12), ("a", "t", 20),
+        ("b", "u", 5), ("a", " ", 3),
+    ])  # fmt: skip
+    rooms = world.rooms()
+    halves = [(0, 43_200), (43_200, 86_400)]
+    found = usage_in_segments(
+        rooms.engine, rooms.readings, rooms.snapshots, day, {"a": halves, "none": halves}
+    )
+    # At noon: s of today, and what was read at or after yesterday's noon.
+    assert found == {"a": [(2, 2), (2, 2)], "none": [(0, 0), (0, 0)]}
+
+
+# From readings to invoices -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def renewing(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[World, str, date, int]:
+    """Two organizations; the period of one ended yesterday at 14:30:07, its invoice a draft for
+    three days. Readings before and after."""
+    monkeypatch.setattr("billing_pipeline.sandbox.billing.GRACE_SECONDS", 72 * 3600)
+    world.make_meters()
+    world.make_customers(["acme", "steady"])
+    day = yesterday()
+    end = day_start(day) + 52_207
+    begun = datetime.fromtimestamp(end, UTC)
+    start = begun.replace(year=begun.year - 1)
+    price = []
+    for meter in world.sandbox.account.meters.values():
+        recurring = {"interval": "year", "meter": meter["id"]}
+        made = world.sandbox.billing.make_price({"currency": "usd", "recurring": recurring})
+        price.append({"price": made["id"]})
+    world.sandbox.billing.subscribe(
+        {"customer": world.customers["acme"], "items": price,
+         "backdate_start_date": str(int(start.timestamp()))}
+    )  # fmt: skip
+    rows = [("acme", "early", 1), ("acme", "early", 14.5), ("acme", "late", 14.6)]
+    rows += [("acme", "late", hour) for hour in (15, 16, 17)] + [("steady", "x", 3)]
+    write(world, day, rows)
+    return world, world.customers["acme"], day, end
+
+
+def in_period(world: World, customer: str, meter: str, start: int, end: int) -> int:
+    """What Stripe would bill for [start, end)."""
+    counted = [
+        e for e in world.sandbox.account.counted(customer, meter) if start <= e.timestamp < end
+    ]
+    if meter == SUM:
+        return sum(e.value for e in counted)
+    return max(counted, key=lambda e: e.timestamp).value if counted else 0
+
+
+def test_both_periods_get_what_was_read_in_them(renewing: tuple[World, str, date, int]) -> None:
+    world, customer, day, end = renewing
+    far = 10**11
+    world.receive()
+    world.bill([day])
+    assert in_period(world, customer, SUM, 0, end) == 2
+    assert in_period(world, customer, SUM, end, far) == 4
+    assert in_period(world, customer, LAST, 0, end) == 1
+    assert in_period(world, customer, LAST, end, far) == 2
+    assert world.billed()[world.customers["steady"], SUM, day] == 1
+    assert unfinished_days(world.rooms()) == []
+    seen = world.sandbox.seen["meter_events"]
+    world.bill([day])
+    assert world.sandbox.seen["meter_events"] == seen
+
+
+def test_an_end_that_is_learnt_late_is_corrected_part_by_part(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.bill([day])  # no webhook has come: the day is stated whole, inside the next period
+    assert in_period(world, customer, SUM, 0, end) == 0
+    world.apply()
+    assert unfinished_days(world.rooms()) == [day]
+    state_days(world.rooms(), [day])
+    verify_days(world.rooms(), [day])
+    assert in_period(world, customer, SUM, 0, end) == 2
+    assert in_period(world, customer, SUM, end, 10**11) == 4
+    assert in_period(world, customer, LAST, 0, end) == 1
+    assert unfinished_days(world.rooms()) == []
+
+
+def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.receive()
+    world.bill([day])
+    meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == SUM)
+    [lost] = [e for e in world.sandbox.account.counted(customer, SUM) if e.timestamp < end]
+    lost.counted = False
+    world.sandbox.account.news.report(
+        meter["id"], {"meter_event_invalid_value": [(lost.identifier, "")]}, world.sandbox.clock()
+    )
+    world.apply()
+    late = [("acme", "late", hour) for hour in (14.6, 15, 16, 17, 18, 19)]
+    write(world, day, [("acme", "early", 1), ("acme", "early", 14.5), *late])
+    world.bill([day])
+    assert in_period(world, customer, SUM, end, 10**11) == 6
+    assert [r["value"] for r in world.rooms().inquiry.rejected([day])] == [2]
+    assert unfinished_days(world.rooms()) == []
+    state_days(world.rooms(), [day], retry_rejected=True)
+    assert in_period(world, customer, SUM, 0, end) == 2
+    assert world.rooms().inquiry.rejected([day]) == []
+
+
+def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_after(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.receive()
+    rooms = world.rooms()
+    count_usage(rooms, day)
+    state_days(rooms, [day])
+    counted = world.sandbox.account.counted(customer, LAST)
+    [lost] = [e for e in counted if day_start(day) <= e.timestamp < end]
+    lost.counted = False
+    world.advance(hours=2)
+    found = world.verify([day])
+    # The day's figure is the later part's value, and agrees; the earlier part's does not.
+    [wrong] = found.mismatched
+    assert (wrong.settled.event_name, wrong.settled.expected, wrong.reported) == (LAST, 1, "0")
+    assert wrong.settled.span == (day_start(day), end)
+    assert rooms.inquiry.counts([day])["accepted"] == 1
+    [shown] = rooms.inquiry.checks([day], "mismatch")
+    assert (shown["expected"], shown["reported"]) == (1, "0")
+
+
+def test_an_equal_value_of_the_part_before_does_not_pass_for_the_one_after(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    write(world, day, [("acme", "early", 1), ("acme", "early", 15)])
+    world.receive()
+    rooms = world.rooms()
+    count_usage(rooms, day)
+    state_days(rooms, [day])
+    [lost] = [e for e in world.sandbox.account.counted(customer, LAST) if e.timestamp >= end]
+    lost.counted = False
+    world.advance(hours=2)
+    [wrong] = world.verify([day]).mismatched
+    assert (wrong.settled.expected, wrong.reported) == (1, "0")
+    assert wrong.settled.span == (end, day_end(day))
+
+
+def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any_more(
+    renewing: tuple[World, str, date, int],
+) -> None:
+    world, customer, day, end = renewing
+    world.bill([day])  # no webhook has come
+    assert in_period(world, customer, SUM, end, 10**11) == 6
+    world.advance(days=40)
+    assert day not in unfinished_days(world.rooms())
+    world.apply()
+    assert day in unfinished_days(world.rooms())
+    state_days(world.rooms(), [day])
+    held = {(h.cell.event_name, h.value) for h in world.rooms().inquiry.held([day])}
+    assert (SUM, 2) in held  # owed to the period that ended, and shown as what is late
+    assert day not in unfinished_days(world.rooms())
+
+
+def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
+    world: World,
+) -> None:
+    world.make_meters()
+    world.make_customers(["acme"])
+    customer, today = world.customers["acme"], world.clock().date()
+    noon = day_start(today) + 43_200
+    subscription = world.make_subscription(
+        customer, backdate_start_date=str(day_start(today) - 86_400)
+    )
+    for item in subscription["items"]["data"]:
+        item["current_period_end"] = noon
+    world.sandbox.billing.change_subscription(
+        subscription["id"], "customer.subscription.updated", items=subscription["items"]
+    )
+    write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 12.25)])
+    world.advance(seconds=noon + 1200 - world.sandbox.clock())
+    world.receive()
+    world.apply()
+    assert today in closing_days(world.rooms())
+    world.bill([today])
+    assert in_period(world, customer, SUM, 0, noon) == 3
+    assert in_period(world, customer, SUM, noon, 10**11) == 0
+    write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 11.5, 12.25)])  # one came late
+    world.bill([today])
+    assert in_period(world, customer, SUM, 0, noon) == 4
+    world.advance(hours=1)
+    world.apply()
+    [invoice] = world.sandbox.billing.invoices.values()
+    assert world.sandbox.billing.quantities()[customer, SUM, invoice["period_start"]] == 4
+    assert world.sandbox.billing.quantities()[customer, LAST, invoice["period_start"]] == 1
+    world.advance(seconds=day_end(today) + 600 - world.sandbox.clock())
+    write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 11.5, 11.75, 12.25, 13)])
+    world.bill([today])
+    assert in_period(world, customer, SUM, noon, 10**11) == 2
+    [held] = [h for h in world.rooms().inquiry.held([today]) if h.cell.event_name == SUM]
+    assert (held.reason, held.value) == ("period_closed", 1)
+
+
+def test_on_the_day_of_a_cancellation_usage_counts_up_to_its_instant(world: World) -> None:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["acme"])
+    customer, ended = world.customers["acme"], day_start(day) + 36_000
+    subscription = world.make_subscription(
+        customer, backdate_start_date=str(day_start(day) - 5 * 86_400)
+    )["id"]
+    write(world, day, [("acme", "s", hour) for hour in (1, 9, 10, 11, 12)])
+    world.advance(seconds=2)
+    world.sandbox.billing.change_subscription(
+        subscription, "customer.subscription.deleted", status="canceled", ended_at=ended
+    )
+    world.receive()
+    world.bill([day])
+    assert in_period(world, customer, SUM, 0, ended) == 2
+    assert in_period(world, customer, SUM, ended, 10**11) == 0
+    held = {h.cell.event_name: (h.reason, h.value) for h in world.rooms().inquiry.held([day])}
+    assert held == {SUM: ("subscription_ended", 3), LAST: ("subscription_ended", 1)}

@@ -1,0 +1,125 @@
+"""The meters in Stripe and the guard of the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from billing_pipeline.operations.statement import contact
+from billing_pipeline.sandbox.server import make_sandbox, running
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.stripe_api.catalogue import (
+    ensure_meters,
+    look_up,
+)
+from billing_pipeline.stripe_api.retrying import StripeUnreachable
+from tests.support import World, yesterday
+
+
+def test_ensure_makes_what_is_missing_and_then_nothing(world: World) -> None:
+    rooms = world.rooms()
+    specs = rooms.settings.billing_meters
+    catalogue, made = asyncio.run(ensure_meters(rooms.gateway, specs, rooms.ledger))
+    assert made == ["active_sensors", "temperature_readings"]
+    assert [(m.event_name, m.formula) for m in catalogue.meters] == [
+        ("active_sensors", "last"),
+        ("temperature_readings", "sum"),
+    ]
+    assert asyncio.run(ensure_meters(rooms.gateway, specs, rooms.ledger)) == (catalogue, [])
+
+
+def test_ensure_refuses_what_differs_and_makes_nothing_then(world: World) -> None:
+    world.make_meter("active_sensors", "sum")
+    rooms = world.rooms()
+    with pytest.raises(ConfigurationError, match="active_sensors has the formula sum"):
+        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
+    assert len(world.sandbox.account.meters) == 1
+
+
+def test_missing_and_inactive_meters_are_all_named_with_what_to_do(world: World) -> None:
+    meter = world.make_meter("active_sensors", "last")
+    world.sandbox.account.change_meter(meter, status="inactive")
+    rooms = world.rooms()
+    with pytest.raises(ConfigurationError) as failure:
+        asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters))
+    assert "active_sensors is inactive" in str(failure.value)
+    assert "no meter temperature_readings" in str(failure.value)
+    assert "billing meters ensure" in str(failure.value)
+
+
+def test_payload_keys_are_read_from_the_meter(world: World) -> None:
+    world.make_meter("active_sensors", "last")
+    world.sandbox.account.make_meter(
+        {
+            "event_name": "temperature_readings",
+            "display_name": "t",
+            "default_aggregation": {"formula": "sum"},
+            "customer_mapping": {"type": "by_id", "event_payload_key": "who"},
+            "value_settings": {"event_payload_key": "how_many"},
+        }
+    )
+    world.make_customers(["a"])
+    usage = {yesterday(): {"a": {"s": 4}}}
+    world.write_readings(yesterday(), usage[yesterday()])
+    world.bill([yesterday()])
+    assert world.billed() == world.due(usage)
+
+
+def test_names_and_mapping_are_configurable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "BILLING_METERS",
+        '[{"event_name": "rows", "formula": "sum", "measure": "reading_volume"}]',
+    )
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_readings(yesterday(), {"a": {"s": 4}})
+    world.bill([yesterday()])
+    assert world.billed() == {(world.customers["a"], "rows", yesterday()): 4}
+
+
+def test_another_account_is_refused_before_anything_is_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.make_meters()
+    contact(world.rooms())
+    other = make_sandbox(account_id="acct_other")
+    with running(other) as base:
+        monkeypatch.setenv("STRIPE_API_BASE", base)
+        rooms = world.rooms()
+        with pytest.raises(ConfigurationError, match="acct_other"):
+            asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
+        assert other.account.meters == {}
+        for name, formula in (("active_sensors", "last"), ("temperature_readings", "sum")):
+            other.account.make_meter(
+                {
+                    "event_name": name,
+                    "display_name": name,
+                    "default_aggregation": {"formula": formula},
+                }
+            )
+        with pytest.raises(ConfigurationError, match="acct_other"):
+            contact(rooms)
+
+
+def test_a_restricted_key_that_may_not_read_its_account_works(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.make_meters()
+    contact(world.rooms())
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "rk_test_restricted")
+    rooms = world.rooms()
+    assert asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters)).account_id is None
+    assert contact(rooms).unreachable is None
+    bound = rooms.inquiry.account()
+    assert bound is not None
+    assert bound["account_id"] == "acct_sandbox"
+
+
+def test_no_answer_is_neither_missing_nor_wrong(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms()
+    with pytest.raises(StripeUnreachable):
+        asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters))

@@ -1,0 +1,489 @@
+"""Delivery over HTTP with the official SDK, against the sandbox with faults on."""
+
+from __future__ import annotations
+
+from datetime import date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.operations import statement
+from billing_pipeline.operations.statement import contact, state_days, unfinished_days
+from billing_pipeline.rules.model import (
+    Cell,
+    State,
+)
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.stripe_api import delivery
+from billing_pipeline.usage.snapshot import take_snapshot
+from tests.support import World, yesterday
+
+ORGANIZATIONS = [f"org-{n}" for n in range(12)]
+
+
+def days(number: int) -> list[date]:
+    return [yesterday() - timedelta(days=n) for n in reversed(range(number))]
+
+
+def furnish(world: World, number_of_days: int) -> dict[date, dict[str, dict[str, int]]]:
+    """Meters, customers and readings; returns the usage written."""
+    world.make_meters()
+    world.make_customers(ORGANIZATIONS)
+    usage = {
+        day: {
+            organization: {f"s{s}": 1 + (d + s) % 4 for s in range(1 + n % 3)}
+            for n, organization in enumerate(ORGANIZATIONS)
+        }
+        for d, day in enumerate(days(number_of_days))
+    }
+    for day, organizations in usage.items():
+        world.write_readings(day, organizations)
+    return usage
+
+
+def counts(world: World, span: list[date]) -> dict[str, int]:
+    return {k: n for k, n in world.rooms().inquiry.counts(span).items() if n}
+
+
+def test_what_the_readings_prove_is_billed_and_a_second_run_sends_nothing(world: World) -> None:
+    usage = furnish(world, 4)
+    first = world.bill(usage)
+    assert world.billed() == world.due(usage)
+    assert first.sent == 4 * len(ORGANIZATIONS) * 2
+    assert counts(world, list(usage)) == {"verified": first.sent}
+    assert world.bill(usage).sent == 0
+    assert world.sandbox.seen["meter_events"] == first.sent
+    assert world.sandbox.seen["without_timestamp"] == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_with_every_passing_fault_the_bill_is_right_and_nothing_is_counted_twice(
+    world: World, seed: int
+) -> None:
+    world.sandbox.seed = seed
+    usage = furnish(world, 3)
+    world.sandbox.faults = Faults.parse(
+        "rate_limit=0.1,error_after=0.1,cut_before=0.1,cut_after=0.1,slow=0.02,slow_seconds=0.2"
+    )
+    world.bill(usage)
+    world.sandbox.faults = Faults()
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+    events = world.sandbox.account.events
+    assert len(events) == len({event.identifier for event in events})
+    assert set(counts(world, list(usage))) == {"verified"}
+    assert world.sandbox.seen["two_in_flight"] == 0
+    for fault in ("rate_limit", "error_after", "cut_before", "cut_after"):
+        assert world.sandbox.seen[fault] > 0
+
+
+def test_events_of_one_customer_and_meter_go_one_by_one_and_in_order(world: World) -> None:
+    usage = furnish(world, 6)
+    world.sandbox.faults = Faults.parse("latency=0.01")
+    world.bill(usage)
+    assert world.sandbox.seen["two_in_flight"] == 0
+    lanes: dict[tuple[str, str], list[int]] = {}
+    for event in world.sandbox.account.events:
+        lanes.setdefault((event.customer, event.event_name), []).append(event.timestamp)
+    assert all(stamps == sorted(stamps) for stamps in lanes.values())
+
+
+def test_a_repeated_identifier_is_taken_for_accepted(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("cut_after=1")
+    state_days(rooms, [day])  # everything is counted, no answer arrives
+    world.sandbox.faults = Faults()
+    world.sandbox.stored.clear()  # Stripe forgot the Idempotency-Keys, but not the identifiers
+    state_days(rooms, [day])
+    assert world.billed() == world.due(usage)
+    assert set(counts(world, [day])) == {"verified"}
+
+
+def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    world.write_customers({**world.customers, "org-0": "cus_unknown"})
+    world.bill(usage)
+    assert counts(world, [day]) == {"verified": 22, "rejected": 2}
+    refused = world.rooms().inquiry.rejected([day])
+    assert {r["error_code"] for r in refused} == {"meter_event_customer_not_found"}
+    requests = world.sandbox.seen["meter_events"]
+    assert world.bill(usage).sent == 0
+    assert world.sandbox.seen["meter_events"] == requests
+    world.write_customers(world.customers)  # mended: another customer is another statement
+    assert world.bill(usage).sent == 2
+    assert world.billed() == world.due(usage)
+
+
+def test_retrying_what_was_refused_is_a_persons_decision(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    meter = next(iter(world.sandbox.account.meters.values()))
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    gone = world.sandbox.account.customers.pop(world.customers["org-1"])
+    state_days(rooms, [day])
+    assert counts(world, [day])["rejected"] == 2
+    world.sandbox.account.customers[gone["id"]] = gone
+    assert state_days(rooms, [day]).sent == 0
+    assert state_days(rooms, [day], retry_rejected=True).sent == 2
+    assert world.billed() == world.due(usage)
+    assert meter["status"] == "active"
+
+
+def test_unreachable_stripe_leaves_everything_planned_and_a_later_run_finishes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 2)
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms("away")
+    for day in usage:
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    statement = state_days(rooms, list(usage))
+    assert statement.stopped is not None
+    assert "cannot be reached" in statement.stopped
+    assert counts(world, list(usage)) == {"planned": 2 * len(ORGANIZATIONS) * 2}
+    monkeypatch.setenv("STRIPE_API_BASE", world.base)
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+
+
+def test_a_first_run_without_stripe_plans_too(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    monkeypatch.setenv("BILLING_DATABASE_URL", f"sqlite:///{world.home}/new.db")
+    rooms = world.rooms("first")
+    (day,) = usage
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    state_days(rooms, [day])
+    assert counts(world, [day]) == {"planned": len(ORGANIZATIONS) * 2}
+
+
+def test_a_refused_key_is_a_configuration_error_and_changes_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_live_not_for_a_sandbox")
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    with pytest.raises(ConfigurationError) as failure:
+        state_days(rooms, [day])
+    assert "STRIPE_SECRET_KEY" in str(failure.value)
+    assert "sk_live" not in str(failure.value)
+    assert counts(world, [day]) == {}
+
+
+def test_a_rate_limit_slows_delivery_down_and_loses_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The real delays: with the shortened ones of other tests, ten attempts pass within a second.
+    monkeypatch.setattr("billing_pipeline.stripe_api.retrying.LONGEST_DELAY", 8.0)
+    usage = furnish(world, 2)
+    world.sandbox.faults = Faults.parse("limit=40")
+    world.bill(usage)
+    assert world.sandbox.seen["over_limit"] > 0
+    assert world.billed() == world.due(usage)
+
+
+def test_an_unmapped_organization_is_held_and_sent_when_the_mapping_appears(world: World) -> None:
+    usage = furnish(world, 2)
+    span = list(usage)
+    mapping = dict(world.customers)
+    del world.customers["org-3"]
+    world.write_customers(world.customers)
+    world.bill(usage)
+    held = world.rooms().inquiry.held(span)
+    assert {h.cell.organization_id for h in held} == {"org-3"}
+    assert {h.reason for h in held} == {"no_customer"}
+    assert len(held) == 4
+    assert unfinished_days(world.rooms()) == []
+    world.customers = mapping
+    world.write_customers(mapping)
+    assert unfinished_days(world.rooms()) == span
+    assert world.bill(usage).sent == 4
+    assert world.billed() == world.due(usage)
+    assert world.rooms().inquiry.held(span) == []
+
+
+def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_held_on_last(
+    world: World,
+) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_customers({"a": world.customers["a"], "b": world.customers["a"]})
+    day = yesterday()
+    world.write_readings(day, {"a": {"s": 3}, "b": {"t": 4}})
+    world.bill([day])
+    assert world.billed() == {(world.customers["a"], "temperature_readings", day): 7}
+    held = world.rooms().inquiry.held([day])
+    assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
+        ("a", "active_sensors", "customer_shared"),
+        ("b", "active_sensors", "customer_shared"),
+    }
+    assert counts(world, [day]) == {"verified": 2, "held": 2}
+
+
+def test_a_changed_mapping_concerns_days_not_yet_stated(world: World) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    old = world.customers["a"]
+    first, second = days(2)
+    world.write_readings(first, {"a": {"s": 3}})
+    world.bill([first])
+    world.make_customers(["a"])
+    new = world.customers["a"]
+    world.write_readings(first, {"a": {"s": 2}})
+    world.write_readings(second, {"a": {"s": 5}})
+    world.bill([first, second])
+    billed = world.billed()
+    assert billed[old, "temperature_readings", first] == 2
+    assert billed[new, "temperature_readings", second] == 5
+    assert (new, "temperature_readings", first) not in billed
+
+
+def test_a_planned_event_that_grew_too_old_is_never_sent_and_its_usage_held(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("rate_limit=1")
+    state_days(rooms, [day])
+    assert set(counts(world, [day])) == {"planned"}
+    world.sandbox.faults = Faults()
+    world.advance(days=36)
+    assert state_days(rooms, [day]).sent == 0
+    assert world.billed() == {}
+    assert counts(world, [day]) == {"rejected": 24, "held": 24}
+    story = rooms.inquiry.story(Cell(day, "org-0", "temperature_readings"))
+    assert story.events[0]["state"] == State.REJECTED
+    assert [held.reason for held in story.held] == ["too_old"]
+
+
+def test_a_mapping_mended_before_anything_was_sent_is_the_one_that_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    right = dict(world.customers)
+    world.write_customers({**right, "org-0": right["org-1"], "org-1": right["org-0"]})
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms("away")
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    state_days(rooms, [day])
+    world.write_customers(right)
+    monkeypatch.setenv("STRIPE_API_BASE", world.base)
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+    assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
+    assert rooms.inquiry.rejected([day]) == []
+
+
+def test_events_of_a_meter_that_is_no_longer_configured_stop_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    with pytest.MonkeyPatch.context() as away:
+        away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+        rooms = world.rooms("away")
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        state_days(rooms, [day])
+    monkeypatch.setenv(
+        "BILLING_METERS",
+        '[{"event_name": "active_sensors", "formula": "last", "measure": "active_sensors"}]',
+    )
+    world.bill(usage)
+    assert counts(world, [day]) == {"verified": 12, "planned": 12}
+
+
+def test_a_request_without_an_answer_in_time_leaves_its_lane_at_rest(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from aiohttp import ClientTimeout
+
+    monkeypatch.setattr("billing_pipeline.stripe_api.client.TIMEOUT", ClientTimeout(total=0.5))
+    usage = furnish(world, 3)
+    world.sandbox.faults = Faults.parse("slow=0.2,slow_seconds=1.5")
+    world.bill(usage)
+    assert world.sandbox.seen["slow"] > 0
+    assert world.sandbox.seen["two_in_flight"] == 0
+    world.sandbox.faults = Faults()
+    world.bill(usage)
+    assert world.billed() == world.due(usage)
+
+
+def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process plans from newer readings between a deliverer's reading and its claim."""
+    usage = furnish(world, 1)
+    (day,) = usage
+    other = world.rooms("other")
+    claim = Ledger.claim
+    overtaken: list[int] = []
+
+    def overtake(ledger: Ledger, ids: list[int], now: datetime) -> set[int]:
+        if not overtaken:
+            overtaken.append(1)
+            for organizations in usage.values():
+                organizations["org-0"] = {"s0": 50}
+            world.write_readings(day, usage[day])
+            take_snapshot(other.engine, other.readings, other.snapshots, day)
+            statement._plan(
+                other, contact(other).meters, other.payers(), day, statement.Statement(),
+                statement.Recent(other), retry_rejected=False, restate_undone=False,
+            )  # fmt: skip
+        return claim(ledger, ids, now)
+
+    monkeypatch.setattr(Ledger, "claim", overtake)
+    world.bill(usage)
+    world.bill(usage)
+    assert overtaken
+    assert world.billed() == world.due(usage)
+    assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
+
+
+def test_a_refusal_after_a_lost_answer_leaves_the_event_ambiguous(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("cut_after=1,lag=600")
+    inner, gone = world.sandbox.account.take_event, dict(world.sandbox.account.customers)
+
+    def take_and_forget(event: Any) -> None:
+        inner(event)  # counted; the answer is lost, and the customer is deleted
+        world.sandbox.account.customers.clear()
+
+    world.sandbox.account.take_event = take_and_forget  # type: ignore[method-assign]
+    world.sandbox.stored = Forgetful()
+    state_days(rooms, [day])
+    world.sandbox.account.take_event = inner  # type: ignore[method-assign]
+    world.sandbox.account.customers.update(gone)
+    world.sandbox.faults = Faults()
+    world.advance(seconds=700)
+    state_days(rooms, [day], retry_rejected=True)
+    assert world.billed() == world.due(usage)
+
+
+class Forgetful(dict[Any, Any]):
+    """A Stripe that remembers no Idempotency-Key."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+
+def test_an_event_that_waited_past_its_window_is_settled_not_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("error_after=1,lag=100000")
+    state_days(rooms, [day])
+    assert set(counts(world, [day])) == {"ambiguous"}
+    world.sandbox.faults = Faults()
+    world.sandbox.stored.clear()
+    world.advance(hours=22, minutes=50)
+    drive = delivery._Courier._drive
+
+    async def slowly(courier: Any, *arguments: Any) -> Any:
+        world.advance(hours=2)  # the queue was long, or the machine slept
+        return await drive(courier, *arguments)
+
+    monkeypatch.setattr(delivery._Courier, "_drive", slowly)
+    state_days(rooms, [day])
+    assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
+    assert world.billed() == world.due(usage)
+
+
+def test_a_snapshot_taken_before_the_day_was_over_is_never_stated(world: World) -> None:
+    world.make_meters()
+    world.make_customers(["a"])
+    today = world.clock().date()
+    world.write_readings(today, {"a": {"s": 5}})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, today)
+    world.write_readings(today, {"a": {"s": 9}})
+    world.advance(hours=25)
+    statement_ = state_days(rooms, [today])
+    assert "after the day's end" in statement_.not_planned[today]
+    assert world.sandbox.account.events == []
+    world.bill([today])
+    assert world.billed() == world.due({today: {"a": {"s": 9}}})
+
+
+def test_an_unreadable_snapshot_keeps_its_day_and_no_other(world: World) -> None:
+    usage = furnish(world, 2)
+    first, second = usage
+    rooms = world.rooms()
+    for day in usage:
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    (world.home / "snapshots" / f"usage_day={first}" / "usage.parquet").write_bytes(b"PAR1")
+    statement_ = state_days(rooms, [first, second])
+    assert list(statement_.not_planned) == [first]
+    del usage[first]
+    assert world.billed() == world.due(usage)
+
+
+def test_days_counted_and_never_planned_are_found(world: World) -> None:
+    usage = furnish(world, 2)
+    rooms = world.rooms()
+    for day in usage:
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    assert unfinished_days(rooms) == list(usage)
+    world.bill(usage)
+    assert unfinished_days(rooms) == []
+    (first, _) = usage
+    world.write_readings(first, {"org-0": {"s": 40}})
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, first)
+    assert unfinished_days(rooms) == [first]
+
+
+def test_what_was_planned_and_grew_old_is_still_found_and_then_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+    rooms = world.rooms("away")
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    state_days(rooms, [day])
+    monkeypatch.setenv("STRIPE_API_BASE", world.base)
+    world.advance(days=60)
+    rooms = world.rooms()
+    assert unfinished_days(rooms) == [day]
+    state_days(rooms, [day])
+    assert unfinished_days(rooms) == []
+    assert {held.reason for held in rooms.inquiry.held([day])} == {"too_old"}
+
+
+def test_mended_mappings_bring_back_what_was_refused_or_shared(world: World) -> None:
+    usage = furnish(world, 1)
+    (day,) = usage
+    right = dict(world.customers)
+    wrong = {**right, "org-0": "cus_unknown", "org-1": right["org-2"]}
+    world.write_customers(wrong)
+    world.bill(usage)
+    assert unfinished_days(world.rooms()) == []
+    world.write_customers({**wrong, "org-0": right["org-0"]})
+    assert unfinished_days(world.rooms()) == [day]
+    world.bill(usage)
+    world.write_customers(right)
+    assert unfinished_days(world.rooms()) == [day]
+    world.bill(usage)
+    billed = world.billed()
+    due = world.due(usage)
+    for organization in ("org-0", "org-2", "org-3"):
+        for meter in ("active_sensors",):
+            key = (right[organization], meter, day)
+            assert billed[key] == due[key]

@@ -1,0 +1,271 @@
+"""Ambiguous events: sent again while Stripe knows the identifier, settled by summaries later."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+import pytest
+
+from billing_pipeline.ledger.ledger import Outcome
+from billing_pipeline.operations.statement import Rooms, state_days
+from billing_pipeline.rules.model import (
+    Cell,
+    State,
+)
+from billing_pipeline.rules.timestamps import day_start
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.stripe_state import StripeRefusal
+from billing_pipeline.usage.snapshot import take_snapshot
+from tests.support import World, yesterday
+
+METERS = ("active_sensors", "temperature_readings")
+
+
+@pytest.fixture
+def day(world: World) -> date:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_readings(day, {"a": {"s": 3, "t": 2}})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    return day
+
+
+def states(rooms: Rooms, day: date, meter: str) -> list[tuple[str, str | None]]:
+    events = rooms.inquiry.story(Cell(day, "a", meter)).events
+    return [(event["state"], event["error_code"]) for event in events]
+
+
+def due(world: World, day: date) -> dict[tuple[str, str, date], int]:
+    customer = world.customers["a"]
+    return {(customer, "active_sensors", day): 2, (customer, "temperature_readings", day): 5}
+
+
+def crash_while_sending(world: World, day: date, *, counted: bool) -> Rooms:
+    """Leave the day's events in `sending`, counted by Stripe or not, as a killed run would."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
+        state_days(world.rooms("killed"), [day])
+    rooms = world.rooms("after")
+    with rooms.ledger.delivering():
+        outgoing = rooms.ledger.deliverable([day])
+        rooms.ledger.claim([o.id for o in outgoing], world.clock())
+    if counted:
+        account = world.sandbox.account
+        for event in (o.event for o in outgoing):
+            given = {
+                "event_name": event.cell.event_name,
+                "identifier": event.identifier,
+                "timestamp": str(event.timestamp),
+                "payload": {"stripe_customer_id": event.customer, "value": str(event.value)},
+            }
+            account.take_event(account.check_event(given))
+    return rooms
+
+
+def test_an_event_counted_unseen_is_recognized_in_the_summary_at_once(
+    world: World, day: date
+) -> None:
+    world.sandbox.faults = Faults.parse("error_after=1")
+    rooms = world.rooms()
+    state_days(rooms, [day])
+    assert {s for meter in METERS for s, _ in states(rooms, day, meter)} == {"accepted"}
+    assert world.billed() == due(world, day)
+
+
+def test_a_stored_500_is_not_taken_for_an_answer_and_is_settled_after_a_day(
+    world: World, day: date
+) -> None:
+    world.sandbox.faults = Faults.parse("error_before=1")
+    rooms = world.rooms()
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
+    world.sandbox.faults = Faults()
+    state_days(rooms, [day])  # Stripe replays its stored 500: nothing is learnt, nothing lost
+    assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
+    assert world.billed() == {}
+    world.advance(hours=24)
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings") == [
+        ("rejected", "not_counted"),
+        ("accepted", None),
+    ]
+    assert world.billed() == due(world, day)
+
+
+@pytest.mark.parametrize("hours", [1, 22, 24, 100])
+def test_after_a_crash_what_was_not_counted_is_stated_once(
+    world: World, day: date, hours: int
+) -> None:
+    rooms = crash_while_sending(world, day, counted=False)
+    world.advance(hours=hours)
+    state_days(rooms, [day])
+    assert world.billed() == due(world, day)
+    assert len(world.sandbox.account.events) == 2
+
+
+@pytest.mark.parametrize("hours", [1, 22, 24, 100])
+def test_after_a_crash_what_was_counted_is_not_counted_again(
+    world: World, day: date, hours: int
+) -> None:
+    rooms = crash_while_sending(world, day, counted=True)
+    world.advance(hours=hours)
+    state_days(rooms, [day])
+    assert world.billed() == due(world, day)
+    assert len(world.sandbox.account.events) == 2, "sent again after Stripe forgot the identifier"
+    assert {s for meter in METERS for s, _ in states(rooms, day, meter)} == {"verified"}
+
+
+def test_a_summary_that_decides_nothing_leaves_the_event_ambiguous(world: World, day: date) -> None:
+    rooms = crash_while_sending(world, day, counted=False)
+    stranger = {
+        "event_name": "temperature_readings",
+        "payload": {"stripe_customer_id": world.customers["a"], "value": "1"},
+        "timestamp": str(day_start(day)),
+    }
+    account = world.sandbox.account
+    account.take_event(account.check_event(stranger))
+    world.advance(hours=30)
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings") == [("ambiguous", "undecided")]
+    assert states(rooms, day, "active_sensors")[-1][0] == "accepted"
+
+
+def test_a_recent_attempt_keeps_a_missing_event_open_because_summaries_lag(
+    world: World, day: date
+) -> None:
+    rooms = crash_while_sending(world, day, counted=False)
+    world.advance(hours=24)
+    with rooms.ledger.delivering():
+        rooms.ledger.recover(world.clock())
+        ids = [o.id for o in rooms.ledger.deliverable([day])]
+        rooms.ledger.claim(ids, world.clock())  # tried again just now, by an older program
+        rooms.ledger.record(
+            [Outcome(id, State.AMBIGUOUS) for id in ids], world.clock(), was={State.SENDING}
+        )
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
+    world.advance(hours=2)
+    state_days(rooms, [day])
+    assert world.billed() == due(world, day)
+
+
+def test_a_zero_that_cannot_be_told_from_nothing_is_stated_again_on_a_last_meter(
+    world: World,
+) -> None:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["idle"])
+    world.write_readings(day, {})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    world.sandbox.faults = Faults.parse("error_before=1")
+    assert state_days(rooms, [day]).sent == 0
+    assert rooms.inquiry.counts([day])["ambiguous"] == 1
+    world.sandbox.faults = Faults()
+    world.advance(hours=25)
+    assert state_days(rooms, [day]).sent == 1
+    (event,) = world.sandbox.account.events
+    assert (event.event_name, event.value) == ("active_sensors", 0)
+
+
+def test_a_summary_that_lags_behind_an_accepted_event_proves_nothing(world: World) -> None:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["a"])
+    rooms = world.rooms()
+
+    def bill(readings: int, faults: str) -> None:
+        world.write_readings(day, {"a": {"s": readings}})
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        world.sandbox.faults = Faults.parse(faults)
+        state_days(rooms, [day])
+
+    bill(10, "")
+    world.verify([day])
+    bill(12, "lag=600")  # +2, accepted, not yet in the summary
+    bill(10, "lag=600,error_before=1")  # -2, never counted; the summary says 10 all the same
+    assert states(rooms, day, "temperature_readings")[-1][0] == "ambiguous"
+    world.sandbox.faults = Faults()
+    world.advance(hours=25)
+    state_days(rooms, [day])
+    world.verify([day])
+    billed = world.billed()
+    assert billed[world.customers["a"], "temperature_readings", day] == 10
+
+
+def test_a_correction_that_undoes_one_not_verified_yet_is_settled_when_lag_is_over(
+    world: World,
+) -> None:
+    day = yesterday()
+    world.make_meters()
+    world.make_customers(["a"])
+    rooms = world.rooms()
+
+    def bill(readings: int, faults: str) -> None:
+        world.write_readings(day, {"a": {"s": readings}})
+        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        world.sandbox.faults = Faults.parse(faults)
+        state_days(rooms, [day])
+
+    bill(10, "")
+    world.verify([day])
+    bill(12, "lag=600")
+    bill(10, "lag=600,error_after=1")  # -2, counted, and Stripe replays its 500 for a day
+    assert states(rooms, day, "temperature_readings")[-1][0] == "ambiguous"
+    world.advance(hours=2)
+    state_days(rooms, [day])
+    assert states(rooms, day, "temperature_readings")[-1][0] == "verified"
+    assert world.billed()[world.customers["a"], "temperature_readings", day] == 10
+
+
+def share_a_customer(world: World, day: date) -> Rooms:
+    """Organizations a (5 readings) and b (3) with one customer, on the sum meter."""
+    world.make_meters()
+    world.make_customers(["a"])
+    world.write_customers({"a": world.customers["a"], "b": world.customers["a"]})
+    world.write_readings(day, {"a": {"s": 5}, "b": {"t": 3}})
+    rooms = world.rooms()
+    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    return rooms
+
+
+def test_two_doubtful_events_in_one_figure_are_both_settled_when_it_has_one_explanation(
+    world: World,
+) -> None:
+    day = yesterday()
+    rooms = share_a_customer(world, day)
+    world.sandbox.faults = Faults.parse("error_before=1")
+    state_days(rooms, [day])
+    world.sandbox.faults = Faults()
+    assert rooms.inquiry.counts([day])["ambiguous"] == 2
+    world.advance(hours=25)
+    state_days(rooms, [day])
+    assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}
+
+
+def test_a_figure_that_lacks_what_was_accepted_proves_no_absence(world: World) -> None:
+    day = yesterday()
+    rooms = share_a_customer(world, day)
+    world.sandbox.faults = Faults.parse("lag=108000")  # thirty hours
+    inner = world.sandbox.account.check_event
+
+    def fail_after_counting(given: dict[str, Any], *, late: bool = False) -> Any:
+        event = inner(given, late=late)
+        if event.value == 5:
+            world.sandbox.account.take_event(event)
+            raise StripeRefusal(500, "counted, but who knows", kind="api_error")
+        return event
+
+    world.sandbox.account.check_event = fail_after_counting  # type: ignore[method-assign]
+    state_days(rooms, [day])
+    world.sandbox.account.check_event = inner  # type: ignore[method-assign]
+    assert rooms.inquiry.counts([day])["ambiguous"] == 1
+    world.advance(hours=25)  # the summary still shows neither
+    state_days(rooms, [day])
+    assert rooms.inquiry.counts([day])["ambiguous"] == 1
+    world.advance(hours=10)
+    state_days(rooms, [day])
+    assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}
