@@ -89,7 +89,7 @@ def _questions(rooms: Rooms, day: date, organizations: int) -> dict[str, Callabl
         for n in range(1, 1001)
     ]
     return {
-        "what was said of a day": lambda: ledger.said([day]),
+        "what was reported of a day": lambda: ledger.recorded([day]),
         "a day at rest": lambda: ledger.is_at_rest(day, "basis", METERS),
         "what is to be sent, 34 days": lambda: ledger.deliverable(recent, [State.PLANNED]),
         "what is to be verified, 34 days": lambda: ledger.settled(

@@ -460,9 +460,9 @@ def customers_list(as_json: Json = False) -> None:
     def show() -> None:
         table = Table("organization", "Stripe customer", "known from", "subscriptions")
         for row in document["customers"]:
-            said = ", ".join(f"{s['id']} {s['status']}" for s in row["subscriptions"])
+            recorded = ", ".join(f"{s['id']} {s['status']}" for s in row["subscriptions"])
             customer = row["stripe_customer_id"] + (" (deleted)" if row["deleted"] else "")
-            table.add_row(row["organization_id"], customer, row["source"], said or "none known")
+            table.add_row(row["organization_id"], customer, row["source"], recorded or "none known")
         out.print(table)
         for told in document["contradictions"]:
             out.print(Text.assemble(("look at this: ", "yellow"), told))

@@ -166,7 +166,7 @@ def attention(document: dict[str, Any]) -> list[RenderableType]:
     panels += _table_panel(
         "Stripe disagrees with the ledger", document.get("mismatches", []),
         ("usage_day", "customer", "event_name", "expected", "reported"),
-        "`billing explain` shows what was said; somebody else may have sent events to this meter.",
+        "`billing explain` shows what was reported; somebody else may have sent events to this meter.",
     )  # fmt: skip
     for title, name in (("Customers file", "problems"), ("Summaries not read", "unread")):
         if document.get(name):

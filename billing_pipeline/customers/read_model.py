@@ -87,8 +87,8 @@ def take_subscription(
     known = connection.scalar(
         select(subscriptions.c.end_at).where(subscriptions.c.subscription_id == seen.id)
     )
-    said = [seen.end, None if asked is None else asked.end]
-    ends |= {end for end in said if end is not None and end != known}
+    recorded = [seen.end, None if asked is None else asked.end]
+    ends |= {end for end in recorded if end is not None and end != known}
     if seen.organization_id is not None:
         _learn(connection, seen.organization_id, seen.customer, source)
     _take(

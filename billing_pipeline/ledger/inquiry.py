@@ -375,7 +375,7 @@ class Inquiry:
             held_usage.c.event_name == columns.event_name,
             _shown(),
         )
-        said = (
+        recorded = (
             select(
                 *cell,
                 func.count().filter(columns.state == State.VERIFIED).label("verified"),
@@ -403,11 +403,11 @@ class Inquiry:
                 held_usage.c.usage_day.in_(days),
                 _shown(),
                 _among(held_usage.c.organization_id, organizations),
-                ~select(said.c.usage_day)
+                ~select(recorded.c.usage_day)
                 .where(
-                    said.c.usage_day == held_usage.c.usage_day,
-                    said.c.organization_id == held_usage.c.organization_id,
-                    said.c.event_name == held_usage.c.event_name,
+                    recorded.c.usage_day == held_usage.c.usage_day,
+                    recorded.c.organization_id == held_usage.c.organization_id,
+                    recorded.c.event_name == held_usage.c.event_name,
                 )
                 .exists(),
             )
@@ -415,11 +415,11 @@ class Inquiry:
             .subquery()
         )
         with self._engine.begin() as connection:
-            stated = connection.scalar(select(func.count()).select_from(said)) or 0
+            stated = connection.scalar(select(func.count()).select_from(recorded)) or 0
             confirmed = connection.scalar(
                 select(func.count())
-                .select_from(said)
-                .where(said.c.verified > 0, said.c.open == 0, said.c.held == 0)
+                .select_from(recorded)
+                .where(recorded.c.verified > 0, recorded.c.open == 0, recorded.c.held == 0)
             )
             held = connection.scalar(select(func.count()).select_from(only_held)) or 0
         return stated + held, confirmed or 0

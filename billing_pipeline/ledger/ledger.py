@@ -59,7 +59,7 @@ from billing_pipeline.rules.model import (
     Meter,
     MeterEvent,
     MeterSpec,
-    Said,
+    RecordedEvent,
     State,
 )
 from billing_pipeline.rules.planning import (
@@ -309,14 +309,16 @@ class Ledger:
                 )
             yield connection
 
-    def said(
+    def recorded(
         self, days: Sequence[date], connection: Connection | None = None
-    ) -> dict[date, dict[Cell, list[Said]]]:
-        """Everything said about the cells of these days, in the order of revisions."""
+    ) -> dict[date, dict[Cell, list[RecordedEvent]]]:
+        """Every event recorded about the cells of these days, in the order of revisions."""
         if connection is None:
             with self.engine.begin() as own:
-                return self.said(days, own)
-        found: dict[date, dict[Cell, list[Said]]] = {day: defaultdict(list) for day in days}
+                return self.recorded(days, own)
+        found: dict[date, dict[Cell, list[RecordedEvent]]] = {
+            day: defaultdict(list) for day in days
+        }
         rows = connection.execute(
             select(meter_events)
             .where(meter_events.c.usage_day.in_(days))
@@ -325,7 +327,7 @@ class Ledger:
         for row in rows:
             cell = Cell(row.usage_day, row.organization_id, row.event_name)
             found[row.usage_day][cell].append(
-                Said(
+                RecordedEvent(
                     row.revision,
                     row.customer,
                     row.value,
@@ -339,7 +341,7 @@ class Ledger:
         return found
 
     def stated_for(self, day: date, customers: Collection[str]) -> set[tuple[str, str]]:
-        """(organization, customer) of all that was ever said of a day to these customers."""
+        """(organization, customer) of all that was ever reported of a day to these customers."""
         columns, found = meter_events.c, set[tuple[str, str]]()
         wanted = sorted(customers)
         with self.engine.begin() as connection:
@@ -472,7 +474,7 @@ class Ledger:
         reason: str,
         now: datetime,
     ) -> None:
-        """Remember that what was said of these cells from this snapshot was taken back."""
+        """Remember that what was reported of these cells from this snapshot was taken back."""
         rows = [
             {
                 "usage_day": cell.usage_day,

@@ -232,7 +232,7 @@ def document(rooms: Rooms) -> dict[str, Any]:
 
 
 def story(rooms: Rooms, id: str) -> dict[str, Any]:
-    """One amount or decision, with what was said of the cell and where it was stated.
+    """One amount or decision, with what was reported of the cell and where it was stated.
 
     Raises ConfigurationError for an unknown id.
     """

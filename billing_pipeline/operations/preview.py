@@ -29,7 +29,7 @@ from billing_pipeline.rules.model import (
     Cell,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
 )
 from billing_pipeline.rules.planning import (
     DayPlan,
@@ -162,7 +162,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
         with suppress(StripeUnreachable):  # then as last seen will do for a preview
             meters = asyncio.run(look_up(rooms.gateway, specs)).meters
     payers = rooms.payers()
-    said, moved = rooms.ledger.said(days), rooms.adjustments.moved(days)
+    recorded, moved = rooms.ledger.recorded(days), rooms.adjustments.moved(days)
     inputs, recent, preview = rooms.inquiry.inputs(days), Recent(rooms), Preview()
     for day in days:
         try:
@@ -181,7 +181,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             meters,
             usage_by_organization(snapshot),
             payers,
-            said[day],
+            recorded[day],
             rooms.clock(),
             splits=splits,
             gated=behind_gate(judge_gate(rooms, snapshot, recent, approved)),
@@ -189,18 +189,21 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             retry_rejected=retry_rejected,
         )
         preview.causes[day] = why(inputs.get(day), snapshot.counted)
-        preview.lines.extend(plan_lines(plan, meters, said[day], preview.causes[day].text))
+        preview.lines.extend(plan_lines(plan, meters, recorded[day], preview.causes[day].text))
     return preview
 
 
 def plan_lines(
-    plan: DayPlan, meters: Sequence[Meter], said: Mapping[Cell, Sequence[Said]], cause: str
+    plan: DayPlan,
+    meters: Sequence[Meter],
+    recorded: Mapping[Cell, Sequence[RecordedEvent]],
+    cause: str,
 ) -> list[PlanLine]:
     """A day's plan as lines for people, by organization and meter."""
     by_name = {meter.event_name: meter for meter in meters}
 
     def line(planned: Any, action: str, value: int, detail: str) -> PlanLine:
-        cell, about = planned.cell, said.get(planned.cell, ())
+        cell, about = planned.cell, recorded.get(planned.cell, ())
         if isinstance(planned, MeterEvent) and planned.about is not None:
             start, end = planned.about
             about = [each for each in about if start <= each.timestamp < end]

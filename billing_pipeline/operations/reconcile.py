@@ -36,7 +36,7 @@ from billing_pipeline.rules.model import (
     Formula,
     HoldReason,
     Meter,
-    Said,
+    RecordedEvent,
     Usage,
 )
 from billing_pipeline.rules.reconciliation import (
@@ -350,7 +350,7 @@ class _Day:
     """By organization, what the snapshot says."""
     parts: Mapping[tuple[str, int, int], Usage]
     """By organization, start and end (seconds of the day): parts that single periods take in."""
-    said: Mapping[Cell, Sequence[Said]]
+    recorded: Mapping[Cell, Sequence[RecordedEvent]]
     moved: Mapping[Cell, Sequence[Entry]]
     held: Mapping[Cell, Sequence[HeldPart]]
     refused: Mapping[Cell, str]
@@ -362,7 +362,7 @@ class _Day:
 
     def payer(self, organization: str, meter: str) -> str | None:
         """Whose usage a cell is: the customer's that it was stated for, else today's."""
-        stated = stated_customer(self.said.get(Cell(self.day, organization, meter), ()))
+        stated = stated_customer(self.recorded.get(Cell(self.day, organization, meter), ()))
         return stated or self.customers.get(organization)
 
     @classmethod
@@ -398,7 +398,7 @@ class _Day:
                 for organization, parts in spans.items()
                 for span, both in zip(parts, counts[organization], strict=True)
             },
-            rooms.ledger.said([day])[day],
+            rooms.ledger.recorded([day])[day],
             rooms.adjustments.moved([day])[day],
             held,
             {
@@ -481,7 +481,7 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
     return CellFacts(
         tally.meter,
         segment,
-        look.said.get(cell, ()),
+        look.recorded.get(cell, ()),
         look.held.get(cell, ()),
         entered(look.moved.get(cell, ()), segment),
         look.refused.get(cell),
@@ -493,7 +493,7 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
 def _add_events(tally: _Tally, facts: CellFacts) -> None:
     """Add what the ledger says that Stripe holds of a part of a cell."""
     if tally.meter.formula is Formula.LAST:
-        for each in facts.said:
+        for each in facts.recorded:
             unsure = each.value == 0 and each.error_code == NOT_COUNTED
             if unsure and facts.segment.holds(each.timestamp):
                 tally.unsure_at = max(tally.unsure_at, each.timestamp)
@@ -505,7 +505,7 @@ def _add_events(tally: _Tally, facts: CellFacts) -> None:
     first, last = minutes_of(tally.span.start, tally.span.end)
     tally.beside += sum(
         each.value
-        for each in facts.said
+        for each in facts.recorded
         if each.state in SENT
         and first <= each.timestamp < last
         and not tally.span.start <= each.timestamp < tally.span.end

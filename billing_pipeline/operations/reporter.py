@@ -65,7 +65,7 @@ class UsageReporter:
     def report_active_sensors(self, organization: str, count: int, at: datetime) -> DeliveryResult:
         """State how many sensors of an organization were active at the instant `at`.
 
-        The event is stamped `at` (or a second later than what was said before about that UTC
+        The event is stamped `at` (or a second later than what was reported before about that UTC
         day). Raises UsageDefect for a count that is no exact, non-negative integer, ValueError
         for an `at` without a zone, ConfigurationError for a wrong key or meter.
         """
@@ -129,15 +129,15 @@ class UsageReporter:
         payers = self._payers()
         customer = payers.customers.get(cell.organization_id)
         with self._ledger.planning() as connection:
-            every = self._ledger.said([day], connection)[day]
-            said = every.get(cell, [])
+            every = self._ledger.recorded([day], connection)[day]
+            recorded = every.get(cell, [])
             shared = customer in shared_customers(meter, payers.customers, every)
             outcome = plan_cell(
                 meter,
                 cell,
                 count,
                 customer,
-                said,
+                recorded,
                 now,
                 at=instant,
                 shared=shared,
@@ -145,9 +145,9 @@ class UsageReporter:
                 moved=self._adjustments.moved([day], connection)[day].get(cell, ()),
             )
             plan = DayPlan(day)
-            plan.add(cell, [] if outcome is None else [outcome], said)
+            plan.add(cell, [] if outcome is None else [outcome], recorded)
             self._ledger.write_plan(connection, plan, cell.__eq__, None, now)
-        last = said[-1] if said else None
+        last = recorded[-1] if recorded else None
         if isinstance(outcome, MeterEvent):
             return outcome
         if isinstance(outcome, Hold):

@@ -389,7 +389,7 @@ def _plan(
                 statement.not_planned[day] = why_not
                 return False
             usage = {} if snapshot is None else usage_by_organization(snapshot)
-            said = rooms.ledger.said([day], connection)[day]
+            recorded = rooms.ledger.recorded([day], connection)[day]
             findings, undone = [], set[Cell]()
             if snapshot is not None:
                 undone = rooms.ledger.still_undone(
@@ -402,7 +402,7 @@ def _plan(
                 meters,
                 usage,
                 payers,
-                said,
+                recorded,
                 rooms.clock(),
                 splits=splits,
                 only_splits=partly,
@@ -688,7 +688,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     left_out: dict[date, list[LeftOut]] = defaultdict(list)
     for each in rooms.inquiry.left_out():
         left_out[each.cell.usage_day].append(each)
-    said, moved = rooms.ledger.said(list(left_out)), rooms.adjustments.moved(list(left_out))
+    recorded, moved = rooms.ledger.recorded(list(left_out)), rooms.adjustments.moved(list(left_out))
     found, now = set(), rooms.clock().timestamp()
     for day, items in left_out.items():
         cuts = period_ends(rooms, meters, payers, day)
@@ -700,7 +700,9 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
             counted = None if snapshot is None else usage_by_organization(snapshot)
             refused = {item.cell.organization_id for item in items if item.was_refused}
             again = split_day(rooms, day, {o: cuts[o] for o in refused & cuts.keys()})
-        shared = {m.event_name: shared_customers(m, payers.customers, said[day]) for m in meters}
+        shared = {
+            m.event_name: shared_customers(m, payers.customers, recorded[day]) for m in meters
+        }
         for item in items:
             meter = by_name.get(item.cell.event_name)
             if meter is None or day in found:
@@ -732,7 +734,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 item.cell,
                 [Segment(start, end, usage)],
                 customer,
-                said[day].get(item.cell, ()),
+                recorded[day].get(item.cell, ()),
                 rooms.clock(),
                 shared=customer in shared[meter.event_name],
                 undone=item.cell in undone,

@@ -30,7 +30,7 @@ from billing_pipeline.rules.model import (
     Hold,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     Waiting,
     usage_of,
 )
@@ -120,10 +120,10 @@ def _undo_day(
     # What this undoing has said already is not somebody else's word.
     ours = {(cell, revision) for cell, revision, _ in rooms.inquiry.planned_by(rooms.ledger.run)}
     with rooms.ledger.planning() as connection:
-        said = rooms.ledger.said([day], connection)[day]
+        recorded = rooms.ledger.recorded([day], connection)[day]
         plan, kept = DayPlan(day), set[Cell]()
         for cell, events in spoken.items():
-            history, meter = said.get(cell, []), by_name.get(cell.event_name)
+            history, meter = recorded.get(cell, []), by_name.get(cell.event_name)
             first, last = min(events)[0], max(events)[0]
             if meter is None:
                 undone.left.append(_left(cell, "the meter is not stated to any more"))
@@ -167,7 +167,7 @@ def _undo_day(
             ]
             plan.add(cell, stated, history)
         cause = f"undo of {undone.run}"
-        undone.lines += plan_lines(plan, meters, said, cause)
+        undone.lines += plan_lines(plan, meters, recorded, cause)
         if not dry_run:
             # What waits for other reasons is none of an undoing's business.
             now = rooms.clock()
@@ -185,7 +185,7 @@ def _snapshot_id(rooms: Rooms, day: date) -> str:
     return ""
 
 
-def _holds(meter: Meter, history: Sequence[Said], segment: Segment) -> bool:
+def _holds(meter: Meter, history: Sequence[RecordedEvent], segment: Segment) -> bool:
     """Whether Stripe holds of a part of a cell what it is to hold, as after an earlier undoing."""
     held = standing(meter, [s for s in history if segment.holds(s.timestamp)])
     return (held or 0) == segment.usage.of(meter.measure)
@@ -205,7 +205,7 @@ def _held_before(
     run: str,
     meter: Meter,
     cell: Cell,
-    before: Sequence[Said],
+    before: Sequence[RecordedEvent],
     start: int,
     end: int,
 ) -> int:

@@ -1,4 +1,4 @@
-"""WHAT TO SAY: from usage and what was said before to the next meter events.
+"""WHAT TO SAY: from usage and what was reported before to the next meter events.
 
 Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` is passed in.
 
@@ -9,7 +9,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `segments`    parts of a day that a billing period ends in
 - `standing`    what Stripe holds for a cell, as far as the ledger knows
 - `gates`       whether a day's counts are plausible, or wait for a person
-- `planning`    the rules: (target, what was said, the meter, now) → event, hold or nothing
+- `planning`    the rules: (target, what was reported, the meter, now) → event, hold or nothing
 - `adjustments` what becomes of usage that its own period takes no more
 - `agreement`   whether Stripe's summary agrees with what was accepted
 - `reconciling` from readings to invoice, each difference with a cause

@@ -215,7 +215,7 @@ class MeterEvent:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RecordedEvent:
     """An event as the ledger remembers it, as much as planning needs."""
 
     revision: int

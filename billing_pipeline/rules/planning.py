@@ -1,4 +1,4 @@
-"""The rules: from a target and what was said before to the next statement about a cell.
+"""The rules: from a target and what was reported before to the next statement about a cell.
 
 | meter              | first statement           | correction                            |
 | ------------------ | ------------------------- | ------------------------------------- |
@@ -26,7 +26,7 @@ from billing_pipeline.rules.model import (
     HoldReason,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     State,
     Usage,
     Waiting,
@@ -75,8 +75,10 @@ class DayPlan:
         """Whether nothing of the day has to be planned again after what is planned now."""
         return not self.unfinished and all(waiting.stands for waiting in self.waiting)
 
-    def add(self, cell: Cell, outcomes: Iterable[Outcome], said: Sequence[Said] = ()) -> None:
-        """Put what was planned for a cell, given what was `said`, where it belongs."""
+    def add(
+        self, cell: Cell, outcomes: Iterable[Outcome], recorded: Sequence[RecordedEvent] = ()
+    ) -> None:
+        """Put what was planned for a cell, given what was `recorded`, where it belongs."""
         found = list(outcomes)
         self.holds.extend(o for o in found if isinstance(o, Hold))
         self.waiting.extend(o for o in found if isinstance(o, Waiting))
@@ -86,7 +88,7 @@ class DayPlan:
         if len(events) > 1 or any(isinstance(o, Waiting) and o.more for o in found):
             self.unfinished.append(cell)
         if not any(isinstance(o, Waiting) for o in found):
-            self.superseded.extend((cell, s.revision) for s in said if s.state is State.PLANNED)
+            self.superseded.extend((cell, s.revision) for s in recorded if s.state is State.PLANNED)
 
 
 def plan_cell(
@@ -94,7 +96,7 @@ def plan_cell(
     cell: Cell,
     target: int,
     customer: str | None,
-    said: Sequence[Said],
+    recorded: Sequence[RecordedEvent],
     now: datetime,
     *,
     at: int | None = None,
@@ -116,7 +118,7 @@ def plan_cell(
         cell,
         [day],
         customer,
-        said,
+        recorded,
         now,
         at=at,
         shared=shared,
@@ -132,7 +134,7 @@ def plan_segments(
     cell: Cell,
     segments: Sequence[Segment],
     customer: str | None,
-    said: Sequence[Said],
+    recorded: Sequence[RecordedEvent],
     now: datetime,
     *,
     at: int | None = None,
@@ -145,17 +147,17 @@ def plan_segments(
 ) -> list[Outcome]:
     """What is to be stated about a cell, segment by segment; empty where nothing is.
 
-    `customer` is the organization's customer today, `said` everything said about the cell so
+    `customer` is the organization's customer today, `recorded` every event recorded about the cell so
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
-    wait for a person, `undone` whether a person took back what was said from these counts,
+    wait for a person, `undone` whether a person took back what was reported from these counts,
     `payers` where the customers' terms stand, `moved` what adjustments add to the cell. Of several
     events only the first may be sent before it is settled.
     Raises UsageDefect for a target that no correct counting can produce.
     """
-    if any(s.state in UNSETTLED - {State.PLANNED} for s in said):
+    if any(s.state in UNSETTLED - {State.PLANNED} for s in recorded):
         owed = [s.usage.of(meter.measure) + entered(moved, s) for s in segments]
         return [Waiting(cell, sum(owed))]
-    firm = [s for s in said if s.state is not State.PLANNED]
+    firm = [s for s in recorded if s.state is not State.PLANNED]
     only = _only_segment(meter, segments, payers.terms_of(stated_customer(firm) or customer))
     outcomes: list[Outcome] = []
     for segment in segments:
@@ -166,7 +168,9 @@ def plan_segments(
                 outcomes.append(Hold(cell, left_out, left_out, reason, segment.start, left_out))
             continue
         # On a meter with a daily window every event of the day is about the one value it keeps.
-        about = said if only is not None else [s for s in said if segment.holds(s.timestamp)]
+        about = (
+            recorded if only is not None else [s for s in recorded if segment.holds(s.timestamp)]
+        )
         outcome = _next(
             meter,
             cell,
@@ -176,7 +180,7 @@ def plan_segments(
             now,
             stated_for=stated_customer(firm),
             # Said or planned: revisions and timestamps only rise.
-            revision=max((s.revision for s in said), default=0) + 1,
+            revision=max((s.revision for s in recorded), default=0) + 1,
             after=max((s.timestamp for s in about), default=None),
             part=(segment.start, segment.end) if only is None and len(segments) > 1 else None,
             at=at,
@@ -194,7 +198,7 @@ def plan_segments(
         outcomes.append(outcome)
     # What is planned is certainly not counted. It stands if it is what would be planned now.
     first = next((o for o in outcomes if isinstance(o, MeterEvent)), None)
-    for planned in said:
+    for planned in recorded:
         if (
             planned.state is State.PLANNED
             and first is not None
@@ -224,7 +228,7 @@ def _next(
     cell: Cell,
     segment: Segment,
     customer: str | None,
-    said: Sequence[Said],
+    recorded: Sequence[RecordedEvent],
     now: datetime,
     *,
     stated_for: str | None,
@@ -240,7 +244,7 @@ def _next(
     retry_rejected: bool,
 ) -> MeterEvent | Hold | None:
     target = check_target(segment.usage.of(meter.measure))
-    held_by_stripe = standing(meter, said)
+    held_by_stripe = standing(meter, recorded)
     owed = target + adjusted - (held_by_stripe or 0)
     if not meter.replaces:
         target += adjusted
@@ -251,7 +255,7 @@ def _next(
         return None
 
     pays = stated_for or customer
-    spoken = [s for s in said if s.state is not State.REJECTED or s.error_code not in HARMLESS]
+    spoken = [s for s in recorded if s.state is not State.REJECTED or s.error_code not in HARMLESS]
     last = max(spoken, key=lambda s: s.revision, default=None)
     timestamp = stamp(segment.start, segment.end, after, at)
     reason = _why_hold(
@@ -334,7 +338,7 @@ def plan_day(
     meters: Sequence[Meter],
     usage: Mapping[str, Usage],
     payers: Payers,
-    said: Mapping[Cell, Sequence[Said]],
+    recorded: Mapping[Cell, Sequence[RecordedEvent]],
     now: datetime,
     *,
     splits: Mapping[str, Sequence[Segment]] | None = None,
@@ -346,7 +350,7 @@ def plan_day(
 ) -> DayPlan:
     """Plan every cell of a usage day.
 
-    `usage` is the day's snapshot by organization, `payers` who pays today, `said` what was
+    `usage` is the day's snapshot by organization, `payers` who pays today, `recorded` what was
     said by cell. An organization missing from the snapshot has a target of zero: if it was
     stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
     `splits` gives the segments of organizations whose periods end inside the day; with
@@ -359,17 +363,19 @@ def plan_day(
     customers = payers.customers
     for meter in meters:
         organizations = set(usage) | {
-            cell.organization_id for cell in (*said, *moved) if cell.event_name == meter.event_name
+            cell.organization_id
+            for cell in (*recorded, *moved)
+            if cell.event_name == meter.event_name
         }
         if meter.formula is Formula.LAST:
             organizations |= set(customers)
         if only_splits:
             organizations = set(splits)
-        shared = shared_customers(meter, customers, said)
+        shared = shared_customers(meter, customers, recorded)
         for organization_id in sorted(organizations):
             cell = Cell(usage_day, organization_id, meter.event_name)
             customer = customers.get(organization_id)
-            history = said.get(cell, ())
+            history = recorded.get(cell, ())
             day = whole_day(usage_day, usage.get(organization_id, Usage()))
             outcomes = plan_segments(
                 meter,
@@ -387,9 +393,9 @@ def plan_day(
             )
             plan.add(cell, outcomes, history)
             refused = [
-                (cell, said.revision)
-                for said in history
-                if said.state is State.REJECTED and said.error_code not in HARMLESS
+                (cell, recorded.revision)
+                for recorded in history
+                if recorded.state is State.REJECTED and recorded.error_code not in HARMLESS
             ]
             parts, entries = splits.get(organization_id, [day]), moved.get(cell, ())
             if refused and not outcomes and _nothing_is_owed(meter, parts, history, entries):
@@ -398,12 +404,15 @@ def plan_day(
 
 
 def _nothing_is_owed(
-    meter: Meter, segments: Sequence[Segment], said: Sequence[Said], moved: Sequence[Entry]
+    meter: Meter,
+    segments: Sequence[Segment],
+    recorded: Sequence[RecordedEvent],
+    moved: Sequence[Entry],
 ) -> bool:
     """Whether Stripe holds of every part of a cell what it should, without what it refused."""
     for segment in segments:
         target = segment.usage.of(meter.measure)
-        held = standing(meter, [s for s in said if segment.holds(s.timestamp)])
+        held = standing(meter, [s for s in recorded if segment.holds(s.timestamp)])
         if meter.formula is Formula.LAST and held != target:
             return False
         if meter.formula is Formula.SUM and (held or 0) != target + entered(moved, segment):
@@ -412,7 +421,7 @@ def _nothing_is_owed(
 
 
 def shared_customers(
-    meter: Meter, customers: Mapping[str, str], said: Mapping[Cell, Sequence[Said]]
+    meter: Meter, customers: Mapping[str, str], recorded: Mapping[Cell, Sequence[RecordedEvent]]
 ) -> set[str]:
     """The customers to which more than one organization's usage of a day goes on this meter.
 
@@ -420,7 +429,7 @@ def shared_customers(
     """
     stated = {
         cell.organization_id: customer
-        for cell, history in said.items()
+        for cell, history in recorded.items()
         if cell.event_name == meter.event_name
         and (customer := stated_customer([s for s in history if s.state is not State.PLANNED]))
     }

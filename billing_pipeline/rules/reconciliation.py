@@ -19,7 +19,7 @@ from billing_pipeline.rules.model import (
     UNSETTLED,
     HoldReason,
     Meter,
-    Said,
+    RecordedEvent,
 )
 from billing_pipeline.rules.recorded import standing
 from billing_pipeline.rules.segments import Segment
@@ -104,7 +104,7 @@ class CellFacts:
 
     meter: Meter
     segment: Segment
-    said: Sequence[Said] = ()
+    recorded: Sequence[RecordedEvent] = ()
     held: Sequence[HeldPart] = ()
     adjusted: int = 0
     """What adjustments add to this part."""
@@ -121,9 +121,9 @@ class CellFacts:
         return self.segment.usage.of(self.meter.measure)
 
     @property
-    def taken(self) -> list[Said]:
+    def taken(self) -> list[RecordedEvent]:
         """What Stripe took of it, by the ledger."""
-        return [s for s in self.said if s.state in SENT and self.segment.holds(s.timestamp)]
+        return [s for s in self.recorded if s.state in SENT and self.segment.holds(s.timestamp)]
 
     @property
     def stated(self) -> int:
@@ -159,7 +159,7 @@ class CellFacts:
                 if part.reason is HoldReason.UNDONE and self.undone:
                     told = f"undone: {self.undone}"
                 yield _cause(told, -part.value)
-        for each in self.said:
+        for each in self.recorded:
             if each.state in UNSETTLED and self.segment.holds(each.timestamp):
                 yield _cause(f"not settled yet: revision {each.revision} is {each.state}",
                              -each.value)  # fmt: skip

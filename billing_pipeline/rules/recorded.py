@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from billing_pipeline.rules.model import NOT_COUNTED, SENT, Meter, Said, State
+from billing_pipeline.rules.model import NOT_COUNTED, SENT, Meter, RecordedEvent, State
 
 
-def standing(meter: Meter, said: Iterable[Said]) -> int | None:
+def standing(meter: Meter, recorded: Iterable[RecordedEvent]) -> int | None:
     """The value Stripe holds for the cell, None when it holds nothing."""
-    held = sorted((s for s in said if s.state in SENT), key=lambda s: s.revision)
+    held = sorted((s for s in recorded if s.state in SENT), key=lambda s: s.revision)
     if not held:
         return None
     return held[-1].value if meter.replaces else sum(s.value for s in held)
 
 
-def stated_customer(said: Sequence[Said]) -> str | None:
+def stated_customer(recorded: Sequence[RecordedEvent]) -> str | None:
     """The customer the cell belongs to: that of its first statement which was not refused.
 
     Of a zero that was taken for not counted nobody can be sure: stated again for the same
@@ -23,7 +23,7 @@ def stated_customer(said: Sequence[Said]) -> str | None:
     """
     kept = [
         s
-        for s in said
+        for s in recorded
         if s.state is not State.REJECTED or (s.error_code == NOT_COUNTED and s.value == 0)
     ]
     return min(kept, key=lambda s: s.revision).customer if kept else None

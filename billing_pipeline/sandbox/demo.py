@@ -266,13 +266,13 @@ def _invoice(sandbox: Sandbox, rooms: Rooms) -> dict[str, Any]:
     start, end = invoice["period_start"], invoice["period_end"]
     first, last = (datetime.fromtimestamp(at, UTC).date() for at in (start, end))
     span = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    said = rooms.ledger.said(span)
+    recorded = rooms.ledger.recorded(span)
     rows = []
     for meter in rooms.ledger.known_meters(rooms.settings.billing_meters):
         events = sorted(
             (s.timestamp, s.revision, s.value)
             for day in span
-            for cell, found in said[day].items()
+            for cell, found in recorded[day].items()
             for s in found
             if cell.organization_id == INVOICED
             and cell.event_name == meter.event_name

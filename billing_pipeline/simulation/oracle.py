@@ -24,7 +24,7 @@ from billing_pipeline.rules.model import (
     SENT,
     Cell,
     HoldReason,
-    Said,
+    RecordedEvent,
 )
 from billing_pipeline.rules.segments import bounds
 from billing_pipeline.rules.timestamps import OLDEST, day_end, day_start
@@ -129,18 +129,18 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
     """Each part of each day is stated as the readings prove, or held or refused for a reason."""
     refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
     for day in world.days():
-        said = rooms.ledger.said([day])[day]
+        recorded = rooms.ledger.recorded([day])[day]
         moved = rooms.adjustments.moved([day])[day]
         held = defaultdict(list)
         for each in rooms.inquiry.held([day]):
             held[each.cell].append(each)
         for organization in _organizations(world):
             # A day is cut for an organization, wherever any of its meters is stated.
-            ever = [s for m, _ in METERS for s in said.get(_cell(day, organization, m), [])]
+            ever = [s for m, _ in METERS for s in recorded.get(_cell(day, organization, m), [])]
             parts = bounds(day, _cuts(world, organization, ever))
             for meter, formula in METERS:
                 cell = _cell(day, organization, meter)
-                history = said.get(cell, [])
+                history = recorded.get(cell, [])
                 for start, end in parts:
                     truth = (
                         world.readings.active(organization, end)
@@ -165,7 +165,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         truth += adjusted
                     owed = truth if formula == "last" else truth - (stands or 0)
                     if stands is None and truth == 0 and formula == "last":
-                        if _owes_a_zero(world, rooms, cell, said, start):
+                        if _owes_a_zero(world, rooms, cell, recorded, start):
                             yield f"{told}: the zero was not stated"
                         continue
                     if stands == truth or (stands is None and truth == 0):
@@ -193,16 +193,16 @@ def _is_over_and_bare(world: World, cell: Cell, end: int) -> bool:
 
 
 def _owes_a_zero(
-    world: World, rooms: Rooms, cell: Cell, said: Mapping[Cell, list[Said]], start: int
+    world: World, rooms: Rooms, cell: Cell, recorded: Mapping[Cell, list[RecordedEvent]], start: int
 ) -> bool:
     """Whether nothing at all stands in the way of stating a zero: the plain cases only."""
     mapping = rooms.customers.mapping()
     customer = mapping.get(cell.organization_id)
     return (
         customer in world.account.customers
-        and not said.get(cell)
+        and not recorded.get(cell)
         and list(mapping.values()).count(customer) == 1
-        and all(s.customer != customer for history in said.values() for s in history)
+        and all(s.customer != customer for history in recorded.values() for s in history)
         and all(s["customer"] != customer for s in world.sandbox.billing.subscriptions.values())
         and world.settings.billing_gates != STRICT
         and start > world.now - OLDEST.total_seconds()
@@ -211,7 +211,7 @@ def _owes_a_zero(
 
 
 def _is_so(
-    world: World, rooms: Rooms, hold: HeldUsage, history: list[Said], start: int, end: int
+    world: World, rooms: Rooms, hold: HeldUsage, history: list[RecordedEvent], start: int, end: int
 ) -> bool:
     """Whether the world bears out the reason of a hold."""
     organization = hold.cell.organization_id
@@ -392,7 +392,7 @@ def _nothing_is_left(world: World, rooms: Rooms) -> Iterator[str]:
         yield f"the sensor would run {unfinished} for ever"
 
 
-def _standing(events: list[Said], formula: str) -> int | None:
+def _standing(events: list[RecordedEvent], formula: str) -> int | None:
     if not events:
         return None
     if formula == "sum":
@@ -400,7 +400,7 @@ def _standing(events: list[Said], formula: str) -> int | None:
     return max(events, key=lambda event: event.revision).value
 
 
-def _cuts(world: World, organization: str, history: list[Said]) -> set[int]:
+def _cuts(world: World, organization: str, history: list[RecordedEvent]) -> set[int]:
     """Where billing periods end inside a day, by Stripe's own objects."""
     known = world.rooms("oracle").customers.mapping()
     customers = {s.customer for s in history} | {known.get(organization)}

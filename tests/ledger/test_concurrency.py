@@ -44,8 +44,8 @@ def plan_again_and_again(url: str, run: str, start: Any) -> None:
     start.wait(30)
     for _ in range(10):
         with ledger.planning() as connection:
-            said = ledger.said([DAY], connection)[DAY]
-            plan = plan_day(DAY, METERS, usage, Payers(customers), said, NOW)
+            recorded = ledger.recorded([DAY], connection)[DAY]
+            plan = plan_day(DAY, METERS, usage, Payers(customers), recorded, NOW)
             ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
 
 

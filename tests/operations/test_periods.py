@@ -24,7 +24,7 @@ from billing_pipeline.rules.model import (
     Measure,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     State,
     Usage,
     Waiting,
@@ -55,11 +55,14 @@ def two_parts(before: int, after: int) -> list[Segment]:
 
 
 def plan(
-    meter: Meter, segments: list[Segment], said: list[Said] | None = None, now: datetime = NOW
+    meter: Meter,
+    segments: list[Segment],
+    recorded: list[RecordedEvent] | None = None,
+    now: datetime = NOW,
 ) -> list[Any]:
     cell = Cell(DAY, "org", meter.event_name)
     payers = Payers({"org": "cus"})
-    return list(plan_segments(meter, cell, segments, "cus", said or [], now, payers=payers))
+    return list(plan_segments(meter, cell, segments, "cus", recorded or [], now, payers=payers))
 
 
 SUM_METER = Meter(SUM, Formula.SUM, Measure.READING_VOLUME)
@@ -82,11 +85,11 @@ def test_each_part_is_stated_inside_itself(meter: Meter) -> None:
 
 
 def test_what_was_stated_before_the_end_was_known_moves_to_the_right_part() -> None:
-    whole = Said(1, "cus", 7, 7, day_end(DAY) - 3600, State.VERIFIED)
+    whole = RecordedEvent(1, "cus", 7, 7, day_end(DAY) - 3600, State.VERIFIED)
     first, second = plan(SUM_METER, two_parts(3, 4), [whole])
     assert (first.revision, first.value) == (2, 3)
     assert second.value == -3
-    done = Said(2, "cus", 3, 3, first.timestamp, State.ACCEPTED)
+    done = RecordedEvent(2, "cus", 3, 3, first.timestamp, State.ACCEPTED)
     [second] = plan(SUM_METER, two_parts(3, 4), [whole, done])
     assert (second.revision, second.value, second.timestamp) == (3, -3, day_end(DAY) - 3599)
 
@@ -116,7 +119,7 @@ def test_a_meter_with_a_daily_window_states_the_last_part_and_holds_the_other() 
 
 
 def test_an_unsettled_event_makes_the_whole_cell_wait() -> None:
-    sending = Said(1, "cus", 3, 3, NOON - 3600, State.SENDING)
+    sending = RecordedEvent(1, "cus", 3, 3, NOON - 3600, State.SENDING)
     assert isinstance(plan(SUM_METER, two_parts(3, 4), [sending])[0], Waiting)
 
 

@@ -54,7 +54,7 @@ def test_what_was_before_is_stated_again_as_new_revisions(backfilled: World) -> 
     assert undone.statement.sent == len(backfilled.sandbox.account.events) - events == 8
     rooms = backfilled.rooms()
     assert rooms.inquiry.counts(DAYS)["verified"] == len(backfilled.sandbox.account.events)
-    story = rooms.inquiry.story(undone_cell := next(iter(rooms.ledger.said(DAYS)[DAYS[0]])))
+    story = rooms.inquiry.story(undone_cell := next(iter(rooms.ledger.recorded(DAYS)[DAYS[0]])))
     last = story.events[-1]
     assert (last["who"], last["reason"]) == (
         "ann", "undo of second: the file was of another plant",

@@ -20,7 +20,7 @@ from billing_pipeline.rules.model import (
     Measure,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     State,
     Usage,
 )
@@ -39,8 +39,12 @@ SUM = Meter("readings", Formula.SUM, Measure.READING_VOLUME)
 LAST = Meter("sensors", Formula.LAST, Measure.ACTIVE_SENSORS)
 
 
-def stated(value: int) -> list[Said]:
-    return [Said(1, "cus", value, value, day_end(DAY) - 3600, State.VERIFIED)] if value else []
+def stated(value: int) -> list[RecordedEvent]:
+    return (
+        [RecordedEvent(1, "cus", value, value, day_end(DAY) - 3600, State.VERIFIED)]
+        if value
+        else []
+    )
 
 
 def at_noon(amount: int) -> list[Entry]:
@@ -87,13 +91,13 @@ def test_what_was_decided_is_held_no_more_and_what_came_later_is(
 
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_a_dismissed_last_value_stays_dismissed_and_is_never_stated(before: int, then: int) -> None:
-    said = stated(before)
-    held = plan_cell(LAST, CELL, then, "cus", said, LONG_AFTER)
+    recorded = stated(before)
+    held = plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER)
     if isinstance(held, Hold):
         moved = at_noon(-held.difference)
-        assert plan_cell(LAST, CELL, then, "cus", said, LONG_AFTER, moved=moved) is None
+        assert plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER, moved=moved) is None
         # Where it may be stated after all, it is stated as it is.
-        event = plan_cell(LAST, CELL, then, "cus", said, NOW, moved=moved)
+        event = plan_cell(LAST, CELL, then, "cus", recorded, NOW, moved=moved)
         assert isinstance(event, MeterEvent)
         assert event.value == then
     else:

@@ -22,7 +22,7 @@ from billing_pipeline.rules.model import (
     Measure,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     State,
     Usage,
 )
@@ -134,10 +134,12 @@ def test_a_stale_end_of_the_same_subscription_does_not_keep_a_period_open() -> N
     assert terms.why_barred("mtr_r", at(5)) == HoldReason.PERIOD_CLOSED
 
 
-def plan(meter: Meter, payers: Payers, said: list[Said] | None = None, target: int = 7) -> object:
+def plan(
+    meter: Meter, payers: Payers, recorded: list[RecordedEvent] | None = None, target: int = 7
+) -> object:
     cell = Cell(DAY, "org", meter.event_name)
     return plan_cell(
-        meter, cell, target, payers.customers.get("org"), said or [], NOW, payers=payers
+        meter, cell, target, payers.customers.get("org"), recorded or [], NOW, payers=payers
     )
 
 
@@ -155,16 +157,16 @@ def test_barred_usage_is_held_with_its_amount_and_a_zero_waits_in_silence() -> N
 
 def test_the_correction_of_a_closed_period_is_held_and_says_how_much() -> None:
     payers = Payers({"org": "cus"}, terms={"cus": closed(Period("sub", at(1), at(11), True))})
-    said = [Said(1, "cus", 10, 10, at(10, 23), State.VERIFIED)]
-    held = plan(SUM, payers, said)
+    recorded = [RecordedEvent(1, "cus", 10, 10, at(10, 23), State.VERIFIED)]
+    held = plan(SUM, payers, recorded)
     assert isinstance(held, Hold)
     assert (held.value, held.target, held.reason) == (-3, 7, HoldReason.PERIOD_CLOSED)
 
 
 def test_the_terms_are_those_of_the_customer_that_was_stated_first() -> None:
     payers = Payers({"org": "cus_new"}, terms={"cus_new": subscription("paused")})
-    said = [Said(1, "cus_old", 10, 10, at(10, 23), State.VERIFIED)]
-    corrected = plan(SUM, payers, said)
+    recorded = [RecordedEvent(1, "cus_old", 10, 10, at(10, 23), State.VERIFIED)]
+    corrected = plan(SUM, payers, recorded)
     assert isinstance(corrected, MeterEvent)
     assert (corrected.customer, corrected.value) == ("cus_old", -3)
 
@@ -179,19 +181,25 @@ def test_an_undecided_organization_is_held_until_somebody_decides() -> None:
 
 @pytest.mark.parametrize("code", ["archived_meter", "no_meter"])
 def test_what_an_absent_meter_refused_is_sent_again_once_after_it_came_back(code: str) -> None:
-    refused = Said(1, "cus", 7, 7, at(10, 23), State.REJECTED, code, last_attempt_at=at(11))
+    refused = RecordedEvent(
+        1, "cus", 7, 7, at(10, 23), State.REJECTED, code, last_attempt_at=at(11)
+    )
     payers = Payers({"org": "cus"})
     assert plan(SUM, payers, [refused]) is None
     back = Meter(SUM.event_name, SUM.formula, SUM.measure, meter_id="mtr_r", changed_at=at(11) + 5)
     again = plan(back, payers, [refused])
     assert isinstance(again, MeterEvent)
     assert (again.revision, again.value) == (2, 7)
-    later = Said(2, "cus", 7, 7, at(10, 23) + 1, State.REJECTED, code, last_attempt_at=at(11) + 9)
+    later = RecordedEvent(
+        2, "cus", 7, 7, at(10, 23) + 1, State.REJECTED, code, last_attempt_at=at(11) + 9
+    )
     assert plan(back, payers, [refused, later]) is None
 
 
 def test_what_stripe_refused_for_its_content_is_not_sent_again_by_itself() -> None:
-    refused = Said(1, "cus", 7, 7, at(10, 23), State.REJECTED, "meter_event_invalid_value", at(11))
+    refused = RecordedEvent(
+        1, "cus", 7, 7, at(10, 23), State.REJECTED, "meter_event_invalid_value", at(11)
+    )
     back = Meter(SUM.event_name, SUM.formula, SUM.measure, meter_id="mtr_r", changed_at=at(12))
     assert plan(back, Payers({"org": "cus"}), [refused]) is None
 

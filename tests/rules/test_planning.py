@@ -17,7 +17,7 @@ from billing_pipeline.rules.model import (
     Measure,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     State,
     Usage,
     Waiting,
@@ -41,15 +41,15 @@ def cell(meter: Meter, organization: str = "org") -> Cell:
     return Cell(DAY, organization, meter.event_name)
 
 
-def said(*values: int, state: State = State.ACCEPTED, **changes: Any) -> list[Said]:
+def recorded(*values: int, state: State = State.ACCEPTED, **changes: Any) -> list[RecordedEvent]:
     start = day_start(DAY) + 23 * 3600
     return [
-        Said(n, "cus_1", value, value, start + n - 1, state, **changes)
+        RecordedEvent(n, "cus_1", value, value, start + n - 1, state, **changes)
         for n, value in enumerate(values, start=1)
     ]
 
 
-def plan(meter: Meter, target: int, history: list[Said], **options: Any) -> Any:
+def plan(meter: Meter, target: int, history: list[RecordedEvent], **options: Any) -> Any:
     now = options.pop("now", NOW)
     customer = options.pop("customer", "cus_1")
     return plan_cell(meter, cell(meter), target, customer, history, now, **options)
@@ -68,18 +68,18 @@ def test_the_first_statement_is_the_target(meter: Meter) -> None:
 def test_a_correction_down_is_a_difference_on_a_sum_and_the_target_elsewhere(
     meter: Meter, value: int
 ) -> None:
-    event = plan(meter, 4, said(7))
+    event = plan(meter, 4, recorded(7))
     assert isinstance(event, MeterEvent)
     assert (event.value, event.revision, event.target) == (value, 2, 4)
 
 
 @pytest.mark.parametrize("meter", [SUM, LAST, SUM_BY_DAY, LAST_BY_DAY])
 def test_what_stripe_holds_is_not_said_again(meter: Meter) -> None:
-    assert plan(meter, 7, said(7)) is None
+    assert plan(meter, 7, recorded(7)) is None
 
 
 def test_a_sum_adds_up_all_that_was_accepted() -> None:
-    event = plan(SUM, 10, said(7, -3))
+    event = plan(SUM, 10, recorded(7, -3))
     assert isinstance(event, MeterEvent)
     assert event.value == 6
 
@@ -92,40 +92,42 @@ def test_a_first_zero_is_stated_on_a_last_meter_and_not_on_a_sum() -> None:
 
 
 def test_what_was_rejected_later_is_not_held_by_stripe() -> None:
-    history = said(7, -3)
-    history[1] = Said(2, "cus_1", -3, 4, history[1].timestamp, State.REJECTED, "archived_meter")
+    history = recorded(7, -3)
+    history[1] = RecordedEvent(
+        2, "cus_1", -3, 4, history[1].timestamp, State.REJECTED, "archived_meter"
+    )
     event = plan(SUM, 5, history)
     assert isinstance(event, MeterEvent)
     assert (event.value, event.revision) == (-2, 3)
 
 
 def test_a_refused_statement_is_not_repeated_unless_asked_for() -> None:
-    refused = said(7, state=State.REJECTED, error_code="meter_event_customer_not_found")
+    refused = recorded(7, state=State.REJECTED, error_code="meter_event_customer_not_found")
     assert plan(SUM, 7, refused) is None
     assert isinstance(plan(SUM, 7, refused, retry_rejected=True), MeterEvent)
     assert isinstance(plan(SUM, 8, refused), MeterEvent)
 
 
 def test_a_refused_statement_is_made_again_for_another_customer() -> None:
-    refused = said(7, state=State.REJECTED, error_code="meter_event_customer_not_found")
+    refused = recorded(7, state=State.REJECTED, error_code="meter_event_customer_not_found")
     event = plan(SUM, 7, refused, customer="cus_2")
     assert isinstance(event, MeterEvent)
     assert (event.customer, event.revision) == ("cus_2", 2)
 
 
 def test_an_event_that_was_never_counted_is_stated_again() -> None:
-    event = plan(SUM, 7, said(7, state=State.REJECTED, error_code=NOT_COUNTED))
+    event = plan(SUM, 7, recorded(7, state=State.REJECTED, error_code=NOT_COUNTED))
     assert isinstance(event, MeterEvent)
     assert (event.value, event.revision) == (7, 2)
 
 
 @pytest.mark.parametrize("state", [State.SENDING, State.AMBIGUOUS])
 def test_a_cell_whose_event_may_have_been_counted_waits(state: State) -> None:
-    assert isinstance(plan(SUM, 9, said(7, state=state)), Waiting)
+    assert isinstance(plan(SUM, 9, recorded(7, state=state)), Waiting)
 
 
 def test_a_planned_event_stands_while_it_says_what_is_to_be_said() -> None:
-    assert isinstance(plan(SUM, 7, said(7, state=State.PLANNED)), Waiting)
+    assert isinstance(plan(SUM, 7, recorded(7, state=State.PLANNED)), Waiting)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_a_planned_event_stands_while_it_says_what_is_to_be_said() -> None:
 def test_a_planned_event_that_no_longer_holds_is_superseded(
     target: int, customer: str, stated: int | None
 ) -> None:
-    history = {cell(SUM): said(7, state=State.PLANNED)}
+    history = {cell(SUM): recorded(7, state=State.PLANNED)}
     planned = plan_day(
         DAY, [SUM], {"org": Usage(1, target)}, Payers({"org": customer}), history, NOW
     )
@@ -145,7 +147,7 @@ def test_a_planned_event_that_no_longer_holds_is_superseded(
 
 
 def test_a_customer_that_a_day_was_stated_for_is_shared_with_whoever_gets_it_later() -> None:
-    stated = {Cell(DAY, "old", LAST.event_name): said(7)}  # for cus_1
+    stated = {Cell(DAY, "old", LAST.event_name): recorded(7)}  # for cus_1
     mapping = {"old": "cus_new", "other": "cus_1"}
     planned = plan_day(
         DAY, [LAST], {"old": Usage(9), "other": Usage(2)}, Payers(mapping), stated, NOW
@@ -157,10 +159,10 @@ def test_a_customer_that_a_day_was_stated_for_is_shared_with_whoever_gets_it_lat
 
 
 def test_a_cell_keeps_the_customer_of_its_first_statement() -> None:
-    event = plan(SUM, 9, said(7), customer="cus_other")
+    event = plan(SUM, 9, recorded(7), customer="cus_other")
     assert isinstance(event, MeterEvent)
     assert event.customer == "cus_1"
-    assert isinstance(plan(SUM, 9, said(7), customer=None), MeterEvent)
+    assert isinstance(plan(SUM, 9, recorded(7), customer=None), MeterEvent)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_usage_that_cannot_be_stated_is_held(options: dict[str, Any], reason: Ho
 
 
 def test_a_late_correction_is_held_with_the_difference() -> None:
-    hold = plan(SUM, 5, said(7), now=NOW + timedelta(days=40))
+    hold = plan(SUM, 5, recorded(7), now=NOW + timedelta(days=40))
     assert isinstance(hold, Hold)
     assert (hold.reason, hold.value) == (HoldReason.TOO_OLD, -2)
 
@@ -195,11 +197,11 @@ def test_a_shared_customer_is_held_where_values_replace_each_other_and_stated_on
     assert isinstance(hold, Hold)
     assert hold.reason is HoldReason.CUSTOMER_SHARED
     assert isinstance(plan(SUM, 7, [], shared=True), MeterEvent)
-    assert isinstance(plan(LAST, 9, said(7), shared=True), MeterEvent)
+    assert isinstance(plan(LAST, 9, recorded(7), shared=True), MeterEvent)
 
 
 def test_no_second_of_the_day_left_is_a_hold() -> None:
-    history = [Said(1, "cus_1", 7, 7, day_end(DAY) - 1, State.ACCEPTED)]
+    history = [RecordedEvent(1, "cus_1", 7, 7, day_end(DAY) - 1, State.ACCEPTED)]
     hold = plan(LAST, 8, history)
     assert isinstance(hold, Hold)
     assert hold.reason is HoldReason.NO_ROOM_IN_DAY
@@ -225,7 +227,7 @@ def test_a_day_covers_the_snapshot_the_mapped_and_the_stated() -> None:
         [SUM, LAST],
         {"busy": Usage(2, 50), "unmapped": Usage(1, 5)},
         Payers({"busy": "cus_b", "idle": "cus_i", "gone": "cus_1"}),
-        {gone: said(9)},
+        {gone: recorded(9)},
         NOW,
     )
     stated = {(e.cell.organization_id, e.cell.event_name): e.value for e in planned.events}

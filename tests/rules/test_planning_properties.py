@@ -15,7 +15,7 @@ from billing_pipeline.rules.model import (
     Measure,
     Meter,
     MeterEvent,
-    Said,
+    RecordedEvent,
     State,
 )
 from billing_pipeline.rules.planning import plan_cell
@@ -53,11 +53,22 @@ class StripeModel:
 
 
 def step(
-    meter: Meter, stripe: StripeModel, said: list[Said], target: int, fate: str, retry: bool
+    meter: Meter,
+    stripe: StripeModel,
+    recorded: list[RecordedEvent],
+    target: int,
+    fate: str,
+    retry: bool,
 ) -> MeterEvent | None:
     """Plan once and let the event meet its fate; returns what was planned."""
     planned = plan_cell(
-        meter, Cell(DAY, "org", meter.event_name), target, "cus", said, NOW, retry_rejected=retry
+        meter,
+        Cell(DAY, "org", meter.event_name),
+        target,
+        "cus",
+        recorded,
+        NOW,
+        retry_rejected=retry,
     )
     if not isinstance(planned, MeterEvent):
         assert planned is None
@@ -72,8 +83,8 @@ def step(
         "rejected": (State.REJECTED, "meter_event_customer_not_found"),
         "rejected later": (State.REJECTED, "archived_meter"),
     }[fate]
-    said.append(
-        Said(
+    recorded.append(
+        RecordedEvent(
             planned.revision,
             planned.customer,
             planned.value,
@@ -95,16 +106,16 @@ def step(
 def test_whatever_happened_stripe_ends_at_the_target_and_nothing_is_said_twice(
     meter: Meter, history: list[tuple[int, str]], final: int
 ) -> None:
-    stripe, said, planned = StripeModel(meter), list[Said](), list[MeterEvent]()
+    stripe, recorded, planned = StripeModel(meter), list[RecordedEvent](), list[MeterEvent]()
     for target, fate in history:
-        event = step(meter, stripe, said, target, fate, retry=False)
+        event = step(meter, stripe, recorded, target, fate, retry=False)
         planned += [event] if event else []
     # The world becomes quiet: what was refused is mended, and everything is accepted.
-    event = step(meter, stripe, said, final, "accepted", retry=True)
+    event = step(meter, stripe, recorded, final, "accepted", retry=True)
     planned += [event] if event else []
 
     assert stripe.total() == final
-    assert step(meter, stripe, said, final, "accepted", retry=True) is None
+    assert step(meter, stripe, recorded, final, "accepted", retry=True) is None
     identifiers = [event.identifier for event in planned]
     assert len(set(identifiers)) == len(identifiers)
     assert all(len(identifier) <= 100 for identifier in identifiers)
@@ -152,9 +163,13 @@ def test_an_identifier_depends_on_nothing_but_cell_and_revision() -> None:
 def test_an_event_is_never_stamped_where_stripe_would_refuse_it(
     now: datetime, earlier: int | None
 ) -> None:
-    said = [] if earlier is None else [Said(1, "cus", 5, 5, MIDNIGHT + earlier, State.ACCEPTED)]
+    recorded = (
+        []
+        if earlier is None
+        else [RecordedEvent(1, "cus", 5, 5, MIDNIGHT + earlier, State.ACCEPTED)]
+    )
     meter = METERS[0]
-    planned = plan_cell(meter, Cell(DAY, "org", "sum"), 9, "cus", said, now)
+    planned = plan_cell(meter, Cell(DAY, "org", "sum"), 9, "cus", recorded, now)
     if isinstance(planned, MeterEvent):
         stamp = datetime.fromtimestamp(planned.timestamp, UTC)
         assert now - timedelta(days=34) <= stamp <= now + timedelta(minutes=5)

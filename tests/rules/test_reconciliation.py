@@ -11,7 +11,7 @@ from billing_pipeline.rules.model import (
     HoldReason,
     Measure,
     Meter,
-    Said,
+    RecordedEvent,
     State,
     Usage,
 )
@@ -31,8 +31,10 @@ SUM = Meter("readings", Formula.SUM, Measure.READING_VOLUME)
 LAST = Meter("sensors", Formula.LAST, Measure.ACTIVE_SENSORS)
 
 
-def said(revision: int, value: int, state: State = State.VERIFIED, at: int = START + 100) -> Said:
-    return Said(revision, "cus", value, value, at + revision, state)
+def recorded(
+    revision: int, value: int, state: State = State.VERIFIED, at: int = START + 100
+) -> RecordedEvent:
+    return RecordedEvent(revision, "cus", value, value, at + revision, state)
 
 
 def facts(meter: Meter = SUM, units: int = 10, **known: object) -> CellFacts:
@@ -77,22 +79,24 @@ def test_a_figure_that_is_not_there_is_not_compared() -> None:
 
 
 def test_a_cell_that_is_stated_has_no_causes() -> None:
-    assert facts(said=[said(1, 8), said(2, 2)]).causes() == []
-    assert facts(said=[said(1, 8), said(2, 2)]).stated == 10
+    assert facts(recorded=[recorded(1, 8), recorded(2, 2)]).causes() == []
+    assert facts(recorded=[recorded(1, 8), recorded(2, 2)]).stated == 10
 
 
 def test_a_hold_explains_what_it_holds_and_no_more() -> None:
     held = [HeldPart(HoldReason.PERIOD_CLOSED, 0, 3)]
-    [cause] = facts(said=[said(1, 7)], held=held).causes()
+    [cause] = facts(recorded=[recorded(1, 7)], held=held).causes()
     assert (cause.step, cause.amount) == (Step.LEDGER, -3)
     # One unit is missing beside what is held: nobody knows why, so it is not explained away.
-    amounts = [cause.amount for cause in facts(said=[said(1, 6)], held=held).causes()]
+    amounts = [cause.amount for cause in facts(recorded=[recorded(1, 6)], held=held).causes()]
     assert amounts == [-3]
 
 
 def test_an_event_on_its_way_an_adjustment_and_a_refusal_add_up() -> None:
     found = facts(
-        said=[said(1, 4), said(2, 1, State.AMBIGUOUS)], adjusted=-2, refused="no such customer"
+        recorded=[recorded(1, 4), recorded(2, 1, State.AMBIGUOUS)],
+        adjusted=-2,
+        refused="no such customer",
     ).causes()
     assert [cause.amount for cause in found] == [-2, -1, -3]
     assert sum(cause.amount or 0 for cause in found) == 4 - 10
@@ -112,5 +116,5 @@ def test_where_one_value_is_kept_a_reason_has_no_amount() -> None:
     # A zero that waits: the period still ends with the value of an earlier day.
     [reason] = facts(LAST, 0, held=gate).reasons()
     assert reason.amount is None
-    assert facts(LAST, 2, said=[said(1, 2)], held=gate).reasons() == []
-    assert facts(LAST, 2, said=[said(1, 2)]).causes() == []
+    assert facts(LAST, 2, recorded=[recorded(1, 2)], held=gate).reasons() == []
+    assert facts(LAST, 2, recorded=[recorded(1, 2)]).causes() == []

@@ -1,7 +1,7 @@
 """Explain a figure, from what Stripe bills down to the files that prove it.
 
 Every link between two levels is checked while it is shown: what was counted then must lie there
-now, what was said must be what was planned, what Stripe says must be what was said.
+now, what was reported must be what was planned, what Stripe says must be what was reported.
 
 - `links`   one link and whether it holds
 - `day`     one organization's usage day: statements, snapshot, sensors, duplicates, files

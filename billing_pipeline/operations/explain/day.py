@@ -1,4 +1,4 @@
-"""One organization's usage day: what was said, what was counted, and from which files."""
+"""One organization's usage day: what was reported, what was counted, and from which files."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _links(
 
 
 def _of_statements(story: CellStory) -> Iterator[Link]:
-    """What was said: identifiers, histories, and Stripe's figure when it was last asked."""
+    """what was reported: identifiers, histories, and Stripe's figure when it was last asked."""
     meter = story.cell.event_name
     if not story.events:
         return
