@@ -225,7 +225,7 @@ def undo(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """State again what Stripe held before a run, as new revisions, by the same rules."""
+    """State again what Stripe had before a run, as new revisions, by the same rules."""
     from billing_pipeline.cli.report import show_undone, undone_document
     from billing_pipeline.operations.undo import undo_run
 

@@ -77,7 +77,7 @@ class HeldUsage:
     start: int = 0
     """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
     difference: int = 0
-    """How much more the usage is than Stripe holds of it and people have decided on."""
+    """How much more the usage is than Stripe has of it and people have decided on."""
 
     def as_json(self) -> dict[str, Any]:
         """As `billing … --json` prints it."""
@@ -208,7 +208,7 @@ class Inquiry:
         return dict(found)
 
     def per_organization(self, days: Sequence[date]) -> list[tuple[str, int, int]]:
-        """Organization, events Stripe holds, and how many of these are verified."""
+        """Organization, events Stripe has, and how many of these are verified."""
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(
@@ -264,7 +264,7 @@ class Inquiry:
     def last_value(
         self, organization_id: str, event_name: str, before: int, *, without: str
     ) -> int | None:
-        """The newest value that Stripe holds, stamped before an instant (unix seconds).
+        """The newest value that Stripe has, stamped before an instant (unix seconds).
 
         As it was without what one run has said.
         """

@@ -100,7 +100,7 @@ held_usage = Table(
     Column("start_at", BigInt, primary_key=True, autoincrement=False, server_default="0"),
     Column("value", BigInt, nullable=False),  # what would be sent
     Column("target", BigInt, nullable=False),
-    # How much more the usage is than Stripe holds of it and people have decided on.
+    # How much more the usage is than Stripe has of it and people have decided on.
     Column("difference", BigInt, nullable=False, server_default="0"),
     Column("reason", String(50), nullable=False),
     Column("since", UtcDateTime, nullable=False),

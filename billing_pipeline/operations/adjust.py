@@ -3,7 +3,7 @@
     held for good → approved: stated in the organization's current period
                   → dismissed: written off, with the reason on record
 
-Nothing is re-dated: the closed cell keeps what Stripe holds of it, and the amount is entered
+Nothing is re-dated: the closed cell keeps what Stripe has recorded of it, and the amount is entered
 openly in days of the current period (`metering/adjustments`), linked to what it corrects.
 """
 

@@ -35,7 +35,7 @@ from billing_pipeline.rules.planning import (
     DayPlan,
     plan_day,
 )
-from billing_pipeline.rules.recorded import standing
+from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.stripe_api.catalogue import look_up
 from billing_pipeline.stripe_api.retrying import StripeUnreachable
 from billing_pipeline.usage.activity import (
@@ -119,7 +119,7 @@ class PlanLine:
 
     @property
     def difference(self) -> int:
-        """How much the target is above what Stripe holds."""
+        """How much the target is above what Stripe has recorded."""
         return self.target - (self.before or 0)
 
     def as_json(self) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def plan_lines(
             cell.organization_id,
             cell.event_name,
             action,
-            standing(by_name[cell.event_name], about),
+            recorded_value(by_name[cell.event_name], about),
             planned.target,
             value,
             detail,

@@ -491,7 +491,7 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
 
 
 def _add_events(tally: _Tally, facts: CellFacts) -> None:
-    """Add what the ledger says that Stripe holds of a part of a cell."""
+    """Add what the ledger says that Stripe has of a part of a cell."""
     if tally.meter.formula is Formula.LAST:
         for each in facts.recorded:
             unsure = each.value == 0 and each.error_code == NOT_COUNTED

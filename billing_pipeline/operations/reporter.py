@@ -75,7 +75,7 @@ class UsageReporter:
         """State the readings of an organization in the whole UTC day of `at`.
 
         `count` is the day's total so far, not an increment: on a `sum` meter the difference to
-        what Stripe holds is sent. Raises as `report_active_sensors`.
+        what Stripe has recorded is sent. Raises as `report_active_sensors`.
         """
         return self._report(Measure.READING_VOLUME, organization, count, at)
 

@@ -1,4 +1,4 @@
-"""Undo a run: state what Stripe held of its cells before it, as new revisions, by the same rules.
+"""Undo a run: state what Stripe had of its cells before it, as new revisions, by the same rules.
 
 What the run said stays on record; so does who undid it, and why. An undone day stays undone until
 its readings change or somebody runs it again: then it is stated as the readings prove.
@@ -38,7 +38,7 @@ from billing_pipeline.rules.planning import (
     DayPlan,
     plan_segments,
 )
-from billing_pipeline.rules.recorded import standing
+from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.rules.segments import (
     Segment,
     bounds,
@@ -65,7 +65,7 @@ class Undone:
 def undo_run(
     rooms: Rooms, run: str, by: By, *, dry_run: bool = False, progress: Progress | None = None
 ) -> Undone:
-    """State again what Stripe held before `run`, in every cell that it was the last to speak of.
+    """State again what Stripe had before `run`, in every cell that it was the last to speak of.
 
     Raises ConfigurationError for an unknown run, without a reason, or where Stripe is away.
     """
@@ -186,8 +186,8 @@ def _snapshot_id(rooms: Rooms, day: date) -> str:
 
 
 def _holds(meter: Meter, history: Sequence[RecordedEvent], segment: Segment) -> bool:
-    """Whether Stripe holds of a part of a cell what it is to hold, as after an earlier undoing."""
-    held = standing(meter, [s for s in history if segment.holds(s.timestamp)])
+    """Whether Stripe has of a part of a cell what it is to hold, as after an earlier undoing."""
+    held = recorded_value(meter, [s for s in history if segment.holds(s.timestamp)])
     return (held or 0) == segment.usage.of(meter.measure)
 
 
@@ -209,11 +209,11 @@ def _held_before(
     start: int,
     end: int,
 ) -> int:
-    """What Stripe held of a part of a cell before the run.
+    """What Stripe had of a part of a cell before the run.
 
     A `last` meter to which nothing had been said of it showed the value before: that is stated.
     """
-    held = standing(meter, [s for s in before if start <= s.timestamp < end])
+    held = recorded_value(meter, [s for s in before if start <= s.timestamp < end])
     if held is not None or not meter.replaces:
         return held or 0
     if meter.event_time_window == "day":

@@ -7,7 +7,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `timestamps`  where inside its usage day an event is stamped
 - `terms`       under which subscriptions a customer may be stated, and what is closed
 - `segments`    parts of a day that a billing period ends in
-- `standing`    what Stripe holds for a cell, as far as the ledger knows
+- `recorded_value`    what Stripe has recorded for a cell, as far as the ledger knows
 - `gates`       whether a day's counts are plausible, or wait for a person
 - `planning`    the rules: (target, what was reported, the meter, now) → event, hold or nothing
 - `adjustments` what becomes of usage that its own period takes no more

@@ -43,7 +43,7 @@ NOT_COUNTED = "not_counted"
 """Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
 
 SENT = frozenset({State.ACCEPTED, State.VERIFIED})
-"""States of events that Stripe holds."""
+"""States of events that Stripe has."""
 
 
 class HoldReason(StrEnum):
@@ -240,7 +240,7 @@ class Hold:
     start: int = 0
     """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
     difference: int = 0
-    """How much more the usage is than Stripe holds of it and people have decided on."""
+    """How much more the usage is than Stripe has of it and people have decided on."""
 
     @property
     def explanation(self) -> str:
@@ -261,11 +261,11 @@ class Hold:
 class Waiting:
     """A cell whose earlier event is unsettled.
 
-    `stands` where that event is planned and says just what is to be said; else the cell is planned
+    `still_valid` where that event is planned and says just what is to be said; else the cell is planned
     again once the outcome is known. `more`: other parts of the day are to be stated after it.
     """
 
     cell: Cell
     target: int
-    stands: bool = False
+    still_valid: bool = False
     more: bool = False

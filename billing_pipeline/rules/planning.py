@@ -2,7 +2,7 @@
 
 | meter              | first statement           | correction                            |
 | ------------------ | ------------------------- | ------------------------------------- |
-| sum, no window     | the target, unless zero   | the signed difference to the standing |
+| sum, no window     | the target, unless zero   | the signed difference to what Stripe recorded |
 | last, no window    | the target, zero included | the target again, stamped later       |
 | window = day       | the target                | the target again                      |
 | window = hour      | refused before planning, by the meter catalogue                   |
@@ -32,7 +32,7 @@ from billing_pipeline.rules.model import (
     Waiting,
     usage_of,
 )
-from billing_pipeline.rules.recorded import standing, stated_customer
+from billing_pipeline.rules.recorded import recorded_value, stated_customer
 from billing_pipeline.rules.segments import Segment, whole_day
 from billing_pipeline.rules.timestamps import stamp, too_old
 from billing_pipeline.rules.values import check_target
@@ -73,7 +73,7 @@ class DayPlan:
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the day has to be planned again after what is planned now."""
-        return not self.unfinished and all(waiting.stands for waiting in self.waiting)
+        return not self.unfinished and all(waiting.still_valid for waiting in self.waiting)
 
     def add(
         self, cell: Cell, outcomes: Iterable[Outcome], recorded: Sequence[RecordedEvent] = ()
@@ -108,7 +108,7 @@ def plan_cell(
     """The next statement about a cell of a day that is not split, or why there is none.
 
     `target` is what the cell should be, `at` an explicit instant in unix seconds (a statement
-    made during the day); for the rest see `plan_segments`. None: Stripe holds the target
+    made during the day); for the rest see `plan_segments`. None: Stripe has the target
     already, or refused exactly this statement and nothing has changed since.
     """
     check_target(target)
@@ -208,7 +208,7 @@ def plan_segments(
         ):
             holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
             more = sum(isinstance(o, MeterEvent) for o in outcomes) > 1
-            return [*holds, Waiting(cell, first.target, stands=True, more=more)]
+            return [*holds, Waiting(cell, first.target, still_valid=True, more=more)]
     return outcomes
 
 
@@ -244,14 +244,14 @@ def _next(
     retry_rejected: bool,
 ) -> MeterEvent | Hold | None:
     target = check_target(segment.usage.of(meter.measure))
-    held_by_stripe = standing(meter, recorded)
-    owed = target + adjusted - (held_by_stripe or 0)
+    at_stripe = recorded_value(meter, recorded)
+    owed = target + adjusted - (at_stripe or 0)
     if not meter.replaces:
         target += adjusted
     value = target if meter.replaces else owed
-    if held_by_stripe == target:
+    if at_stripe == target:
         return None
-    if held_by_stripe is None and target == 0 and meter.formula is Formula.SUM:
+    if at_stripe is None and target == 0 and meter.formula is Formula.SUM:
         return None
 
     pays = stated_for or customer
@@ -276,7 +276,7 @@ def _next(
     if reason is None and target < 0:
         return Hold(cell, value, target, HoldReason.BELOW_ZERO, difference=owed)
     if reason is not None:
-        first_zero = held_by_stripe is None and target == 0
+        first_zero = at_stripe is None and target == 0
         decided = reason in CARRIED and owed == 0 and not first_zero
         return None if decided else Hold(cell, value, target, reason, 0, owed)
     if (
@@ -409,10 +409,10 @@ def _nothing_is_owed(
     recorded: Sequence[RecordedEvent],
     moved: Sequence[Entry],
 ) -> bool:
-    """Whether Stripe holds of every part of a cell what it should, without what it refused."""
+    """Whether Stripe has of every part of a cell what it should, without what it refused."""
     for segment in segments:
         target = segment.usage.of(meter.measure)
-        held = standing(meter, [s for s in recorded if segment.holds(s.timestamp)])
+        held = recorded_value(meter, [s for s in recorded if segment.holds(s.timestamp)])
         if meter.formula is Formula.LAST and held != target:
             return False
         if meter.formula is Formula.SUM and (held or 0) != target + entered(moved, segment):

@@ -21,7 +21,7 @@ from billing_pipeline.rules.model import (
     Meter,
     RecordedEvent,
 )
-from billing_pipeline.rules.recorded import standing
+from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.rules.segments import Segment
 
 
@@ -127,8 +127,8 @@ class CellFacts:
 
     @property
     def stated(self) -> int:
-        """What Stripe holds of it, by the ledger."""
-        return standing(self.meter, self.taken) or 0
+        """what Stripe has recorded of it, by the ledger."""
+        return recorded_value(self.meter, self.taken) or 0
 
     def causes(self) -> list[Cause]:
         """Why `stated` is not the target; empty where it is, or where nothing explains it."""

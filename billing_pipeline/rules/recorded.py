@@ -1,4 +1,4 @@
-"""What Stripe holds for a cell: what was accepted, less what was rejected later."""
+"""what Stripe has recorded for a cell: what was accepted, less what was rejected later."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from billing_pipeline.rules.model import NOT_COUNTED, SENT, Meter, RecordedEvent, State
 
 
-def standing(meter: Meter, recorded: Iterable[RecordedEvent]) -> int | None:
-    """The value Stripe holds for the cell, None when it holds nothing."""
+def recorded_value(meter: Meter, recorded: Iterable[RecordedEvent]) -> int | None:
+    """The value Stripe has for the cell, None when it holds nothing."""
     held = sorted((s for s in recorded if s.state in SENT), key=lambda s: s.revision)
     if not held:
         return None

@@ -345,7 +345,7 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
     home, last = document["home"], document["to"]
     console.print(
         "\nWhere to look next:\n"
-        "  make demo   again: it sends nothing new, because Stripe already holds it\n"
+        "  make demo   again: it sends nothing new, because Stripe already has it\n"
         "  make ui     the same days in Dagster, to inspect, check and backfill\n"
         f"  {home}/snapshots/usage_day={last}/   the usage of the last day, and its inputs\n"
         "  one line of the bill, from Stripe's figure down to the files:\n"

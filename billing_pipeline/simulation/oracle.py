@@ -148,11 +148,11 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         else world.readings.volume(organization, start, end)
                     )
                     inside = [s for s in history if s.state in SENT and start <= s.timestamp < end]
-                    stands = _standing(inside, formula)
+                    still_valid = _recorded_total(inside, formula)
                     adjusted = sum(e.amount for e in moved.get(cell, ()) if start <= e.at < end)
                     told = (
                         f"{organization} {day} {meter} [{start}, {end}): "
-                        f"{stands} of {truth}{adjusted:+}"
+                        f"{still_valid} of {truth}{adjusted:+}"
                     )
                     holds = [h for h in held[cell] if h.start in (0, start)]
                     for hold in holds:
@@ -163,16 +163,20 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                             yield f"{told}: held as {hold.reason}, which is not so"
                     if formula == "sum":
                         truth += adjusted
-                    owed = truth if formula == "last" else truth - (stands or 0)
-                    if stands is None and truth == 0 and formula == "last":
+                    owed = truth if formula == "last" else truth - (still_valid or 0)
+                    if still_valid is None and truth == 0 and formula == "last":
                         if _owes_a_zero(world, rooms, cell, recorded, start):
                             yield f"{told}: the zero was not stated"
                         continue
-                    if stands == truth or (stands is None and truth == 0):
+                    if still_valid == truth or (still_valid is None and truth == 0):
                         continue
-                    if formula == "last" and stands is None and _is_over_and_bare(world, cell, end):
+                    if (
+                        formula == "last"
+                        and still_valid is None
+                        and _is_over_and_bare(world, cell, end)
+                    ):
                         continue
-                    if formula == "last" and adjusted and (stands or 0) == truth + adjusted:
+                    if formula == "last" and adjusted and (still_valid or 0) == truth + adjusted:
                         continue  # written off
                     if any(hold.value == owed for hold in holds):
                         continue
@@ -392,7 +396,7 @@ def _nothing_is_left(world: World, rooms: Rooms) -> Iterator[str]:
         yield f"the sensor would run {unfinished} for ever"
 
 
-def _standing(events: list[RecordedEvent], formula: str) -> int | None:
+def _recorded_total(events: list[RecordedEvent], formula: str) -> int | None:
     if not events:
         return None
     if formula == "sum":

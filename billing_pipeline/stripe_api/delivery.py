@@ -60,7 +60,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What became of one event. `success` means that Stripe holds it; `error` says why not."""
+    """What became of one event. `success` means that Stripe has it; `error` says why not."""
 
     success: bool
     error: str | None

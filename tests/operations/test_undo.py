@@ -1,4 +1,4 @@
-"""An undone run: Stripe holds again what it held before, and the record keeps everything."""
+"""An undone run: Stripe has again what it held before, and the record keeps everything."""
 
 from __future__ import annotations
 
