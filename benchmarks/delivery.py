@@ -1,7 +1,7 @@
 """Delivery of planned events at the rate that the key allows, against that rate.
 
 The sandbox runs in a process of its own and enforces the rate; half as many organizations as
-events are stated on two meters for one day. Everything on the way is the pipeline's own: the
+events are reported on two meters for one day. Everything on the way is the pipeline's own: the
 plan, the ledger (SQLite, each commit flushed to the disk), the courier, the official SDK.
 """
 
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from billing_pipeline.operations.reporting import utc_now
 from pydantic import SecretStr
 
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.operations.statement import utc_now
 from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.model import (
     Meter,

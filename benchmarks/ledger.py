@@ -14,12 +14,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
+from billing_pipeline.operations.reporting import Rooms, unfinished_days, utc_now
 from pydantic import SecretStr
 from sqlalchemy import Engine, event, text
 
 from benchmarks.webhooks import new_database, running_postgres
 from billing_pipeline.ledger.inquiry import Closed
-from billing_pipeline.operations.statement import Rooms, unfinished_days, utc_now
 from billing_pipeline.rules.model import (
     Cell,
     State,
@@ -103,13 +103,13 @@ def _questions(rooms: Rooms, day: date, organizations: int) -> dict[str, Callabl
         "the value before a zero": lambda: ledger.newest_before(
             "active_sensors", f"cus_{organizations // 2}", stamp
         ),
-        "who was stated for a customer": lambda: ledger.stated_for(day, ["cus_1", "cus_2"]),
+        "who was reported for a customer": lambda: ledger.reported_for(day, ["cus_1", "cus_2"]),
         "late for 1,000 closed periods": lambda: inquiry.accepted_after(closed),
     }
 
 
 class _Watch:
-    """Times questions, and remembers the statements that each one made."""
+    """Times questions, and remembers the report that each one made."""
 
     def __init__(self, database: Engine) -> None:
         self._database = database
@@ -117,9 +117,9 @@ class _Watch:
         event.listen(database, "before_cursor_execute", self._see)
 
     def _see(
-        self, _conn: Any, _cursor: Any, statement: str, parameters: Any, _ctx: Any, _many: bool
+        self, _conn: Any, _cursor: Any, reporting: str, parameters: Any, _ctx: Any, _many: bool
     ) -> None:
-        self._seen.append((statement, parameters))
+        self._seen.append((reporting, parameters))
 
     def timed(self, what: str, ask: Callable[[], Any], *, plans: bool) -> dict[str, Any]:
         ask()  # once to warm the cache, as a server that runs is
@@ -138,8 +138,8 @@ class _Watch:
     def _explain(self, what: str) -> None:
         seen, self._seen = self._seen, []
         with self._database.connect() as connection:
-            for statement, parameters in seen[:3]:
-                if statement.lstrip().upper().startswith(("SELECT", "WITH")):
-                    rows = connection.exec_driver_sql(f"EXPLAIN ANALYZE {statement}", parameters)
+            for reporting, parameters in seen[:3]:
+                if reporting.lstrip().upper().startswith(("SELECT", "WITH")):
+                    rows = connection.exec_driver_sql(f"EXPLAIN ANALYZE {reporting}", parameters)
                     print(f"-- {what}", *(row[0] for row in rows), sep="\n")
         self._seen = seen

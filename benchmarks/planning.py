@@ -2,7 +2,7 @@
 
 Everything is the pipeline's own: readings in Parquet, their snapshots, the customers file, the
 ledger, the sandbox in a process of its own. What Stripe would have taken in hours is marked as
-verified in the ledger instead of being sent; then all days are stated again from the snapshots that
+verified in the ledger instead of being sent; then all days are reported again from the snapshots that
 lie there, and nothing is new.
 """
 
@@ -19,20 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+from billing_pipeline.operations.reporting import (
+    Rooms,
+    count_usage,
+    counted_already,
+    report_days,
+    utc_now,
+    verify_days,
+)
 from pydantic import SecretStr
 from sqlalchemy import update
 
 from benchmarks.delivery import make_customers, running_sandbox
 from benchmarks.webhooks import new_database, running_postgres
 from billing_pipeline.ledger.tables import meter_events
-from billing_pipeline.operations.statement import (
-    Rooms,
-    count_usage,
-    counted_already,
-    state_days,
-    utc_now,
-    verify_days,
-)
 from billing_pipeline.rules.model import State
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.catalogue import ensure_meters
@@ -89,8 +89,8 @@ def _one_day(folder: Path, organizations: int, url: str) -> dict[str, Any]:
     with open_rooms(folder, url, NOBODY, customers) as rooms:
         write_readings(folder / "readings", [day], organizations)
         count_usage(rooms, day)
-        first = _timed(lambda: state_days(rooms, [day]))
-        again = _timed(lambda: state_days(rooms, [day]))
+        first = _timed(lambda: report_days(rooms, [day]))
+        again = _timed(lambda: report_days(rooms, [day]))
         counts = rooms.inquiry.counts([day])
     assert counts["planned"] == 2 * organizations, counts
     return {"organizations": organizations, "plan a day s": first, "plan it again s": again}
@@ -107,16 +107,16 @@ def _backfill(folder: Path, organizations: int, url: str) -> dict[str, Any]:
         with open_rooms(folder, url, base, customers, make_meters=True) as rooms:
             counting = _timed(lambda: [count_usage(rooms, day) for day in days])
         with open_rooms(folder, url, NOBODY, customers) as rooms:
-            planning = _timed(lambda: state_days(rooms, days))
+            planning = _timed(lambda: report_days(rooms, days))
             _take_for_verified(rooms)
         with open_rooms(folder, url, base, customers) as rooms:
             begun = time.perf_counter()
             assert all(counted_already(rooms, day) for day in days)
-            statement = state_days(rooms, days)
+            reporting = report_days(rooms, days)
             report = verify_days(rooms, days)
             seconds = time.perf_counter() - begun
             counts = rooms.inquiry.counts(days)
-    assert (statement.sent, report.agreed, statement.stopped) == (0, 0, None), statement
+    assert (reporting.sent, report.agreed, reporting.stopped) == (0, 0, None), reporting
     assert counts["verified"] == 2 * organizations * len(days), counts
     return {
         "days": len(days),

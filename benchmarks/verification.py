@@ -1,6 +1,6 @@
 """Verification by number of organizations: every figure of a day, read from the sandbox.
 
-The day is counted, stated and sent first; then each customer and meter is compared with Stripe's
+The day is counted, reported and sent first; then each customer and meter is compared with Stripe's
 summary. What Stripe lets one read bounds this in production (`BILLING_VERIFICATION_READS`).
 """
 
@@ -13,9 +13,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from billing_pipeline.operations.reporting import count_usage, report_days, utc_now, verify_days
+
 from benchmarks.delivery import make_customers, running_sandbox
 from benchmarks.planning import open_rooms, write_readings
-from billing_pipeline.operations.statement import count_usage, state_days, utc_now, verify_days
 
 
 def measure_verification(home: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:
@@ -38,13 +39,13 @@ def _measure(home: Path, organizations: int) -> dict[str, Any]:
             write_readings(folder / "readings", [day], organizations)
             count_usage(rooms, day)
             begun = time.perf_counter()
-            statement = state_days(rooms, [day])
+            reporting = report_days(rooms, [day])
             sending = time.perf_counter() - begun
             cpu, begun = time.process_time(), time.perf_counter()
             report = verify_days(rooms, [day], everything=True)
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     figures = 2 * organizations
-    assert (statement.sent, statement.stopped) == (figures, None), statement.stopped
+    assert (reporting.sent, reporting.stopped) == (figures, None), reporting.stopped
     assert (report.agreed, report.lagging, report.postponed) == (figures, 0, 0), report
     return {
         "organizations": organizations,

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
         if key is not None and not _KEY.fullmatch(key.get_secret_value()):
             raise ValueError(
                 "is not a Stripe secret or restricted key (sk_test_…, sk_live_…, rk_test_…, "
-                "rk_live_…); publishable keys and webhook secrets cannot state usage"
+                "rk_live_…); publishable keys and webhook secrets cannot report usage"
             )
         return key
 
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
         """The Stripe key in clear. Raises ConfigurationError where there is none."""
         if self.stripe_secret_key is None:
             raise ConfigurationError(
-                "STRIPE_SECRET_KEY is not set, so nothing can be stated to Stripe. Without it "
+                "STRIPE_SECRET_KEY is not set, so nothing can be reported to Stripe. Without it "
                 "these still work: `billing run --dry-run`, `billing plan`, `billing explain`, "
                 "`billing demo`, `billing customers`, `billing ui` and counting in Dagster."
             )

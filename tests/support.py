@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import stripe
-from sqlalchemy import create_engine, text
-
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
+    ReportOutcome,
     Rooms,
-    Statement,
     apply_events,
     count_usage,
-    state_days,
+    report_days,
     utc_now,
     verify_days,
 )
+from sqlalchemy import create_engine, text
+
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.app import Sandbox
 from billing_pipeline.sandbox.news import notification
@@ -135,15 +135,15 @@ class World:
 
     # Acting ----------------------------------------------------------------------------------
 
-    def bill(self, days: Iterable[date], rooms: Rooms | None = None) -> Statement:
+    def bill(self, days: Iterable[date], rooms: Rooms | None = None) -> ReportOutcome:
         """Count, state and verify, without Dagster."""
         rooms = rooms or self.rooms()
         days = list(days)
         for day in days:
             count_usage(rooms, day)
-        statement = state_days(rooms, days)
+        reporting = report_days(rooms, days)
         verify_days(rooms, days)
-        return statement
+        return reporting
 
     def verify(self, days: Iterable[date]) -> VerificationReport:
         return verify_days(self.rooms(), list(days), everything=True)

@@ -23,17 +23,17 @@ MAY_IMPORT = {
     "stripe_meters": {"metering", "ledger", *SHARED},
     "settings": {"metering"},
     "stripe_events": {"ledger", "customers", "stripe_meters", *SHARED},
-    "statement": {*ROOMS, "customers", "stripe_events", *SHARED},
-    # What people look at and decide, around the one statement.
-    "preview": {*ROOMS, "statement"},
-    "adjustments": {*ROOMS, "statement", "settings"},
-    "undo": {*ROOMS, "statement", "preview", "settings"},
-    "alerts": {"statement", "stripe_events"},
-    "defs": {*ROOMS, "statement", "preview", "reconciliation", "stripe_events", "alerts", *SHARED},
-    "report": {*ROOMS, "statement", "preview", "undo", "reconciliation", "defs", *SHARED},
-    "reconciliation": {*ROOMS, "customers", "statement", "settings"},
-    "explain": {*ROOMS, "statement", "reconciliation", "settings"},
-    "doctor": {"statement", "settings", "stripe_meters", "usage"},
+    "report": {*ROOMS, "customers", "stripe_events", *SHARED},
+    # What people look at and decide, around the one report.
+    "preview": {*ROOMS, "report"},
+    "adjustments": {*ROOMS, "report", "settings"},
+    "undo": {*ROOMS, "report", "preview", "settings"},
+    "alerts": {"report", "stripe_events"},
+    "defs": {*ROOMS, "report", "preview", "reconciliation", "stripe_events", "alerts", *SHARED},
+    "report": {*ROOMS, "report", "preview", "undo", "reconciliation", "defs", *SHARED},
+    "reconciliation": {*ROOMS, "customers", "report", "settings"},
+    "explain": {*ROOMS, "report", "reconciliation", "settings"},
+    "doctor": {"report", "settings", "stripe_meters", "usage"},
 }
 
 

@@ -73,7 +73,7 @@ def make_engine(
     """An engine for a SQLite or PostgreSQL URL; connects to nothing yet.
 
     `lock_timeout` (seconds) is how long SQLite waits for its write lock, `statement_timeout` how
-    long PostgreSQL may take for one statement. Raises DatabaseUnusable.
+    long PostgreSQL may take for one report. Raises DatabaseUnusable.
     """
     try:
         parsed = make_url(url)

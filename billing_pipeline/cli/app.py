@@ -37,7 +37,7 @@ from billing_pipeline import __version__
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.preview import Preview, preview_days
 from billing_pipeline.operations.preview import dry_run as dry_run_days
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     By,
     Rooms,
     approve_gate,
@@ -99,7 +99,7 @@ From = Annotated[date, typer.Option("--from", parser=_day, metavar="DAY", help="
 To = Annotated[date, typer.Option("--to", parser=_day, metavar="DAY", help="Last UTC day too.")]
 RetryRejected = Annotated[
     bool,
-    typer.Option("--retry-rejected", help="State again what Stripe refused, once that is mended."),
+    typer.Option("--retry-rejected", help="Report again what Stripe refused, once that is mended."),
 ]
 
 
@@ -162,7 +162,7 @@ def run(
     reason: Annotated[str, typer.Option(help="Why; kept with all that this run says.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Count usage days, state them to Stripe, and verify them there."""
+    """Count usage days, report them to Stripe, and verify them there."""
     settings = load_settings()
     days = _span(settings, first, last)
     if dry_run:
@@ -221,11 +221,11 @@ def undo(
     run: Annotated[str, typer.Option(help="The run's id, as `billing run` printed it.")],
     reason: Annotated[str, typer.Option(help="Why; kept with all that the undoing says.")],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be stated; send nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be reported; send nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """State again what Stripe had before a run, as new revisions, by the same rules."""
+    """Report again what Stripe had before a run, as new revisions, by the same rules."""
     from billing_pipeline.cli.report import show_undone, undone_document
     from billing_pipeline.operations.undo import undo_run
 
@@ -236,7 +236,7 @@ def undo(
         undone = undo_run(rooms, run, By(_who(), reason), dry_run=dry_run, progress=progress)
     document = undone_document(rooms, undone)
     _print(as_json, document, lambda: show_undone(out, document, undone))
-    wrong = undone.left or undone.statement.stopped or document["unsettled"]
+    wrong = undone.left or undone.reporting.stopped or document["unsettled"]
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -247,7 +247,7 @@ def verify(
     wait: Annotated[float, typer.Option(help="Seconds to wait for summaries that lag.")] = 0.0,
     as_json: Json = False,
 ) -> None:
-    """Compare all that was stated for these days with Stripe's own summaries."""
+    """Compare all that was reported for these days with Stripe's own summaries."""
     from billing_pipeline.cli.report import (
         attention,
         compared_later,
@@ -359,7 +359,7 @@ def meters_ensure(as_json: Json = False) -> None:
 
 @meters_app.command("list")
 def meters_list(as_json: Json = False) -> None:
-    """Show the meters in Stripe that usage is stated to."""
+    """Show the meters in Stripe that usage is reported to."""
     from billing_pipeline.stripe_api.catalogue import look_up
 
     rooms = _rooms(load_settings())
@@ -508,7 +508,7 @@ def gate_approve(
     reason: Annotated[str, typer.Option(help="Why these counts are right; kept on record.")],
     as_json: Json = False,
 ) -> None:
-    """Let a day through the gate as it is counted now; the next run states it."""
+    """Let a day through the gate as it is counted now; the next run reports it."""
     rooms = _rooms(load_settings())
     findings = approve_gate(rooms, day, reason)
     rooms.ledger.begin(_who(), reason.strip(), rooms.clock())
@@ -521,7 +521,7 @@ def gate_approve(
     def show() -> None:
         for finding in findings:
             out.print(f"{finding.organization_id or '(all)'}: {finding.text}")
-        out.print(f"Approved. `billing run --from {day} --to {day}` states it.")
+        out.print(f"Approved. `billing run --from {day} --to {day}` reports it.")
 
     _print(as_json, document, show)
 
@@ -549,13 +549,13 @@ def adjustments_list(as_json: Json = False) -> None:
                               f"{row['amount']:+d}", row["explanation"])  # fmt: skip
             out.print(table)
         if document["decided"]:
-            table = Table("id", "day", "organization", "meter", "amount", "decision", "stated in",
+            table = Table("id", "day", "organization", "meter", "amount", "decision", "reported in",
                           "reason", title="Decided")  # fmt: skip
             table.columns[0].no_wrap = True
             for row in document["decided"]:
-                stated = ", ".join(f"{e['day']} {e['amount']:+d}" for e in row["stated_in"])
+                reported = ", ".join(f"{e['day']} {e['amount']:+d}" for e in row["reported_in"])
                 table.add_row(row["id"], row["day"], row["organization_id"], row["meter"],
-                              f"{row['amount']:+d}", row["decision"], stated,
+                              f"{row['amount']:+d}", row["decision"], reported,
                               row["reason"])  # fmt: skip
             out.print(table)
 
@@ -575,7 +575,7 @@ def adjustments_show(
 
 @adjustments_app.command("approve")
 def adjustments_approve(ids: AdjustmentIds, reason: Reason, as_json: Json = False) -> None:
-    """State amounts in the organization's current period; the next run sends them."""
+    """Report amounts in the organization's current period; the next run sends them."""
     _adjust(ids, adjustments.approve, reason, as_json)
 
 
@@ -595,9 +595,9 @@ def _adjust(
     def show() -> None:
         for row in decided:
             out.print(f"{row['id']}: {row['amount']:+d} {row['decision']}.")
-            for part in row["stated_in"]:
+            for part in row["reported_in"]:
                 out.print(
-                    f"  {part['amount']:+d} is stated in {part['day']}: "
+                    f"  {part['amount']:+d} is reported in {part['day']}: "
                     f"`billing run --from {part['day']} --to {part['day']}` once it is over"
                 )
 
@@ -673,7 +673,7 @@ def events_replay(
     as_json: Json = False,
 ) -> None:
     """Apply events again: those named, or all of a type or in a state."""
-    from billing_pipeline.operations.statement import apply_events
+    from billing_pipeline.operations.reporting import apply_events
     from billing_pipeline.stripe_events.inbox import EventState
 
     if not event_ids and type is None and state is None:

@@ -15,7 +15,7 @@ from rich.text import Text
 from billing_pipeline.defs import DayOutcome, RunOutcome
 from billing_pipeline.operations.preview import Preview
 from billing_pipeline.operations.reconcile import Reconciliation
-from billing_pipeline.operations.statement import Rooms
+from billing_pipeline.operations.reporting import Rooms
 from billing_pipeline.operations.undo import Undone
 from billing_pipeline.stripe_api.verification import VerificationReport
 
@@ -34,7 +34,7 @@ def run_document(
         "run_id": run_id,
         "days": [day_document(day, outcome.days.get(day, DayOutcome())) for day in days],
         "events": events,
-        "sent": outcome.statement.sent,
+        "sent": outcome.reporting.sent,
         "verified": events["verified"],
         "unconfirmed": events["accepted"],
         "mismatched": len(mismatches),
@@ -43,13 +43,13 @@ def run_document(
         "mismatches": mismatches,
         "gates": [
             {"day": day.isoformat(), **asdict(finding)}
-            for day, findings in sorted(outcome.statement.gates.items())
+            for day, findings in sorted(outcome.reporting.gates.items())
             for finding in findings
         ],
         "unread": outcome.verification.unread,
         "not_compared": outcome.verification.postponed,
-        "stopped": outcome.statement.stopped,
-        "problems": outcome.statement.problems,
+        "stopped": outcome.reporting.stopped,
+        "problems": outcome.reporting.problems,
         "error": outcome.configuration_error or error,
     }
 
@@ -77,7 +77,7 @@ def day_document(day: date, outcome: DayOutcome) -> dict[str, Any]:
 
 def exit_code(document: dict[str, Any], outcome: RunOutcome) -> int:
     """0 all done and right, 1 something needs a person, 2 wrong configuration."""
-    if outcome.configuration_error or outcome.statement.denied:
+    if outcome.configuration_error or outcome.reporting.denied:
         return 2
     wrong = (
         document["error"]
@@ -144,10 +144,10 @@ def attention(document: dict[str, Any]) -> list[RenderableType]:
             )
         )
     panels += _table_panel(
-        "Held: not stated yet", document.get("held", []),
+        "Held: not reported yet", document.get("held", []),
         ("day", "organization_id", "meter", "value", "explanation"),
         "Usage without a customer is sent by the next run once BILLING_CUSTOMERS_FILE or "
-        "`billing customers import FILE` names one. What can no longer be stated where it belongs "
+        "`billing customers import FILE` names one. What can no longer be reported where it belongs "
         "waits for a decision: `billing adjustments list`.",
     )  # fmt: skip
     panels += _table_panel(
@@ -213,7 +213,7 @@ def show_plan(console: Console, preview: Preview, days: int) -> None:
             )  # fmt: skip
         console.print(table)
     elif planned:
-        console.print(f"Nothing to send for {planned} day(s): what they ask for was stated.")
+        console.print(f"Nothing to send for {planned} day(s): what they ask for was reported.")
     else:
         console.print("No day could be planned.")
     if preview.missing:
@@ -229,7 +229,7 @@ def show_plan(console: Console, preview: Preview, days: int) -> None:
 def show_reconciliation(console: Console, found: Reconciliation) -> None:
     """Print a month: a row per organization, meter and period, then what differs, and why."""
     table = Table("organization", "meter", "period", "invoice", _right("readings"),
-                  _right("counted"), _right("stated"), _right("Stripe"), _right("invoiced"), "",
+                  _right("counted"), _right("reported"), _right("Stripe"), _right("invoiced"), "",
                   title=f"{found.month:%Y-%m}: from readings to invoices")  # fmt: skip
     subscribers = {row.span.customer for row in found.rows if row.span.period is not None}
     for row in found.rows:
@@ -273,10 +273,10 @@ def undone_document(rooms: Rooms, undone: Undone) -> dict[str, Any]:
         "run": undone.run,
         "undone_by": rooms.ledger.run,
         "days": [day.isoformat() for day in undone.days],
-        "stated": [line.as_json() for line in undone.lines],
+        "reported": [line.as_json() for line in undone.lines],
         "left": undone.left,
-        "sent": undone.statement.sent,
-        "stopped": undone.statement.stopped,
+        "sent": undone.reporting.sent,
+        "stopped": undone.reporting.stopped,
         "events": events,
         "unsettled": unsettled(events),
     }

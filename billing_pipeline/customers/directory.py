@@ -221,7 +221,7 @@ class CustomerDirectory:
                 # Only its invoices tell of it: nothing forbids its usage, but its periods close.
                 shown.add(row.subscription_id)
                 by_customer[row.stripe_customer_id].append(
-                    Subscription(row.subscription_id, Policy.STATE, row.start_at)
+                    Subscription(row.subscription_id, Policy.REPORT, row.start_at)
                 )
             if row.status not in (DRAFT, DELETED) and row.billing_reason in CLOSING_REASONS:
                 period = Period(row.subscription_id, row.start_at, row.end_at, final=True)
@@ -379,7 +379,7 @@ class CustomerDirectory:
     def import_file(self, path: Path, now: datetime) -> ImportReport:
         """Take over a CSV file. Organizations not in it keep their customer.
 
-        A changed customer concerns days not yet stated: what was stated stays where it is.
+        A changed customer concerns days not yet reported: what was reported stays where it is.
         Raises ConfigurationError when the file cannot be read or lacks a column.
         """
         wanted, problems = _read(path)

@@ -19,7 +19,7 @@ from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.operations.preview import dry_run
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     By,
     Rooms,
     approve_gate,
@@ -27,7 +27,7 @@ from billing_pipeline.operations.statement import (
     count_usage,
     counted_already,
     ends_inside,
-    state_days,
+    report_days,
     verify_days,
 )
 from billing_pipeline.rules.timestamps import is_over
@@ -61,7 +61,7 @@ class BillingConfig(dg.Config):
     """Options of a run."""
 
     retry_rejected: bool = False
-    """State again what Stripe refused, after its cause was mended there."""
+    """Report again what Stripe refused, after its cause was mended there."""
     reason: str = ""
     """Why this run is made; kept with all that it says."""
     recount: bool = False
@@ -97,7 +97,7 @@ class BillingConfig(dg.Config):
 def bill_usage_days(
     context: dg.AssetExecutionContext, config: BillingConfig, billing: dg.ResourceParam[Billing]
 ) -> Events:
-    """Count the days of this run, state their usage to Stripe, and verify it there."""
+    """Count the days of this run, report their usage to Stripe, and verify it there."""
     selected = {key.to_user_string() for key in context.selected_asset_keys}
     days = [date.fromisoformat(key) for key in context.partition_keys]
     billing.outcome = RunOutcome()
@@ -133,7 +133,7 @@ def _count(
             if is_over(day, rooms.clock()) or ends_inside(rooms, day):
                 ready.append(day)
             elif selected & {"meter_events", "verification"}:
-                outcome.error = "the day is not over yet: counted, but not stated"
+                outcome.error = "the day is not over yet: counted, but not reported"
         except DAY_ERRORS as error:
             outcome.error = _told(rooms, error)
             if "usage_snapshot" in selected:
@@ -185,7 +185,7 @@ def _count_one(
         conserved = {"rows_read": snapshot.counted.rows_read}
         yield _checked(specs.CONSERVATION, day, snapshot.counted.conserved, conserved)
         over = is_over(day, rooms.clock())
-        # Where a billing period has ended inside today, that part of it can be stated already.
+        # Where a billing period has ended inside today, that part of it can be reported already.
         part = not over and ends_inside(rooms, day)
         yield _checked(
             specs.COMPLETENESS,
@@ -230,25 +230,25 @@ def _state(
     *,
     by_a_person: bool,
 ) -> Events:
-    """State the days; each gets its own materialization and check."""
+    """Report the days; each gets its own materialization and check."""
     if config.approve_gate:
         for gate in closed_gates(rooms, days):
             approve_gate(rooms, gate.day, config.approve_gate)
-    statement = state_days(
+    reporting = report_days(
         rooms,
         days,
         by=by,
         retry_rejected=config.retry_rejected,
-        restate_undone=by_a_person,
+        report_undone=by_a_person,
         progress=billing.progress,
     )
-    billing.outcome.statement = statement
-    for day, error in statement.not_planned.items():
+    billing.outcome.reporting = reporting
+    for day, error in reporting.not_planned.items():
         billing.outcome.days.setdefault(day, DayOutcome()).error = error
-    for day, version in statement.planned_from.items():
+    for day, version in reporting.planned_from.items():
         facts = metadata.of_events(rooms, day)
         yield _materialized(specs.METER_EVENTS, day, facts, version)
-        findings = statement.gates.get(day, [])
+        findings = reporting.gates.get(day, [])
         yield _checked(
             specs.PLAUSIBILITY,
             day,
@@ -294,13 +294,13 @@ def _verify(rooms: Rooms, billing: Billing, days: list[date], config: BillingCon
 def _raise_what_failed(billing: Billing) -> None:
     failed = {day: o.error for day, o in billing.outcome.days.items() if o.error}
     lines = [f"{day}: {error}" for day, error in sorted(failed.items())]
-    stopped = billing.outcome.statement.stopped
+    stopped = billing.outcome.reporting.stopped
     if stopped:
         lines.append(f"delivery stopped: {stopped}; the rest stays planned")
     if lines:
         failure = dg.Failure("\n".join(lines), allow_retries=False)
         # Stripe may come back soon; a broken file stays broken until somebody mends it.
-        if stopped and not billing.outcome.statement.denied and billing.unattended:
+        if stopped and not billing.outcome.reporting.denied and billing.unattended:
             raise dg.RetryRequested(STRIPE_RETRIES, STRIPE_RETRY_SECONDS) from failure
         raise failure
 

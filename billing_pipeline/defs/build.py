@@ -22,7 +22,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
         ],
         jobs=[
             jobs.bill_days,
-            jobs.state_days,
+            jobs.report_days,
             jobs.apply_stripe_events,
             jobs.missed_stripe_events,
             months.reconcile_months,

@@ -8,7 +8,7 @@ import dagster as dg
 
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.resources import Billing
-from billing_pipeline.operations.statement import apply_events, unbilled
+from billing_pipeline.operations.reporting import apply_events, unbilled
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_events.backstop import fetch_missed
 

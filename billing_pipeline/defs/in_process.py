@@ -16,7 +16,7 @@ from filelock import FileLock
 from billing_pipeline.defs.assets import WHO_TAG
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
-from billing_pipeline.operations.statement import By, Progress
+from billing_pipeline.operations.reporting import By, Progress
 from billing_pipeline.settings import ConfigurationError
 
 

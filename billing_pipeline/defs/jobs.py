@@ -1,4 +1,4 @@
-"""The jobs: a whole day, only its statement, what Stripe says, and what nobody delivered."""
+"""The jobs: a whole day, only its report, what Stripe says, and what nobody delivered."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ bill_days = dg.define_asset_job(
     selection=dg.AssetSelection.assets(
         "sensor_activity", "usage_snapshot", "meter_events", "verification"
     ),
-    description="Count usage days, state them to Stripe and verify them.",
+    description="Count usage days, report them to Stripe and verify them.",
 )
 
-state_days = dg.define_asset_job(
-    "state_days",
+report_days = dg.define_asset_job(
+    "report_days",
     selection=dg.AssetSelection.assets("meter_events", "verification"),
     description="State and verify usage days from the snapshots they have.",
 )

@@ -11,7 +11,7 @@ import pandas as pd
 
 from billing_pipeline.operations.preview import PlanLine
 from billing_pipeline.operations.reconcile import Reconciliation, Row
-from billing_pipeline.operations.statement import Rooms
+from billing_pipeline.operations.reporting import Rooms
 from billing_pipeline.stripe_events.applying import Applied
 from billing_pipeline.usage.activity import ACTIVITY_FILE, CountedDay, day_folder
 from billing_pipeline.usage.snapshot import SNAPSHOT_FILE, Snapshot

@@ -15,7 +15,7 @@ from billing_pipeline.settings import ConfigurationError
 
 STILL_CLOSING = 7
 """Days into a month in which the month before is reconciled too: drafts become final within 72
-hours, late files of its last days are stated meanwhile."""
+hours, late files of its last days are reported meanwhile."""
 
 
 @dg.multi_asset(

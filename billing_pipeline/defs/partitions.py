@@ -7,7 +7,7 @@ import dagster as dg
 from billing_pipeline.settings import load_settings
 
 # Today is a partition too, so that it can be looked at; the completeness check keeps it from
-# being stated before it is over.
+# being reported before it is over.
 usage_days = dg.DailyPartitionsDefinition(
     start_date=load_settings().billing_start_day.isoformat(), timezone="UTC", end_offset=1
 )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import date
 
-from billing_pipeline.operations.statement import Clock, Progress, Rooms, Statement, utc_now
+from billing_pipeline.operations.reporting import Clock, Progress, ReportOutcome, Rooms, utc_now
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.verification import VerificationReport
 from billing_pipeline.usage.activity import CountedDay
@@ -23,7 +23,7 @@ class RunOutcome:
     """What a run did, for whoever started it in process."""
 
     days: dict[date, DayOutcome] = field(default_factory=dict)
-    statement: Statement = field(default_factory=Statement)
+    reporting: ReportOutcome = field(default_factory=ReportOutcome)
     verification: VerificationReport = field(default_factory=VerificationReport)
     configuration_error: str | None = None
 

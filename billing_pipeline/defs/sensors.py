@@ -14,10 +14,10 @@ from datetime import date, datetime, timedelta
 
 import dagster as dg
 
-from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, state_days
+from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, report_days
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
-from billing_pipeline.operations.statement import Rooms, closing_days, unfinished_days
+from billing_pipeline.operations.reporting import Rooms, closing_days, unfinished_days
 from billing_pipeline.rules.timestamps import OLDEST
 from billing_pipeline.usage.activity import DAY_ERRORS
 from billing_pipeline.usage.sources.day_files import list_day
@@ -49,11 +49,11 @@ def changed_readings(
     with billing.open("changed_readings") as rooms:
         before = json.loads(context.cursor) if context.cursor else {}
         older, following = _older_days(rooms, before.pop(TURN, None))
-        reasons, seen = _changed(rooms, [*older, *_stateable_days(rooms)])
+        reasons, seen = _changed(rooms, [*older, *_reportable_days(rooms)])
         asked, cursor = _not_asked_lately(json.dumps(before), reasons, rooms.clock())
         if following is not None:
             # What was asked for in another turn is remembered until it is looked at again.
-            recent = _stateable_days(rooms)[0].isoformat()
+            recent = _reportable_days(rooms)[0].isoformat()
             looked_at = {day.isoformat() for day in older}
             kept = {d: was for d, was in before.items() if d < recent and d not in looked_at}
             turn = {TURN: following.isoformat()}
@@ -65,7 +65,7 @@ def changed_readings(
     )
 
 
-@dg.sensor(job=state_days, minimum_interval_seconds=300)
+@dg.sensor(job=report_days, minimum_interval_seconds=300)
 def unfinished_usage(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
@@ -126,7 +126,7 @@ def _older_days(rooms: Rooms, turn: str | None) -> tuple[list[date], date | None
     A day whose files are all gone is left alone: they were archived.
     """
     first = rooms.settings.billing_start_day
-    last = _stateable_days(rooms)[0] - timedelta(days=1)
+    last = _reportable_days(rooms)[0] - timedelta(days=1)
     if first > last:
         return [], None
     at = first if turn is None else date.fromisoformat(turn)
@@ -167,7 +167,7 @@ def _changed(
     return reasons, seen
 
 
-def _stateable_days(rooms: Rooms) -> list[date]:
+def _reportable_days(rooms: Rooms) -> list[date]:
     """The finished days that Stripe still takes events for."""
     now = rooms.clock()
     last = (now - GRACE).date() - timedelta(days=1)

@@ -85,7 +85,7 @@ METER_EVENTS = dg.AssetSpec(
     "meter_events",
     deps=[USAGE_SNAPSHOT],
     description=(
-        "One row per statement about an organization's meter and UTC day, written to the ledger "
+        "One row per report about an organization's meter and UTC day, written to the ledger "
         "before it is sent to Stripe."
     ),
     group_name="stripe",
@@ -97,7 +97,7 @@ METER_EVENTS = dg.AssetSpec(
         usage_day=("date", "UTC day"),
         organization_id=("string", ""),
         event_name=("string", "the meter"),
-        revision=("int", "the how-manieth statement about this cell"),
+        revision=("int", "the how-manieth report about this cell"),
         customer=("string", "Stripe customer"),
         value=("int64", "what is sent: the target, or on a sum the signed difference"),
         target=("int64", "what the cell should then be"),
@@ -148,7 +148,7 @@ RECONCILIATION = dg.AssetSpec(
         status=("string", "final, draft, open, missing or none (no billing period)"),
         readings=("int64", "units that the readings prove now"),
         snapshot=("int64", "units in the usage snapshots"),
-        ledger=("int64", "units stated, as the ledger has them"),
+        ledger=("int64", "units reported, as the ledger has them"),
         stripe=("float64", "Stripe's own figure of the period"),
         invoiced=("int64", "units on the final invoice"),
         causes=("string", "why they differ, step by step"),

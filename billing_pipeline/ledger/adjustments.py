@@ -34,13 +34,13 @@ class Adjustment:
     """In the part of the day that it is about (unix seconds)."""
     amount: int
     held_as: str
-    """Why it could not be stated where it belongs."""
+    """Why it could not be reported where it belongs."""
     approved: bool
     reason: str
     run: str
     decided_at: datetime
     entries: tuple[Entry, ...] = ()
-    """Where an approved one is stated."""
+    """Where an approved one is reported."""
 
     def as_json(self) -> dict[str, Any]:
         """As `billing adjustments … --json` prints it."""
@@ -55,7 +55,7 @@ class Adjustment:
             "reason": self.reason,
             "run": self.run,
             "decided_at": self.decided_at.isoformat(),
-            "stated_in": [
+            "reported_in": [
                 {"day": entry.cell.usage_day.isoformat(), "amount": entry.amount}
                 for entry in self.entries
             ],
@@ -143,7 +143,7 @@ class AdjustmentBook:
         """Write a decision down, in the caller's transaction.
 
         The closed cell's hold (that of the part from `held_start`) ends; the days in which an
-        approved amount is to be stated are planned anew.
+        approved amount is to be reported are planned anew.
         """
         cell = adjustment.cell
         connection.execute(
@@ -198,8 +198,8 @@ class AdjustmentBook:
                 detail=f"{adjustment.id}: {adjustment.amount}, {adjustment.reason}",
             )
         )
-        stated_on = {entry.cell.usage_day for entry in adjustment.entries}
-        reopen(connection, stated_on, self._run)
+        reported_on = {entry.cell.usage_day for entry in adjustment.entries}
+        reopen(connection, reported_on, self._run)
 
 
 def _entry(row: Any) -> Entry:

@@ -239,7 +239,7 @@ class Inquiry:
             return {row.usage_day: row.inputs for row in rows}
 
     def run(self, run: str) -> dict[str, Any] | None:
-        """Who ran it, why, and when; None for a run that stated nothing and gave no reason."""
+        """Who ran it, why, and when; None for a run that reported nothing and gave no reason."""
         with self._engine.begin() as connection:
             row = connection.execute(select(runs).where(runs.c.run == run)).one_or_none()
         return _json(dict(row._mapping)) if row else None
@@ -303,7 +303,7 @@ class Inquiry:
             )
 
     def left_out(self) -> list[LeftOut]:
-        """Usage that is held or was refused, and could be stated once its cause is gone."""
+        """Usage that is held or was refused, and could be reported once its cause is gone."""
         newest = meter_events.alias()
         targets = (
             select(newest.c.target)
@@ -336,7 +336,7 @@ class Inquiry:
         ]
         return found
 
-    def stated_for(self, start: int, end: int) -> set[tuple[str, str]]:
+    def reported_for(self, start: int, end: int) -> set[tuple[str, str]]:
         """(organization, customer) of what Stripe took, stamped in [start, end) (unix seconds)."""
         with self._engine.begin() as connection:
             rows = connection.execute(
@@ -361,7 +361,7 @@ class Inquiry:
     def verified_cells(
         self, days: Sequence[date], organizations: Collection[str] | None
     ) -> tuple[int, int]:
-        """The cells of these days that were stated or are held; and how many Stripe confirms.
+        """The cells of these days that were reported or are held; and how many Stripe confirms.
 
         Confirmed is a cell of which everything that stands is verified, nothing waits, and nothing
         is refused that was not made good.
@@ -415,14 +415,14 @@ class Inquiry:
             .subquery()
         )
         with self._engine.begin() as connection:
-            stated = connection.scalar(select(func.count()).select_from(recorded)) or 0
+            reported = connection.scalar(select(func.count()).select_from(recorded)) or 0
             confirmed = connection.scalar(
                 select(func.count())
                 .select_from(recorded)
                 .where(recorded.c.verified > 0, recorded.c.open == 0, recorded.c.held == 0)
             )
             held = connection.scalar(select(func.count()).select_from(only_held)) or 0
-        return stated + held, confirmed or 0
+        return reported + held, confirmed or 0
 
     def verified_since(self, days: Sequence[date]) -> dict[date, datetime]:
         """When the last cell of each of these days was verified for the first time."""
@@ -534,7 +534,7 @@ class Inquiry:
         ]
 
     def held_for_good(self) -> int:
-        """How much usage is held that by itself will never be stated: parts of days, counted."""
+        """How much usage is held that by itself will never be reported: parts of days, counted."""
         with self._engine.begin() as connection:
             query = select(func.count()).select_from(held_usage)
             return connection.scalar(query.where(*_for_good())) or 0
@@ -599,8 +599,8 @@ def _for_good() -> list[ColumnElement[bool]]:
 def _refused() -> Select[Any]:
     """Events that Stripe refused and nothing later has made good.
 
-    Where newer values replace older ones any later statement does; where Stripe adds them up,
-    only one that was planned when the refusal was known. On a split day a statement about one
+    Where newer values replace older ones any later report does; where Stripe adds them up,
+    only one that was planned when the refusal was known. On a split day a report about one
     part makes nothing good in another.
     """
     later = meter_events.alias()

@@ -75,7 +75,7 @@ PLANNING_KEY = 7205133
 READS_KEY = 7205134
 MODES = {True: "live", False: "test"}
 CHUNK = 500
-"""Rows changed per statement, well below what either database takes as parameters."""
+"""Rows changed per report, well below what either database takes as parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ class Settled:
 
     @property
     def has_changed(self) -> bool:
-        """Whether something was stated after a value of the same day had been stated."""
+        """Whether something was reported after a value of the same day had been reported."""
         return bool(self.pending) and (self.certain is not None or len(self.pending) > 1)
 
 
@@ -264,7 +264,7 @@ class Ledger:
             if earlier != meter.meter_id and connection.execute(sent.limit(1)).first():
                 raise ConfigurationError(
                     f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this ledger "
-                    f"has stated usage to {earlier}: another account, or a meter made anew. "
+                    f"has reported usage to {earlier}: another account, or a meter made anew. "
                     "Use a ledger of its own (BILLING_DATABASE_URL)."
                 )
         return None
@@ -340,7 +340,7 @@ class Ledger:
             )
         return found
 
-    def stated_for(self, day: date, customers: Collection[str]) -> set[tuple[str, str]]:
+    def reported_for(self, day: date, customers: Collection[str]) -> set[tuple[str, str]]:
         """(organization, customer) of all that was ever reported of a day to these customers."""
         columns, found = meter_events.c, set[tuple[str, str]]()
         wanted = sorted(customers)
@@ -425,7 +425,7 @@ class Ledger:
         """Whether every cell of the day stands where a plan from this `basis` would put it.
 
         It was planned whole from just that for these meters, Stripe took all of it, nothing is
-        held, refused, undone or adjusted, and nobody has stated anything else since.
+        held, refused, undone or adjusted, and nobody has reported anything else since.
         """
         known, events = planned_days.c, meter_events.c
         planned = select(planned_days).where(known.usage_day == day, known.snapshot_id == basis)
@@ -595,7 +595,7 @@ class Ledger:
         before = {(_cell(row), row.start_at): row for row in rows if covers(_cell(row))}
         waiting = {w.cell for w in plan.waiting}
         holds = {(hold.cell, hold.start): hold for hold in plan.holds if covers(hold.cell)}
-        stated = {event.cell for event in plan.events}
+        reported = {event.cell for event in plan.events}
         changes = []
         for cell, start in before.keys() - holds.keys():
             if cell in waiting:
@@ -603,7 +603,7 @@ class Ledger:
             connection.execute(
                 delete(held_usage).where(*_is(held_usage, cell), held_usage.c.start_at == start)
             )
-            detail = "released" if cell in stated else "withdrawn: nothing to state any more"
+            detail = "released" if cell in reported else "withdrawn: nothing to report any more"
             changes.append(_change(cell, None, State.HELD, "released", detail))
         for (cell, start), hold in holds.items():
             earlier = before.get((cell, start))

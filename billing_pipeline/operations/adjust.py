@@ -1,6 +1,6 @@
 """Carry-forward: what becomes of usage that its own period takes no more. A person decides.
 
-    held for good → approved: stated in the organization's current period
+    held for good → approved: reported in the organization's current period
                   → dismissed: written off, with the reason on record
 
 Nothing is re-dated: the closed cell keeps what Stripe has recorded of it, and the amount is entered
@@ -18,7 +18,7 @@ from typing import Any
 
 from billing_pipeline.ledger.adjustments import Adjustment
 from billing_pipeline.ledger.inquiry import HeldUsage
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     Rooms,
     period_ends,
     split_day,
@@ -86,7 +86,7 @@ def _carried(rooms: Rooms, held: HeldUsage) -> Carried:
 
 
 def approve(rooms: Rooms, id: str, reason: str) -> Adjustment:
-    """Enter an amount in the organization's current period; the next run states it there.
+    """Enter an amount in the organization's current period; the next run reports it there.
 
     Raises ConfigurationError where there is no such amount, no reason, no period that takes it,
     or fewer units in that period than are to be taken back.
@@ -137,7 +137,7 @@ def _decide(
 
 
 def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
-    """Where in the current period the amount is stated: in the latest days that take it."""
+    """Where in the current period the amount is reported: in the latest days that take it."""
     cell, now = found.cell, rooms.clock()
     meters = {
         meter.event_name: meter
@@ -147,7 +147,7 @@ def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
     if meter is None or meter.replaces:
         raise ConfigurationError(
             f"{cell.event_name} keeps one value and adds nothing up: an amount of the past cannot "
-            "be stated on it; dismiss it with a reason"
+            "be reported on it; dismiss it with a reason"
         )
     payers = rooms.payers()
     customer = payers.customers.get(cell.organization_id)
@@ -157,18 +157,18 @@ def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
     first = _current_since(terms, meter, int(now.timestamp()))
     if first is None:
         raise ConfigurationError(
-            f"{cell.organization_id} has no current billing period: an amount can be stated there "
+            f"{cell.organization_id} has no current billing period: an amount can be reported there "
             "once it has one again, or be dismissed"
         )
     takers = []
-    day = now.date()  # counted and stated when it is over
+    day = now.date()  # counted and reported when it is over
     while day >= max(datetime.fromtimestamp(first, UTC).date(), (now - OLDEST).date()):
         taker = _taker(rooms, meters, payers, Cell(day, cell.organization_id, cell.event_name),
                        terms, first)  # fmt: skip
         if taker is not None and taker[0] != cell:
             takers.append(taker)
         day -= timedelta(days=1)
-    # A day that is counted is stated at once; today, when it is over.
+    # A day that is counted is reported at once; today, when it is over.
     takers.sort(key=lambda taker: taker[0].usage_day == now.date())
     entries = carry(found.amount, takers)
     if entries is None:
@@ -197,7 +197,7 @@ def _taker(
     terms: Terms,
     first: int,
 ) -> tuple[Cell, int, int] | None:
-    """The last part of a day that may be stated in the current period, with its units."""
+    """The last part of a day that may be reported in the current period, with its units."""
     day, now, meter = cell.usage_day, rooms.clock(), meters[cell.event_name]
     ends = period_ends(rooms, list(meters.values()), payers, day)
     snapshot = rooms.usage.snapshot(day)
@@ -232,7 +232,7 @@ def document(rooms: Rooms) -> dict[str, Any]:
 
 
 def story(rooms: Rooms, id: str) -> dict[str, Any]:
-    """One amount or decision, with what was reported of the cell and where it was stated.
+    """One amount or decision, with what was reported of the cell and where it was reported.
 
     Raises ConfigurationError for an unknown id.
     """

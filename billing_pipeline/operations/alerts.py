@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from urllib.request import Request, urlopen
 
-from billing_pipeline.operations.statement import Rooms, unbilled
+from billing_pipeline.operations.reporting import Rooms, unbilled
 from billing_pipeline.stripe_events.inbox import EventState
 
 OLDEST_EVENT = timedelta(minutes=15)
@@ -42,7 +42,7 @@ def alerts(rooms: Rooms) -> list[Alert]:
         ("unbilled_events", len(unbilled(rooms)),
          "meter events that Stripe took after the invoice of their period was final"),
         ("closed_usage", rooms.inquiry.held_for_good(),
-         "amounts can no longer be stated where they belong: `billing adjustments list`"),
+         "amounts can no longer be reported where they belong: `billing adjustments list`"),
         ("closed_gates", len(rooms.inquiry.gated()),
          "days wait because their counts are implausible: `billing gate list`"),
         ("failed_events", rooms.inbox.counts()[EventState.FAILED],

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from billing_pipeline.operations.statement import Rooms
+from billing_pipeline.operations.reporting import Rooms
 from billing_pipeline.settings import ConfigurationError, Settings
 from billing_pipeline.stripe_api.catalogue import look_up
 from billing_pipeline.stripe_api.retrying import StripeUnreachable

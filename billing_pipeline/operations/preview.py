@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     Progress,
     Recent,
     Rooms,
@@ -129,7 +129,7 @@ class PlanLine:
 
 @dataclass(frozen=True)
 class Preview:
-    """What `state_days` would plan now."""
+    """What `report_days` would plan now."""
 
     lines: list[PlanLine] = field(default_factory=list)
     causes: dict[date, Cause] = field(default_factory=dict)
@@ -152,7 +152,7 @@ class Preview:
 
 
 def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = False) -> Preview:
-    """What `state_days` would plan now from the snapshots there are.
+    """What `report_days` would plan now from the snapshots there are.
 
     Asks Stripe for its meters where there is a key and an answer, else takes them as last seen.
     """
@@ -175,7 +175,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             preview.errors[day] = f"its snapshot cannot be read: {error}"
             continue
         approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
-        # Nothing counts as undone here: a person's run, which this shows, would state it again.
+        # Nothing counts as undone here: a person's run, which this shows, would report it again.
         plan = plan_day(
             day,
             meters,

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 
 from billing_pipeline.customers.directory import BillingPeriod
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     Progress,
     Rooms,
     planned_basis,
@@ -46,7 +46,7 @@ from billing_pipeline.rules.reconciliation import (
     Reconciled,
     Step,
 )
-from billing_pipeline.rules.recorded import stated_customer
+from billing_pipeline.rules.recorded import reported_customer
 from billing_pipeline.rules.segments import Segment
 from billing_pipeline.rules.timestamps import day_end, day_start, is_over
 from billing_pipeline.settings import ConfigurationError
@@ -244,7 +244,7 @@ class _Tally:
     snapshot: int = 0
     ledger: int = 0
     beside: int = 0
-    """What else was stated in the minutes in which the span begins and ends."""
+    """What else was reported in the minutes in which the span begins and ends."""
     causes: list[Cause] = field(default_factory=list)
     parts: list[Part] | None = None
     newest_at: int = -1
@@ -273,7 +273,7 @@ def _tallies(rooms: Rooms, month: Span, wanted: Collection[str] | None) -> list[
         belongs[customer].add(organization)
     is_running = month.start <= rooms.clock().timestamp() < month.end
     since = min([month.start, *(period.start for period in periods)])
-    for organization, customer in rooms.inquiry.stated_for(since, month.end):
+    for organization, customer in rooms.inquiry.reported_for(since, month.end):
         belongs[customer].add(organization)
     found = []
     for customer, names in belongs.items():
@@ -361,9 +361,9 @@ class _Day:
     """By organization, as mapped today."""
 
     def payer(self, organization: str, meter: str) -> str | None:
-        """Whose usage a cell is: the customer's that it was stated for, else today's."""
-        stated = stated_customer(self.recorded.get(Cell(self.day, organization, meter), ()))
-        return stated or self.customers.get(organization)
+        """Whose usage a cell is: the customer's that it was reported for, else today's."""
+        reported = reported_customer(self.recorded.get(Cell(self.day, organization, meter), ()))
+        return reported or self.customers.get(organization)
 
     @classmethod
     def read(
@@ -380,14 +380,14 @@ class _Day:
             held[each.cell].append(HeldPart(HoldReason(each.reason), each.start, each.value))
         stale = changed = None
         if not over:
-            stale = f"{day} is not over, and its part in the period is not stated yet"
+            stale = f"{day} is not over, and its part in the period is not reported yet"
         elif snapshot is None:
             stale = changed = f"{day} is not counted yet"
         else:
             if not rooms.usage.is_current(day):
                 changed = f"the readings of {day} changed after they were counted"
             if planned_from != planned_basis(rooms, day, snapshot.snapshot_id):
-                stale = f"{day} was counted and is not stated from that yet"
+                stale = f"{day} was counted and is not reported from that yet"
         return cls(
             day,
             now.timestamp(),
@@ -455,7 +455,7 @@ def _add_day(tally: _Tally, look: _Day) -> None:
                     end,
                     proven.of(tally.meter.measure),
                     facts.target,
-                    facts.stated,
+                    facts.reported,
                     tuple(facts.causes()),
                 )
             )
@@ -501,7 +501,7 @@ def _add_events(tally: _Tally, facts: CellFacts) -> None:
         if newest is not None and newest.timestamp > tally.newest_at:
             tally.newest_at, tally.ledger = newest.timestamp, newest.value
         return
-    tally.ledger += facts.stated
+    tally.ledger += facts.reported
     first, last = minutes_of(tally.span.start, tally.span.end)
     tally.beside += sum(
         each.value
@@ -583,7 +583,7 @@ def _row(tally: _Tally, found: StripesFigures, late: Late, now: datetime) -> Row
     )
     more = _invoice_causes(tally, figures, late)
     if figures.keeps_one and stripe == 0 and tally.unsure_at > tally.newest_at:
-        told = "a zero whose outcome stayed unknown was counted, and could not be stated again"
+        told = "a zero whose outcome stayed unknown was counted, and could not be reported again"
         more.append(Cause(Step.STRIPE, told, None))
     figures = replace(figures, causes=(*figures.causes, *more))
     return Row(
@@ -640,7 +640,7 @@ def _invoice_causes(tally: _Tally, figures: Reconciled, late: Late) -> list[Caus
 
 
 def _is_of_interest(row: Row) -> bool:
-    """Not a gap in which nothing was used or stated."""
+    """Not a gap in which nothing was used or reported."""
     figures = row.figures
     return row.span.period is not None or any(
         (figures.readings, figures.snapshot, figures.ledger, figures.stripe)

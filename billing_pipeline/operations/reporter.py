@@ -1,11 +1,11 @@
 """A small Python API over the same ledger: state one organization's usage of one day.
 
 For callers that know a count themselves and do not go through readings and snapshots. The same
-rules apply: stating the same count again sends nothing, another count is a correction, and
+rules apply: reporting the same count again sends nothing, another count is a correction, and
 whatever Stripe may answer comes back as a DeliveryResult.
 
 The daily run states what the readings prove, and corrects every cell to that, also one that was
-stated here: give counts that do not come from the readings a ledger of their own.
+reported here: give counts that do not come from the readings a ledger of their own.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MOST_AHEAD = timedelta(minutes=5)
 
 
 class UsageReporter:
-    """States single counts. `payers` gives who pays today."""
+    """Reports single counts. `payers` gives who pays today."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class UsageReporter:
         self._clock = clock
 
     def report_active_sensors(self, organization: str, count: int, at: datetime) -> DeliveryResult:
-        """State how many sensors of an organization were active at the instant `at`.
+        """Report how many sensors of an organization were active at the instant `at`.
 
         The event is stamped `at` (or a second later than what was reported before about that UTC
         day). Raises UsageDefect for a count that is no exact, non-negative integer, ValueError
@@ -72,7 +72,7 @@ class UsageReporter:
         return self._report(Measure.ACTIVE_SENSORS, organization, count, at)
 
     def report_reading_volume(self, organization: str, count: int, at: datetime) -> DeliveryResult:
-        """State the readings of an organization in the whole UTC day of `at`.
+        """Report the readings of an organization in the whole UTC day of `at`.
 
         `count` is the day's total so far, not an increment: on a `sum` meter the difference to
         what Stripe has recorded is sent. Raises as `report_active_sensors`.

@@ -90,13 +90,13 @@ Progress = Callable[[str, int, int], None]
 
 MOST_SEGMENTS = 6
 """Rounds of planning and delivery in one run: a cell has one unsettled event at a time, so the
-segments of a split day are stated one after the other."""
+segments of a split day are reported one after the other."""
 
 READINGS_CHANGED = "its readings have changed since its snapshot was taken: count it again"
 NO_SNAPSHOT = "no usage snapshot was taken after the day's end: materialize usage_snapshot first"
 
 VERIFIABLE = timedelta(days=41)
-"""How long accepted events are asked for again: a week longer than anything can be stated."""
+"""How long accepted events are asked for again: a week longer than anything can be reported."""
 
 
 def utc_now() -> datetime:
@@ -106,7 +106,7 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True)
 class Rooms:
-    """Everything a statement needs, opened once. `run` names who acts, in the ledger."""
+    """Everything a report needs, opened once. `run` names who acts, in the ledger."""
 
     settings: Settings
     engine: Engine
@@ -186,8 +186,8 @@ NOBODY_SAID = By()
 
 
 @dataclass
-class Statement:
-    """What stating a span of days did."""
+class ReportOutcome:
+    """What reporting a span of days did."""
 
     sent: int = 0
     """Requests that Stripe accepted."""
@@ -209,7 +209,7 @@ class Statement:
 
 @dataclass(frozen=True)
 class Contact:
-    """The meters to state to, and whether Stripe was reached to look at them."""
+    """The meters to report to, and whether Stripe was reached to look at them."""
 
     meters: Sequence[Meter]
     unreachable: str | None = None
@@ -218,7 +218,7 @@ class Contact:
 def contact(rooms: Rooms) -> Contact:
     """Look the meters up and bind the ledger; without an answer, the meters as last seen.
 
-    First statements are the same for every meter we accept, and corrections need a meter that
+    First reports are the same for every meter we accept, and corrections need a meter that
     was seen before; so planning without Stripe plans what planning with it would.
     Raises ConfigurationError for what must be mended before anything is sent.
     """
@@ -269,32 +269,32 @@ def count_usage(rooms: Rooms, day: date) -> Snapshot:
     )
 
 
-def state_days(
+def report_days(
     rooms: Rooms,
     days: Sequence[date],
     *,
     by: By = NOBODY_SAID,
     retry_rejected: bool = False,
-    restate_undone: bool = False,
+    report_undone: bool = False,
     progress: Progress | None = None,
-) -> Statement:
+) -> ReportOutcome:
     """Plan and deliver these days from their snapshots; `by` says who does it, and why.
 
-    What was undone stays so until its snapshot is another one, or with `restate_undone`.
+    What was undone stays so until its snapshot is another one, or with `report_undone`.
 
     What Stripe has said meanwhile comes first (a mapping, a cancellation, a closed period), then
     what an earlier run left unsettled or unverified: its cells wait for it.
     Raises ConfigurationError before anything is planned or sent.
     """
-    statement = Statement()
+    reporting = ReportOutcome()
     rooms.ledger.begin(by.who, by.reason, rooms.clock())
     if rooms.settings.billing_customers_file is not None:
         report = rooms.customers.import_file(rooms.settings.billing_customers_file, rooms.clock())
-        statement.problems = report.problems
+        reporting.problems = report.problems
     reached = contact(rooms)
-    statement.applied = apply_events(rooms, progress)
+    reporting.applied = apply_events(rooms, progress)
     if reached.unreachable is None:
-        deliver_days(rooms, reached.meters, days, statement, progress, leftovers=True)
+        deliver_days(rooms, reached.meters, days, reporting, progress, leftovers=True)
         # What an interrupted run left unverified would blur what later summaries can prove.
         verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
     to_plan, recent = list(days), Recent(rooms)
@@ -302,20 +302,20 @@ def state_days(
         unfinished, payers = [], rooms.payers()
         for number, day in enumerate(to_plan, start=1):
             if _plan(
-                rooms, reached.meters, payers, day, statement, recent,
-                retry_rejected=retry_rejected, restate_undone=restate_undone,
+                rooms, reached.meters, payers, day, reporting, recent,
+                retry_rejected=retry_rejected, report_undone=report_undone,
             ):  # fmt: skip
                 unfinished.append(day)
             if progress is not None:
                 progress("planning", number, len(to_plan))
         if reached.unreachable is not None:
-            statement.stopped = f"Stripe cannot be reached: {reached.unreachable}"
-        elif statement.stopped is None:
-            deliver_days(rooms, reached.meters, to_plan, statement, progress)
-        if statement.stopped is not None or not unfinished:
+            reporting.stopped = f"Stripe cannot be reached: {reached.unreachable}"
+        elif reporting.stopped is None:
+            deliver_days(rooms, reached.meters, to_plan, reporting, progress)
+        if reporting.stopped is not None or not unfinished:
             break
         to_plan = unfinished  # the next segments of split days, now that these are settled
-    return statement
+    return reporting
 
 
 def apply_events(rooms: Rooms, progress: Progress | None = None) -> Applied:
@@ -332,12 +332,12 @@ def deliver_days(
     rooms: Rooms,
     meters: Sequence[Meter],
     days: Sequence[date],
-    statement: Statement,
+    reporting: ReportOutcome,
     progress: Progress | None,
     *,
     leftovers: bool = False,
 ) -> DeliveryReport:
-    """Deliver what is planned for these days, and add what that did to the statement.
+    """Deliver what is planned for these days, and add what that did to the report.
 
     `leftovers`: only what earlier runs left unsettled.
     """
@@ -356,9 +356,9 @@ def deliver_days(
         payers=rooms.payers(),
         leftovers=leftovers,
     )
-    statement.sent += report.sent
-    statement.stopped = statement.stopped or report.stopped
-    statement.denied = statement.denied or report.denied
+    reporting.sent += report.sent
+    reporting.stopped = reporting.stopped or report.stopped
+    reporting.denied = reporting.denied or report.denied
     return report
 
 
@@ -367,17 +367,17 @@ def _plan(
     meters: Sequence[Meter],
     payers: Payers,
     day: date,
-    statement: Statement,
+    reporting: ReportOutcome,
     recent: Recent,
     *,
     retry_rejected: bool,
-    restate_undone: bool,
+    report_undone: bool,
 ) -> bool:
-    """Plan one day and write the plan down; True if another round has more of it to state."""
+    """Plan one day and write the plan down; True if another round has more of it to report."""
     names = {meter.event_name for meter in meters}
     try:
         cuts = period_ends(rooms, meters, payers, day)
-        if _is_at_rest(rooms, names, payers, day, cuts, statement):
+        if _is_at_rest(rooms, names, payers, day, cuts, reporting):
             return False
         splits = split_day(rooms, day, cuts)
         with rooms.ledger.planning() as connection:
@@ -386,14 +386,14 @@ def _plan(
             partly = snapshot is None and bool(splits) and not is_over(day, rooms.clock())
             why_not = None if partly else _unplannable(snapshot, splits)
             if why_not is not None:
-                statement.not_planned[day] = why_not
+                reporting.not_planned[day] = why_not
                 return False
             usage = {} if snapshot is None else usage_by_organization(snapshot)
             recorded = rooms.ledger.recorded([day], connection)[day]
             findings, undone = [], set[Cell]()
             if snapshot is not None:
                 undone = rooms.ledger.still_undone(
-                    connection, day, None if restate_undone else snapshot.snapshot_id
+                    connection, day, None if report_undone else snapshot.snapshot_id
                 )
                 approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id, connection)
                 findings = judge_gate(rooms, snapshot, recent, approved)
@@ -428,12 +428,12 @@ def _plan(
                 meters=names,
             )
     except DAY_ERRORS as error:
-        statement.not_planned[day] = f"its snapshot cannot be read: {error}"
+        reporting.not_planned[day] = f"its snapshot cannot be read: {error}"
         return False
-    statement.gates.pop(day, None)
+    reporting.gates.pop(day, None)
     if findings:
-        statement.gates[day] = findings
-    statement.planned_from[day] = "" if snapshot is None else snapshot.snapshot_id
+        reporting.gates[day] = findings
+    reporting.planned_from[day] = "" if snapshot is None else snapshot.snapshot_id
     return bool(plan.unfinished)
 
 
@@ -443,9 +443,9 @@ def _is_at_rest(
     payers: Payers,
     day: date,
     cuts: Mapping[str, set[int]],
-    statement: Statement,
+    reporting: ReportOutcome,
 ) -> bool:
-    """Whether planning the day again would change nothing; tells the statement so.
+    """Whether planning the day again would change nothing; tells the report so.
 
     Most days of a backfill are, and their cells need not be looked at one by one.
     """
@@ -455,8 +455,8 @@ def _is_at_rest(
     basis = _basis(rooms, payers, day, snapshot_id, cuts)
     if not rooms.ledger.is_at_rest(day, basis, meters):
         return False
-    statement.gates.pop(day, None)
-    statement.planned_from[day] = snapshot_id
+    reporting.gates.pop(day, None)
+    reporting.planned_from[day] = snapshot_id
     return True
 
 
@@ -596,7 +596,7 @@ def period_ends(
     }
     if not by_customer:
         return {}
-    pays = [*payers.customers.items(), *rooms.ledger.stated_for(day, by_customer)]
+    pays = [*payers.customers.items(), *rooms.ledger.reported_for(day, by_customer)]
     cuts: dict[str, set[int]] = defaultdict(set)
     for organization, customer in pays:
         if customer in by_customer:
@@ -637,7 +637,7 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     """Days that a new run from their present snapshots would bring further.
 
     A snapshot not planned from yet, an event whose outcome is open, usage that was held or
-    refused and would be stated now, or that waits at a gate which has opened by itself.
+    refused and would be reported now, or that waits at a gate which has opened by itself.
     """
     today = rooms.clock().date()
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
@@ -770,7 +770,7 @@ def unbilled(rooms: Rooms) -> list[dict[str, Any]]:
 def closing_days(rooms: Rooms) -> dict[date, list[str]]:
     """The days of periods whose invoice is a draft, with the invoices they are for.
 
-    Only those with something missing: a snapshot of what lies there now, a statement from it,
+    Only those with something missing: a snapshot of what lies there now, a report from it,
     an outcome, a verification. The day on which the period ended is always asked for while it
     lasts, as its readings may still come. Days that Stripe takes nothing for any more are left out.
     """
@@ -791,7 +791,7 @@ def closing_days(rooms: Rooms) -> dict[date, list[str]]:
 
 
 def ends_inside(rooms: Rooms, day: date) -> bool:
-    """Whether a billing period has ended inside this day, so that a part of it can be stated."""
+    """Whether a billing period has ended inside this day, so that a part of it can be reported."""
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
     now = rooms.clock().timestamp()
     cuts = period_ends(rooms, meters, rooms.payers(), day)

@@ -1,7 +1,7 @@
 """Undo a run: state what Stripe had of its cells before it, as new revisions, by the same rules.
 
 What the run said stays on record; so does who undid it, and why. An undone day stays undone until
-its readings change or somebody runs it again: then it is stated as the readings prove.
+its readings change or somebody runs it again: then it is reported as the readings prove.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from datetime import date
 from typing import Any
 
 from billing_pipeline.operations.preview import PlanLine, plan_lines
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     By,
     Progress,
+    ReportOutcome,
     Rooms,
-    Statement,
     contact,
     deliver_days,
     period_ends,
@@ -59,20 +59,20 @@ class Undone:
     lines: list[PlanLine] = field(default_factory=list)
     left: list[dict[str, Any]] = field(default_factory=list)
     days: list[date] = field(default_factory=list)
-    statement: Statement = field(default_factory=Statement)
+    reporting: ReportOutcome = field(default_factory=ReportOutcome)
 
 
 def undo_run(
     rooms: Rooms, run: str, by: By, *, dry_run: bool = False, progress: Progress | None = None
 ) -> Undone:
-    """State again what Stripe had before `run`, in every cell that it was the last to speak of.
+    """Report again what Stripe had before `run`, in every cell that it was the last to speak of.
 
     Raises ConfigurationError for an unknown run, without a reason, or where Stripe is away.
     """
     touched = rooms.inquiry.planned_by(run)
     if not touched:
         raise ConfigurationError(
-            f"no run {run!r} has stated anything: `billing run` prints a run's id, and `billing "
+            f"no run {run!r} has reported anything: `billing run` prints a run's id, and `billing "
             "explain` shows which run said what"
         )
     if not by.reason.strip():
@@ -85,7 +85,7 @@ def undo_run(
     if not dry_run:
         rooms.ledger.begin(by.who, f"undo of {run}: {by.reason.strip()}", rooms.clock(), undoes=run)
         # An outcome that is open is settled first: its cell waits for it.
-        deliver_days(rooms, reached.meters, days, undone.statement, progress, leftovers=True)
+        deliver_days(rooms, reached.meters, days, undone.reporting, progress, leftovers=True)
     for _ in range(ROUNDS):
         undone.left.clear()
         more = False
@@ -94,8 +94,8 @@ def undo_run(
             more |= _undo_day(rooms, reached.meters, day, cells, undone, dry_run)
         if dry_run:
             break
-        deliver_days(rooms, reached.meters, days, undone.statement, progress)
-        if not more or undone.statement.stopped is not None:
+        deliver_days(rooms, reached.meters, days, undone.reporting, progress)
+        if not more or undone.reporting.stopped is not None:
             break
     if not dry_run:
         verify_days(rooms, days)
@@ -126,7 +126,7 @@ def _undo_day(
             history, meter = recorded.get(cell, []), by_name.get(cell.event_name)
             first, last = min(events)[0], max(events)[0]
             if meter is None:
-                undone.left.append(_left(cell, "the meter is not stated to any more"))
+                undone.left.append(_left(cell, "the meter is not reported to any more"))
                 kept.add(cell)
                 continue
             before = [s for s in history if s.revision < first]
@@ -140,7 +140,7 @@ def _undo_day(
             later = [s for s in history if s.revision > last and s.state in SENT]
             if any((cell, s.revision) not in ours for s in later):
                 if not all(_holds(meter, history, segment) for segment in segments):
-                    undone.left.append(_left(cell, "it was stated again since, by another run"))
+                    undone.left.append(_left(cell, "it was reported again since, by another run"))
                     kept.add(cell)
                 continue
             outcomes = plan_segments(
@@ -158,14 +158,14 @@ def _undo_day(
                     undone.left.append(_left(cell, outcome.explanation))
                 elif isinstance(outcome, Waiting):
                     undone.left.append(_left(cell, "an earlier event is not settled yet"))
-            stated = [
+            reported = [
                 replace(o, about=next(p for p in parts if p[0] <= o.timestamp < p[1]))
                 if len(parts) > 1
                 else o
                 for o in outcomes
                 if isinstance(o, MeterEvent)
             ]
-            plan.add(cell, stated, history)
+            plan.add(cell, reported, history)
         cause = f"undo of {undone.run}"
         undone.lines += plan_lines(plan, meters, recorded, cause)
         if not dry_run:
@@ -211,7 +211,7 @@ def _held_before(
 ) -> int:
     """What Stripe had of a part of a cell before the run.
 
-    A `last` meter to which nothing had been said of it showed the value before: that is stated.
+    A `last` meter to which nothing had been said of it showed the value before: that is reported.
     """
     held = recorded_value(meter, [s for s in before if start <= s.timestamp < end])
     if held is not None or not meter.replaces:

@@ -2,7 +2,7 @@
 
 Kept as double entries. What is carried out of a closed cell is entered there with the opposite
 sign, so that nothing is owed there any more; what was approved is entered in cells of the
-current period, where it is stated. The entries of an approved adjustment add up to zero; those
+current period, where it is reported. The entries of an approved adjustment add up to zero; those
 of a dismissed one do not, and that is what was written off.
 """
 
@@ -41,7 +41,7 @@ def entered(entries: Iterable[Entry], segment: Segment) -> int:
 
 
 def carry(amount: int, rooms: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
-    """Where an approved amount goes, given (cell, instant, units stated there) by preference.
+    """Where an approved amount goes, given (cell, instant, units reported there) by preference.
 
     More units go to the first. Fewer units are taken where there are some, never below zero;
     None: there are not enough.

@@ -1,14 +1,14 @@
-"""Under which terms a customer's usage may be stated: its subscriptions, and what is closed.
+"""Under which terms a customer's usage may be reported: its subscriptions, and what is closed.
 
 | subscription status                          | usage                             |
 | -------------------------------------------- | --------------------------------- |
-| active, trialing, past_due, unpaid           | stated                            |
-| canceled                                     | stated up to its end, then held   |
+| active, trialing, past_due, unpaid           | reported                            |
+| canceled                                     | reported up to its end, then held   |
 | incomplete, incomplete_expired, paused       | held                              |
 | any other                                    | held: never read as active        |
-| none known                                   | stated: a meter needs none        |
+| none known                                   | reported: a meter needs none        |
 
-A customer with several subscriptions is stated for as long as one of them allows it. All
+A customer with several subscriptions is reported for as long as one of them allows it. All
 instants are unix seconds; what lies at an end belongs to what follows.
 """
 
@@ -27,16 +27,16 @@ from billing_pipeline.rules.model import HoldReason
 class Policy(StrEnum):
     """What a subscription's status means for usage."""
 
-    STATE = "state"
+    REPORT = "state"
     UNTIL_END = "until_end"
     HOLD = "hold"
 
 
 DEFAULT_POLICY: Mapping[str, Policy] = {
-    "active": Policy.STATE,
-    "trialing": Policy.STATE,
-    "past_due": Policy.STATE,
-    "unpaid": Policy.STATE,
+    "active": Policy.REPORT,
+    "trialing": Policy.REPORT,
+    "past_due": Policy.REPORT,
+    "unpaid": Policy.REPORT,
     "canceled": Policy.UNTIL_END,
     "incomplete": Policy.HOLD,
     "incomplete_expired": Policy.HOLD,
@@ -47,7 +47,7 @@ DEFAULT_POLICY: Mapping[str, Policy] = {
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A subscription as far as it decides what may be stated.
+    """A subscription as far as it decides what may be reported.
 
     `policy` is None for a status that we do not know. `end` is when it ended or is to end,
     `meters` the ids of the meters that its prices bill: None where that is not known, so that
@@ -65,11 +65,11 @@ class Subscription:
         return self.meters is None or meter_id in self.meters
 
     def allows(self, timestamp: int, *, from_start: bool) -> bool:
-        """Whether usage of this instant may be stated under this subscription alone.
+        """Whether usage of this instant may be reported under this subscription alone.
 
         `from_start`: only from its start on, because an earlier subscription had ended.
         """
-        if self.policy not in (Policy.STATE, Policy.UNTIL_END):
+        if self.policy not in (Policy.REPORT, Policy.UNTIL_END):
             return False
         if self.policy is Policy.UNTIL_END and self.end is None:
             return False
@@ -100,7 +100,7 @@ class Terms:
     deleted: bool = False
 
     def why_barred(self, meter_id: str | None, timestamp: int) -> HoldReason | None:
-        """Why usage stamped so may not be stated to this meter, None where it may."""
+        """Why usage stamped so may not be reported to this meter, None where it may."""
         if self.deleted:
             return HoldReason.CUSTOMER_DELETED
         relevant = [s for s in self.subscriptions if s.bills(meter_id)]
@@ -143,7 +143,7 @@ class Terms:
 
 
 ANY = Terms()
-"""Nothing is known: usage of a mapped customer is stated."""
+"""Nothing is known: usage of a mapped customer is reported."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ class Payers:
 
     @cached_property
     def mapping_id(self) -> str:
-        """The mapping as an id: with another one, days may have to be stated that were not."""
+        """The mapping as an id: with another one, days may have to be reported that were not."""
         content = json.dumps([sorted(self.customers.items()), sorted(self.undecided)])
         return hashlib.sha256(content.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""The gate before a day is stated: are its counts plausible against the weeks before?
+"""The gate before a day is reported: are its counts plausible against the weeks before?
 
 An outage of ingestion looks like a day of little use. On a `last` meter one such day, if it is the
 last of a period, would bill the whole period at next to nothing; so it waits for a person.

@@ -33,11 +33,11 @@ class State(StrEnum):
     ACCEPTED = "accepted"  # Stripe took it: a 200, or "already exists with this identifier"
     VERIFIED = "verified"  # and Stripe's own summary agrees
     REJECTED = "rejected"  # refused for good, at once or later
-    HELD = "held"  # usage that cannot be stated yet; see Hold
+    HELD = "held"  # usage that cannot be reported yet; see Hold
 
 
 UNSETTLED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
-"""States in which a cell waits: no new revision is stated before these are settled."""
+"""States in which a cell waits: no new revision is reported before these are settled."""
 
 NOT_COUNTED = "not_counted"
 """Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
@@ -47,7 +47,7 @@ SENT = frozenset({State.ACCEPTED, State.VERIFIED})
 
 
 class HoldReason(StrEnum):
-    """Why usage cannot be stated yet."""
+    """Why usage cannot be reported yet."""
 
     NO_CUSTOMER = "no_customer"
     CUSTOMER_UNDECIDED = "customer_undecided"
@@ -80,7 +80,7 @@ HOLD_EXPLANATIONS: dict[HoldReason, str] = {
     HoldReason.PERIOD_CLOSED: "period closed: the invoice of its billing period is final",
     HoldReason.DAILY_WINDOW: (
         "its billing period ends inside the day, and the meter keeps one value a day (its "
-        "event_time_window): the rest of the day's usage cannot be stated beside it"
+        "event_time_window): the rest of the day's usage cannot be reported beside it"
     ),
     HoldReason.CUSTOMER_SHARED: (
         "several organizations share this customer, and the meter keeps one value per customer"
@@ -92,7 +92,7 @@ HOLD_EXPLANATIONS: dict[HoldReason, str] = {
     ),
     HoldReason.NO_ROOM_IN_DAY: "no later second is left inside the usage day",
     HoldReason.UNDONE: (
-        "a run that stated it was undone: `billing run` over its day states it again"
+        "a run that reported it was undone: `billing run` over its day reports it again"
     ),
     HoldReason.BELOW_ZERO: (
         "an adjustment takes back more than the day has now; `billing adjustments list` shows it"
@@ -131,7 +131,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """The smallest thing that is stated and corrected, within one ledger's account and mode."""
+    """The smallest thing that is reported and corrected, within one ledger's account and mode."""
 
     usage_day: date
     organization_id: str
@@ -161,7 +161,7 @@ def usage_of(measure: Measure, count: int) -> Usage:
 
 @dataclass(frozen=True)
 class MeterEvent:
-    """One statement about one cell. `value` is what is sent, `target` what the cell should be.
+    """One report about one cell. `value` is what is sent, `target` what the cell should be.
 
     `timestamp` is in unix seconds, UTC, inside the usage day.
     """
@@ -231,7 +231,7 @@ class RecordedEvent:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Usage that cannot be stated yet: what would be sent, and why it is not."""
+    """Usage that cannot be reported yet: what would be sent, and why it is not."""
 
     cell: Cell
     value: int
@@ -249,7 +249,7 @@ class Hold:
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing is missing yet: a zero, to be stated once the reason is gone.
+        """Whether nothing is missing yet: a zero, to be reported once the reason is gone.
 
         Until then it is nobody's concern; forgotten, the value of an earlier day would be the
         last one of its period. What waits at the gate a person should see all the same.
@@ -262,7 +262,7 @@ class Waiting:
     """A cell whose earlier event is unsettled.
 
     `still_valid` where that event is planned and says just what is to be said; else the cell is planned
-    again once the outcome is known. `more`: other parts of the day are to be stated after it.
+    again once the outcome is known. `more`: other parts of the day are to be reported after it.
     """
 
     cell: Cell

@@ -1,6 +1,6 @@
-"""The rules: from a target and what was reported before to the next statement about a cell.
+"""The rules: from a target and what was reported before to the next report about a cell.
 
-| meter              | first statement           | correction                            |
+| meter              | first report           | correction                            |
 | ------------------ | ------------------------- | ------------------------------------- |
 | sum, no window     | the target, unless zero   | the signed difference to what Stripe recorded |
 | last, no window    | the target, zero included | the target again, stamped later       |
@@ -32,7 +32,7 @@ from billing_pipeline.rules.model import (
     Waiting,
     usage_of,
 )
-from billing_pipeline.rules.recorded import recorded_value, stated_customer
+from billing_pipeline.rules.recorded import recorded_value, reported_customer
 from billing_pipeline.rules.segments import Segment, whole_day
 from billing_pipeline.rules.timestamps import stamp, too_old
 from billing_pipeline.rules.values import check_target
@@ -42,7 +42,7 @@ SUPERSEDED = "superseded"
 value or its reason to exist had changed."""
 
 HARMLESS = frozenset({NOT_COUNTED, SUPERSEDED})
-"""Unlike Stripe's refusals these say nothing against a statement, so it may be made again."""
+"""Unlike Stripe's refusals these say nothing against a report, so it may be made again."""
 
 METER_AWAY = frozenset({"archived_meter", "no_meter"})
 """Error codes of a meter that was inactive; a later change of the meter may have mended it."""
@@ -55,7 +55,7 @@ Outcome = MeterEvent | Hold | Waiting
 
 @dataclass(frozen=True)
 class DayPlan:
-    """What one usage day asks for: events to state, usage to hold, cells that wait.
+    """What one usage day asks for: events to report, usage to hold, cells that wait.
 
     `superseded` are (cell, revision) of planned events that no longer say what is to be said,
     `moot` those of refused ones where nothing is owed any more; `unfinished` are cells that ask
@@ -105,11 +105,11 @@ def plan_cell(
     moved: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> Outcome | None:
-    """The next statement about a cell of a day that is not split, or why there is none.
+    """The next report about a cell of a day that is not split, or why there is none.
 
-    `target` is what the cell should be, `at` an explicit instant in unix seconds (a statement
+    `target` is what the cell should be, `at` an explicit instant in unix seconds (a report
     made during the day); for the rest see `plan_segments`. None: Stripe has the target
-    already, or refused exactly this statement and nothing has changed since.
+    already, or refused exactly this report and nothing has changed since.
     """
     check_target(target)
     day = whole_day(cell.usage_day, usage_of(meter.measure, target))
@@ -145,7 +145,7 @@ def plan_segments(
     moved: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> list[Outcome]:
-    """What is to be stated about a cell, segment by segment; empty where nothing is.
+    """What is to be reported about a cell, segment by segment; empty where nothing is.
 
     `customer` is the organization's customer today, `recorded` every event recorded about the cell so
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
@@ -158,7 +158,7 @@ def plan_segments(
         owed = [s.usage.of(meter.measure) + entered(moved, s) for s in segments]
         return [Waiting(cell, sum(owed))]
     firm = [s for s in recorded if s.state is not State.PLANNED]
-    only = _only_segment(meter, segments, payers.terms_of(stated_customer(firm) or customer))
+    only = _only_segment(meter, segments, payers.terms_of(reported_customer(firm) or customer))
     outcomes: list[Outcome] = []
     for segment in segments:
         if only is not None and segment is not only:
@@ -178,7 +178,7 @@ def plan_segments(
             customer,
             [s for s in about if s.state is not State.PLANNED],
             now,
-            stated_for=stated_customer(firm),
+            reported_for=reported_customer(firm),
             # Said or planned: revisions and timestamps only rise.
             revision=max((s.revision for s in recorded), default=0) + 1,
             after=max((s.timestamp for s in about), default=None),
@@ -215,7 +215,7 @@ def plan_segments(
 def _only_segment(meter: Meter, segments: Sequence[Segment], terms: Terms) -> Segment | None:
     """On a meter that keeps one value a day: the segment that value is for, else None.
 
-    The last one that may be stated.
+    The last one that may be reported.
     """
     if meter.event_time_window != "day" or len(segments) == 1:
         return None
@@ -231,7 +231,7 @@ def _next(
     recorded: Sequence[RecordedEvent],
     now: datetime,
     *,
-    stated_for: str | None,
+    reported_for: str | None,
     revision: int,
     after: int | None,
     part: tuple[int, int] | None,
@@ -254,7 +254,7 @@ def _next(
     if at_stripe is None and target == 0 and meter.formula is Formula.SUM:
         return None
 
-    pays = stated_for or customer
+    pays = reported_for or customer
     spoken = [s for s in recorded if s.state is not State.REJECTED or s.error_code not in HARMLESS]
     last = max(spoken, key=lambda s: s.revision, default=None)
     timestamp = stamp(segment.start, segment.end, after, at)
@@ -267,7 +267,7 @@ def _next(
         now,
         at,
         undecided=cell.organization_id in payers.undecided,
-        shared=shared and stated_for is None,
+        shared=shared and reported_for is None,
     )
     if reason is None and gated:
         return Hold(cell, value, target, HoldReason.GATE_CLOSED, difference=owed)
@@ -352,7 +352,7 @@ def plan_day(
 
     `usage` is the day's snapshot by organization, `payers` who pays today, `recorded` what was
     said by cell. An organization missing from the snapshot has a target of zero: if it was
-    stated before, it is corrected down; if it has a customer, a `last` meter states the zero.
+    reported before, it is corrected down; if it has a customer, a `last` meter reports the zero.
     `splits` gives the segments of organizations whose periods end inside the day; with
     `only_splits` nothing else is planned, because the day itself is not over. `gated` are the
     organizations whose counts wait for a person, `undone` the cells of which a run was undone,
@@ -425,13 +425,13 @@ def shared_customers(
 ) -> set[str]:
     """The customers to which more than one organization's usage of a day goes on this meter.
 
-    A cell goes to the customer it was stated for, whatever the mapping says today.
+    A cell goes to the customer it was reported for, whatever the mapping says today.
     """
-    stated = {
+    reported = {
         cell.organization_id: customer
         for cell, history in recorded.items()
         if cell.event_name == meter.event_name
-        and (customer := stated_customer([s for s in history if s.state is not State.PLANNED]))
+        and (customer := reported_customer([s for s in history if s.state is not State.PLANNED]))
     }
-    counts = Counter({**customers, **stated}.values())
+    counts = Counter({**customers, **reported}.values())
     return {customer for customer, number in counts.items() if number > 1}

@@ -63,14 +63,14 @@ class Reconciled:
     @property
     def differences(self) -> dict[Step, float]:
         """How much each figure is above the one before it, where both are there."""
-        stated = self.ledger if self.ledger_in_minutes is None else self.ledger_in_minutes
-        in_stripe = self.ledger if self.stripe is None else self.stripe - stated + self.ledger
+        reported = self.ledger if self.ledger_in_minutes is None else self.ledger_in_minutes
+        in_stripe = self.ledger if self.stripe is None else self.stripe - reported + self.ledger
         found: dict[Step, float] = {
             Step.SNAPSHOT: self.snapshot - self.readings,
             Step.LEDGER: self.ledger - self.snapshot,
         }
         if self.stripe is not None:
-            found[Step.STRIPE] = self.stripe - stated
+            found[Step.STRIPE] = self.stripe - reported
         if self.invoiced is not None:
             found[Step.INVOICE] = self.invoiced - in_stripe
         return found
@@ -111,9 +111,9 @@ class CellFacts:
     refused: str | None = None
     """Stripe's refusal that nothing has made good."""
     undone: str | None = None
-    """The reason for which somebody took the last statement back."""
+    """The reason for which somebody took the last report back."""
     stale: str | None = None
-    """Why the part is not stated as its snapshot has it: not planned yet, or not from this one."""
+    """Why the part is not reported as its snapshot has it: not planned yet, or not from this one."""
 
     @property
     def target(self) -> int:
@@ -126,13 +126,13 @@ class CellFacts:
         return [s for s in self.recorded if s.state in SENT and self.segment.holds(s.timestamp)]
 
     @property
-    def stated(self) -> int:
+    def reported(self) -> int:
         """what Stripe has recorded of it, by the ledger."""
         return recorded_value(self.meter, self.taken) or 0
 
     def causes(self) -> list[Cause]:
-        """Why `stated` is not the target; empty where it is, or where nothing explains it."""
-        missing = self.stated - self.target
+        """Why `reported` is not the target; empty where it is, or where nothing explains it."""
+        missing = self.reported - self.target
         if not missing:
             return []
         found = list(self._certain())
@@ -143,9 +143,9 @@ class CellFacts:
     def reasons(self) -> list[Cause]:
         """The same where only the newest of a period's values counts, so that there is no amount.
 
-        A part of which nothing was stated leaves the period with the value of an earlier one.
+        A part of which nothing was reported leaves the period with the value of an earlier one.
         """
-        if self.taken and self.stated == self.target:
+        if self.taken and self.reported == self.target:
             return []
         return [replace(each, amount=None) for each in (*self._certain(), *self._rest(1))]
 

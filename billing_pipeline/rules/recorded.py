@@ -15,10 +15,10 @@ def recorded_value(meter: Meter, recorded: Iterable[RecordedEvent]) -> int | Non
     return held[-1].value if meter.replaces else sum(s.value for s in held)
 
 
-def stated_customer(recorded: Sequence[RecordedEvent]) -> str | None:
-    """The customer the cell belongs to: that of its first statement which was not refused.
+def reported_customer(recorded: Sequence[RecordedEvent]) -> str | None:
+    """The customer the cell belongs to: that of its first report which was not refused.
 
-    Of a zero that was taken for not counted nobody can be sure: stated again for the same
+    Of a zero that was taken for not counted nobody can be sure: reported again for the same
     customer it makes no difference, beside one of another customer it might.
     """
     kept = [

@@ -1,6 +1,6 @@
 """Parts of a usage day: where a billing period or a subscription ends inside it, the day is split.
 
-Subscriptions begin and end at instants, not at midnight. Each segment is stated by itself, with
+Subscriptions begin and end at instants, not at midnight. Each segment is reported by itself, with
 timestamps inside it, so that both periods are right to the reading.
 """
 

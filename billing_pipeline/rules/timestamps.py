@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, time, timedelta
 
 ROOM = 3600
-"""A first statement is stamped an hour before the end, for a day at 23:00:00: late, so that a
+"""A first report is stamped an hour before the end, for a day at 23:00:00: late, so that a
 `last` meter reads it as the final word, with 3,599 later seconds left for corrections."""
 
 OLDEST = timedelta(days=34)
 """Stripe refuses events older than 35 calendar days; one day earlier we stop, so that clocks
-and slow runs cannot turn a statement into a refusal."""
+and slow runs cannot turn a report into a refusal."""
 
 
 def day_start(day: date) -> int:

@@ -1,4 +1,4 @@
-"""Which numbers may be stated: exact integers of at most 15 digits, a target never negative."""
+"""Which numbers may be reported: exact integers of at most 15 digits, a target never negative."""
 
 from __future__ import annotations
 

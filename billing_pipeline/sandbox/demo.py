@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from billing_pipeline.cli.report import attention, exit_code, run_document
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     By,
     Progress,
     Rooms,
@@ -94,7 +94,7 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
                 again, run_id, error = run_days(
                     first, last_day, By("billing demo"), progress=progress
                 )
-                again.statement.sent += outcome.statement.sent
+                again.reporting.sent += outcome.reporting.sent
                 outcome = again
             story["invoice"] = _invoice(sandbox, rooms)
             document = run_document(rooms, days, outcome, run_id, error)
@@ -318,7 +318,7 @@ def show_demo(console: Console, document: dict[str, Any]) -> None:
     table = Table(
         "organization", "days", "active sensors\n(last day)", "readings",
         "duplicates\nremoved", "events\nstated", "Stripe\nagrees",
-        title=f"{document['from']} to {document['to']}: what was used, stated and verified",
+        title=f"{document['from']} to {document['to']}: what was used, reported and verified",
     )  # fmt: skip
     table.columns[0].no_wrap = True
     for column in table.columns[1:6]:

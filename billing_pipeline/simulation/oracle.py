@@ -18,7 +18,7 @@ from sqlalchemy import select
 from billing_pipeline.customers.tables import invoices, subscriptions
 from billing_pipeline.ledger.inquiry import HeldUsage
 from billing_pipeline.operations.reconcile import reconcile_month
-from billing_pipeline.operations.statement import Rooms, closed_gates, unbilled, unfinished_days
+from billing_pipeline.operations.reporting import Rooms, closed_gates, unbilled, unfinished_days
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
     SENT,
@@ -68,7 +68,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
     }
     counted = {e.identifier: e for e in world.account.events if e.counted and not e.cancelled}
     ours: dict[str, object] = {}
-    for day in (*world.days(), world.clock().date()):  # parts of today may be stated
+    for day in (*world.days(), world.clock().date()):  # parts of today may be reported
         for organization in _organizations(world):
             for meter, _ in METERS:
                 story = rooms.inquiry.story(_cell(day, organization, meter))
@@ -78,7 +78,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                     sent = row["state"] in SENT
                     event = counted.get(row["identifier"])
                     told = f"{organization} {day} {meter} r{row['revision']} {row['value']:+}"
-                    # Where newer values replace older ones, an event may be stated again whose
+                    # Where newer values replace older ones, an event may be reported again whose
                     # absence is not certain: the figure is right either way.
                     # And what a deleted customer has is on no bill.
                     doubtful = meter == LAST and (
@@ -95,7 +95,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                     ):
                         yield f"{told}: Stripe has something else: {event}"
                     if (organization, row["customer"]) not in world.ever_mapped:
-                        yield f"{told}: stated for {row['customer']}, never its customer"
+                        yield f"{told}: reported for {row['customer']}, never its customer"
     for identifier in counted.keys() - ours.keys():
         yield f"Stripe counts {identifier}, which the ledger does not know"
 
@@ -116,7 +116,7 @@ def _makes_no_difference(row: dict[str, Any], counted: Iterable[ReceivedEvent]) 
 
 
 def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
-    """Whether a later statement about the same part of its day has taken an event's place."""
+    """Whether a later report about the same part of its day has taken an event's place."""
     return any(
         later["state"] in SENT
         and later["revision"] > row["revision"]
@@ -126,7 +126,7 @@ def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
 
 
 def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
-    """Each part of each day is stated as the readings prove, or held or refused for a reason."""
+    """Each part of each day is reported as the readings prove, or held or refused for a reason."""
     refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
     for day in world.days():
         recorded = rooms.ledger.recorded([day])[day]
@@ -135,7 +135,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
         for each in rooms.inquiry.held([day]):
             held[each.cell].append(each)
         for organization in _organizations(world):
-            # A day is cut for an organization, wherever any of its meters is stated.
+            # A day is cut for an organization, wherever any of its meters is reported.
             ever = [s for m, _ in METERS for s in recorded.get(_cell(day, organization, m), [])]
             parts = bounds(day, _cuts(world, organization, ever))
             for meter, formula in METERS:
@@ -166,7 +166,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     owed = truth if formula == "last" else truth - (still_valid or 0)
                     if still_valid is None and truth == 0 and formula == "last":
                         if _owes_a_zero(world, rooms, cell, recorded, start):
-                            yield f"{told}: the zero was not stated"
+                            yield f"{told}: the zero was not reported"
                         continue
                     if still_valid == truth or (still_valid is None and truth == 0):
                         continue
@@ -199,7 +199,7 @@ def _is_over_and_bare(world: World, cell: Cell, end: int) -> bool:
 def _owes_a_zero(
     world: World, rooms: Rooms, cell: Cell, recorded: Mapping[Cell, list[RecordedEvent]], start: int
 ) -> bool:
-    """Whether nothing at all stands in the way of stating a zero: the plain cases only."""
+    """Whether nothing at all stands in the way of reporting a zero: the plain cases only."""
     mapping = rooms.customers.mapping()
     customer = mapping.get(cell.organization_id)
     return (

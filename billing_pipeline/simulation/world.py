@@ -28,7 +28,7 @@ from billing_pipeline.ledger.adjustments import AdjustmentBook
 from billing_pipeline.ledger.inquiry import Inquiry
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations import adjust as adjustments
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     By,
     Rooms,
     apply_events,
@@ -36,7 +36,7 @@ from billing_pipeline.operations.statement import (
     closed_gates,
     closing_days,
     reopen_for,
-    state_days,
+    report_days,
     unfinished_days,
     verify_days,
 )
@@ -408,7 +408,7 @@ class World:
                 self._count(day)
         crash = chance.random() < 0.4
         self._act(
-            lambda rooms: self._bill(rooms, days, restate_undone=True),
+            lambda rooms: self._bill(rooms, days, report_undone=True),
             chance if crash else None,
             "run",
         )
@@ -473,8 +473,8 @@ class World:
         self.steps.disarm()
         self.log.append("two runs overlap")
 
-    def _bill(self, rooms: Rooms, days: list[date], *, restate_undone: bool = False) -> None:
-        state_days(rooms, days, restate_undone=restate_undone)
+    def _bill(self, rooms: Rooms, days: list[date], *, report_undone: bool = False) -> None:
+        report_days(rooms, days, report_undone=report_undone)
         verify_days(rooms, days)
 
     def _act(self, act: Callable[[Rooms], Any], chance: Random | None, what: str) -> None:

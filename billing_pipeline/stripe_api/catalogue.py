@@ -145,7 +145,7 @@ def _match(spec: MeterSpec, listed: Sequence[Any]) -> tuple[Meter | None, str | 
     if window == "hour":
         return None, (
             f"the meter {spec.event_name} keeps one value per hour (event_time_window=hour), but "
-            "usage is stated per day: of a day's events Stripe would bill each hour's last. "
+            "usage is reported per day: of a day's events Stripe would bill each hour's last. "
             "Use a meter without a window, or with event_time_window=day."
         )
     return (

@@ -98,7 +98,7 @@ def deliver(
 ) -> DeliveryReport:
     """Send what is planned or ambiguous for these days; settle what may not be sent again.
 
-    What may not be stated any more on the customer's terms (`payers`), such as for a period that
+    What may not be reported any more on the customer's terms (`payers`), such as for a period that
     was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned anew.
     With `leftovers`, only what an earlier delivery left ambiguous, whose cells wait for it.
     Events of meters that are not among `meters` stay as they are.
@@ -272,7 +272,7 @@ class _Courier:
         return self._ledger.claim(ids, self._clock())
 
     def _barred(self, outgoing: Outgoing) -> bool:
-        """Whether the customer's terms forbid to state this by now."""
+        """Whether the customer's terms forbid to report this by now."""
         event = outgoing.event
         meter = self._meters[event.cell.event_name]
         terms = self._payers.terms_of(event.customer)

@@ -172,7 +172,7 @@ def _decide(
     last = outgoing.last_attempt_at
     lag_over = last is None or now - last > LAG_ALLOWANCE
     if meter.replaces:
-        # What cannot be told from its absence may be stated again: the figure is right either way.
+        # What cannot be told from its absence may be reported again: the figure is right either way.
         absent = reported in without
     else:
         # A figure that lacks what was accepted lags, and proves no absence.

@@ -14,5 +14,5 @@ kernel of NumPy settles the plain readings, and leaves only the others to DuckDB
 - `segments`   the same for parts of a day, where a billing period ends inside it
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
 - `duplicates` which readings of an organization had more than one row
-- `counted`    all of this as the one source that statements ask
+- `counted`    all of this as the one source that report ask
 """

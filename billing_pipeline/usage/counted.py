@@ -1,4 +1,4 @@
-"""What statements need to know of usage, from the snapshots and readings that lie there."""
+"""What report need to know of usage, from the snapshots and readings that lie there."""
 
 from __future__ import annotations
 

@@ -453,7 +453,7 @@ def test_usage_that_is_too_old_is_carried_or_written_off(world: World, billing: 
     assert billing("adjustments", "approve", last, "--reason", "why")[0] == 2
     assert billing("adjustments", "approve", "adj-none", "--reason", "why")[0] == 2
     code, document = billing("adjustments", "approve", total, "--reason", "found on a disk")
-    assert (code, document["decided"][0]["stated_in"]) == (
+    assert (code, document["decided"][0]["reported_in"]) == (
         0, [{"day": str(yesterday()), "amount": 4}],
     )  # fmt: skip
     assert billing("adjustments", "dismiss", last, "--reason", "the month is billed")[0] == 0
@@ -493,7 +493,7 @@ def test_a_run_says_who_and_why_and_can_be_undone(furnished: World, billing: Com
     second = billing("run", *span(1))[1]["run_id"]
     assert billing("undo", "--run", "nobody", "--reason", "why")[0] == 2
     code, document = billing("undo", "--run", second, "--reason", "too early", "--dry-run")
-    assert (code, document["sent"], len(document["stated"])) == (0, 0, 2)
+    assert (code, document["sent"], len(document["reported"])) == (0, 0, 2)
     code, document = billing("undo", "--run", second, "--reason", "too early")
     assert (code, document["sent"], document["left"]) == (0, 2, [])
     assert furnished.billed() == furnished.due({yesterday(): {"a": {"s": 3}, "b": {"t": 1}}})

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from billing_pipeline.operations.reporting import utc_now
 from sqlalchemy import Engine
 
 from billing_pipeline.customers.directory import CustomerDirectory
-from billing_pipeline.operations.statement import utc_now
 from billing_pipeline.settings import ConfigurationError
 
 HEADER = "organization_id,stripe_customer_id\n"

@@ -89,7 +89,7 @@ def test_a_run_of_days_materializes_checks_states_and_verifies_each(runner: Runn
     assert metadata(result, "verification", days[0])["agrees"] == 4
     again = runner.run(days[0], days[-1])
     assert again.success
-    assert runner.billing.outcome.statement.sent == 0
+    assert runner.billing.outcome.reporting.sent == 0
 
 
 def test_a_day_whose_files_have_not_changed_is_not_counted_again(runner: Runner) -> None:

@@ -48,7 +48,7 @@ def test_the_graph_has_these_assets_checks_jobs_schedules_and_sensors(
         "verified",
     }  # fmt: skip
     assert {job.name for job in repository.get_all_jobs()} >= {
-        "bill_days", "state_days", "apply_stripe_events", "missed_stripe_events",
+        "bill_days", "report_days", "apply_stripe_events", "missed_stripe_events",
         "reconcile_months",
     }  # fmt: skip
     assert {s.name for s in repository.schedule_defs} == {

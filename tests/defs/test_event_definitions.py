@@ -173,7 +173,7 @@ def test_a_draft_invoice_starts_the_runs_that_its_period_lacks(world: World, tic
     world.apply()
     first = tick(closing_periods, None)
     [request] = first.run_requests
-    today = (day + timedelta(days=1)).isoformat()  # the period ended on it: a part can be stated
+    today = (day + timedelta(days=1)).isoformat()  # the period ended on it: a part can be reported
     assert request.tags["dagster/asset_partition_range_end"] == today
     assert tick(closing_periods, first.cursor).run_requests == []
     days = [day - timedelta(days=n) for n in range(4)]

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from billing_pipeline.operations.reporting import closed_gates
 from sqlalchemy import create_engine, text
 
 from billing_pipeline.operations import adjust as adjustments
-from billing_pipeline.operations.statement import closed_gates
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from tests.integration.test_processes import BILLING

@@ -1,4 +1,4 @@
-"""Several processes at once: no cell stated twice, one deliverer at a time, on both databases."""
+"""Several processes at once: no cell reported twice, one deliverer at a time, on both databases."""
 
 from __future__ import annotations
 

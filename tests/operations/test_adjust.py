@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from billing_pipeline.operations.reporting import report_days, unfinished_days
 
 from billing_pipeline.ledger.adjustments import Adjustment
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.alerts import alerts
-from billing_pipeline.operations.statement import state_days, unfinished_days
 from billing_pipeline.settings import ConfigurationError
 from tests.closed_period import CLOSED, LATEST, invoiced
 from tests.support import World
@@ -110,7 +110,7 @@ def test_a_dismissed_amount_stays_on_record_and_later_readings_ask_anew(closed: 
     assert closed.bill([CLOSED]).sent == 0
     assert closed.rooms().inquiry.held([CLOSED]) == []
     [decided] = adjustments.document(closed.rooms())["decided"]
-    assert (decided["decision"], decided["amount"], decided["stated_in"]) == ("dismissed", 7, [])
+    assert (decided["decision"], decided["amount"], decided["reported_in"]) == ("dismissed", 7, [])
     again = late(closed, 20)
     assert (again.amount, again.id == waiting.id) == (3, False)
 
@@ -156,6 +156,6 @@ def test_usage_that_is_too_old_is_carried_too(closed: World) -> None:
     waiting = late(closed, 12)
     # The invoice of that month is final as well; the current period began after it.
     assert waiting.held.reason in ("period_closed", "too_old")
-    state_days(closed.rooms(), [CLOSED])
+    report_days(closed.rooms(), [CLOSED])
     decision = adjustments.approve(closed.rooms(), waiting.id, "found on a disk")
     assert [entry.cell.usage_day for entry in decision.entries] == [closed.clock().date()]

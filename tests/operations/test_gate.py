@@ -5,17 +5,17 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-
-from billing_pipeline.operations.alerts import alerts
-from billing_pipeline.operations.preview import preview_days
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     approve_gate,
     closed_gates,
     count_usage,
-    state_days,
+    report_days,
     unfinished_days,
     verify_days,
 )
+
+from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.operations.preview import preview_days
 from billing_pipeline.settings import ConfigurationError
 from tests.support import World, yesterday
 
@@ -44,7 +44,7 @@ def test_an_outage_is_held_and_seen(steady: World) -> None:
     rooms, day = steady.rooms(), yesterday()
     assert billed(steady, "acme", LAST) is None
     held = rooms.inquiry.held([day])
-    # A zero on a sum is nothing to state; on `last` it would be the period's figure.
+    # A zero on a sum is nothing to report; on `last` it would be the period's figure.
     assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
         ("acme", LAST, "gate_closed"),
         ("small", LAST, "gate_closed"),
@@ -73,7 +73,7 @@ def test_a_gate_that_opens_as_other_days_change_lets_its_day_be_stated(steady: W
         count_usage(steady.rooms(), each)
     assert day not in {gate.day for gate in closed_gates(steady.rooms())}
     assert day in unfinished_days(steady.rooms())
-    state_days(steady.rooms(), [day])
+    report_days(steady.rooms(), [day])
     verify_days(steady.rooms(), [day])
     assert billed(steady, "acme", LAST) == 0
     assert day not in unfinished_days(steady.rooms())
@@ -85,7 +85,7 @@ def test_a_person_lets_exactly_these_counts_through(steady: World) -> None:
         approve_gate(rooms, day, "  ")
     approve_gate(rooms, day, "the plant was shut")
     assert unfinished_days(rooms) == [day]
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     verify_days(rooms, [day])
     assert billed(steady, "acme", LAST) == 0
     assert rooms.inquiry.held([day]) == []

@@ -7,14 +7,14 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     closing_days,
     count_usage,
-    state_days,
+    report_days,
     unfinished_days,
     verify_days,
 )
+
 from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.model import (
     Cell,
@@ -112,10 +112,10 @@ def test_a_very_short_part_still_has_a_second_of_its_own() -> None:
 
 
 def test_a_meter_with_a_daily_window_states_the_last_part_and_holds_the_other() -> None:
-    held, stated = plan(DAILY, two_parts(3, 4))
+    held, reported = plan(DAILY, two_parts(3, 4))
     assert isinstance(held, Hold)
     assert (held.value, held.reason) == (3, HoldReason.DAILY_WINDOW)
-    assert (stated.value, stated.timestamp) == (4, day_end(DAY) - 3600)
+    assert (reported.value, reported.timestamp) == (4, day_end(DAY) - 3600)
 
 
 def test_an_unsettled_event_makes_the_whole_cell_wait() -> None:
@@ -213,11 +213,11 @@ def test_an_end_that_is_learnt_late_is_corrected_part_by_part(
     renewing: tuple[World, str, date, int],
 ) -> None:
     world, customer, day, end = renewing
-    world.bill([day])  # no webhook has come: the day is stated whole, inside the next period
+    world.bill([day])  # no webhook has come: the day is reported whole, inside the next period
     assert in_period(world, customer, SUM, 0, end) == 0
     world.apply()
     assert unfinished_days(world.rooms()) == [day]
-    state_days(world.rooms(), [day])
+    report_days(world.rooms(), [day])
     verify_days(world.rooms(), [day])
     assert in_period(world, customer, SUM, 0, end) == 2
     assert in_period(world, customer, SUM, end, 10**11) == 4
@@ -244,7 +244,7 @@ def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
     assert in_period(world, customer, SUM, end, 10**11) == 6
     assert [r["value"] for r in world.rooms().inquiry.rejected([day])] == [2]
     assert unfinished_days(world.rooms()) == []
-    state_days(world.rooms(), [day], retry_rejected=True)
+    report_days(world.rooms(), [day], retry_rejected=True)
     assert in_period(world, customer, SUM, 0, end) == 2
     assert world.rooms().inquiry.rejected([day]) == []
 
@@ -256,7 +256,7 @@ def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_afte
     world.receive()
     rooms = world.rooms()
     count_usage(rooms, day)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     counted = world.sandbox.account.counted(customer, LAST)
     [lost] = [e for e in counted if day_start(day) <= e.timestamp < end]
     lost.counted = False
@@ -279,7 +279,7 @@ def test_an_equal_value_of_the_part_before_does_not_pass_for_the_one_after(
     world.receive()
     rooms = world.rooms()
     count_usage(rooms, day)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     [lost] = [e for e in world.sandbox.account.counted(customer, LAST) if e.timestamp >= end]
     lost.counted = False
     world.advance(hours=2)
@@ -298,7 +298,7 @@ def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any
     assert day not in unfinished_days(world.rooms())
     world.apply()
     assert day in unfinished_days(world.rooms())
-    state_days(world.rooms(), [day])
+    report_days(world.rooms(), [day])
     held = {(h.cell.event_name, h.value) for h in world.rooms().inquiry.held([day])}
     assert (SUM, 2) in held  # owed to the period that ended, and shown as what is late
     assert day not in unfinished_days(world.rooms())

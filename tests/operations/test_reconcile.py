@@ -7,10 +7,10 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from billing_pipeline.operations.reporting import By
 
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.reconcile import Reconciliation, Row, keep, reconcile_month
-from billing_pipeline.operations.statement import By
 from billing_pipeline.operations.undo import undo_run
 from billing_pipeline.rules.reconciliation import Step
 from billing_pipeline.settings import ConfigurationError

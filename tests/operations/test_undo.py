@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from billing_pipeline.operations.reporting import By, count_usage, report_days, unfinished_days
 
-from billing_pipeline.operations.statement import By, count_usage, state_days, unfinished_days
 from billing_pipeline.operations.undo import Undone, undo_run
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.settings import ConfigurationError
@@ -22,7 +22,7 @@ def run(world: World, name: str) -> None:
     rooms = world.rooms(name)
     for day in DAYS:
         count_usage(rooms, day)
-    state_days(rooms, DAYS, by=By("bob", "backfill"), restate_undone=True)
+    report_days(rooms, DAYS, by=By("bob", "backfill"), report_undone=True)
     world.verify(DAYS)
 
 
@@ -51,7 +51,7 @@ def test_what_was_before_is_stated_again_as_new_revisions(backfilled: World) -> 
     undone = undo(backfilled, "second")
     assert undone.left == []
     assert backfilled.billed() == backfilled.due(right)
-    assert undone.statement.sent == len(backfilled.sandbox.account.events) - events == 8
+    assert undone.reporting.sent == len(backfilled.sandbox.account.events) - events == 8
     rooms = backfilled.rooms()
     assert rooms.inquiry.counts(DAYS)["verified"] == len(backfilled.sandbox.account.events)
     story = rooms.inquiry.story(undone_cell := next(iter(rooms.ledger.recorded(DAYS)[DAYS[0]])))
@@ -76,7 +76,7 @@ def test_it_stays_undone_until_somebody_runs_it_again(backfilled: World) -> None
         assert {h.cell.usage_day for h in held} == set(DAYS[:2])
         assert unfinished_days(backfilled.rooms()) == []
         backfilled.make_customers(["zoe"])
-    assert undo(backfilled, "second").statement.sent == 0
+    assert undo(backfilled, "second").reporting.sent == 0
     assert {k: v for k, v in backfilled.billed().items() if k in right} == right
     run(backfilled, "third")
     assert backfilled.rooms().inquiry.held(DAYS) == []

@@ -1,6 +1,6 @@
 """A day at rest is not planned again; whatever is said of it, or is to be said, ends its rest.
 
-Counting a day ends it too: these statements are made from the snapshot that lies there.
+Counting a day ends it too: these report are made from the snapshot that lies there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from billing_pipeline.operations import statement
+from billing_pipeline.operations import reporting
 from billing_pipeline.rules.timestamps import day_start
 from tests.support import World, yesterday
 
@@ -29,11 +29,13 @@ def day(world: World) -> date:
     return yesterday()
 
 
-def state_again(world: World, day: date, *, retry_rejected: bool = False) -> statement.Statement:
-    """State the day from the snapshot that lies there, and verify it."""
-    stated = statement.state_days(world.rooms(), [day], retry_rejected=retry_rejected)
-    statement.verify_days(world.rooms(), [day])
-    return stated
+def state_again(
+    world: World, day: date, *, retry_rejected: bool = False
+) -> reporting.ReportOutcome:
+    """Report the day from the snapshot that lies there, and verify it."""
+    reported = reporting.report_days(world.rooms(), [day], retry_rejected=retry_rejected)
+    reporting.verify_days(world.rooms(), [day])
+    return reported
 
 
 def test_it_is_not_planned_cell_by_cell_and_nothing_is_asked_of_stripe(
@@ -42,7 +44,7 @@ def test_it_is_not_planned_cell_by_cell_and_nothing_is_asked_of_stripe(
     def plan_day(*_: object, **__: object) -> None:
         pytest.fail("a day at rest was planned again")
 
-    monkeypatch.setattr(statement, "plan_day", plan_day)
+    monkeypatch.setattr(reporting, "plan_day", plan_day)
     again = state_again(world, day)
     assert (again.sent, again.not_planned) == (0, {})
     assert again.planned_from.keys() == {day}
@@ -53,8 +55,8 @@ def test_what_somebody_stated_by_hand_is_corrected_to_what_the_readings_prove(
     world: World, day: date
 ) -> None:
     late = datetime.fromtimestamp(day_start(day) + 86_400 - 600, UTC)
-    stated = world.rooms("by hand").reporter().report_active_sensors("acme", 28, at=late)
-    assert stated.success
+    reported = world.rooms("by hand").reporter().report_active_sensors("acme", 28, at=late)
+    assert reported.success
     assert world.billed()[world.customers["acme"], LAST, day] == 28
     state_again(world, day)
     assert world.billed() == world.due({day: USAGE})
@@ -70,7 +72,7 @@ def test_a_meter_that_is_new_is_stated_when_a_person_runs_the_day(
     ]
     monkeypatch.setenv("BILLING_METERS", json.dumps(meters))
     world.make_meter("readings_too", "sum")
-    assert day not in statement.unfinished_days(world.rooms())
+    assert day not in reporting.unfinished_days(world.rooms())
     state_again(world, day)
     assert world.billed()[world.customers["acme"], "readings_too", day] == 5
     assert world.sandbox.seen["meter_events"] == 2

@@ -39,7 +39,7 @@ SUM = Meter("readings", Formula.SUM, Measure.READING_VOLUME)
 LAST = Meter("sensors", Formula.LAST, Measure.ACTIVE_SENSORS)
 
 
-def stated(value: int) -> list[RecordedEvent]:
+def reported(value: int) -> list[RecordedEvent]:
     return (
         [RecordedEvent(1, "cus", value, value, day_end(DAY) - 3600, State.VERIFIED)]
         if value
@@ -52,21 +52,21 @@ def at_noon(amount: int) -> list[Entry]:
 
 
 def test_an_entry_is_stated_as_a_correction_of_just_its_amount() -> None:
-    event = plan_cell(SUM, CELL, 10, "cus", stated(10), NOW, moved=at_noon(5))
+    event = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, moved=at_noon(5))
     assert isinstance(event, MeterEvent)
     assert (event.value, event.target) == (5, 15)
-    back = plan_cell(SUM, CELL, 10, "cus", stated(10), NOW, moved=at_noon(-4))
+    back = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, moved=at_noon(-4))
     assert isinstance(back, MeterEvent)
     assert (back.value, back.target) == (-4, 6)
 
 
 def test_an_entry_in_another_part_of_time_adds_nothing() -> None:
     elsewhere = [Entry(CELL, day_end(DAY), 5)]
-    assert plan_cell(SUM, CELL, 10, "cus", stated(10), NOW, moved=elsewhere) is None
+    assert plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, moved=elsewhere) is None
 
 
 def test_no_day_falls_below_zero() -> None:
-    held = plan_cell(SUM, CELL, 3, "cus", stated(10), NOW, moved=at_noon(-5))
+    held = plan_cell(SUM, CELL, 3, "cus", reported(10), NOW, moved=at_noon(-5))
     assert isinstance(held, Hold)
     assert (held.reason, held.value, held.difference) == (HoldReason.BELOW_ZERO, -12, -12)
 
@@ -80,23 +80,23 @@ def test_a_cell_that_only_an_adjustment_speaks_of_is_planned() -> None:
 def test_what_was_decided_is_held_no_more_and_what_came_later_is(
     before: int, then: int, later: int
 ) -> None:
-    held = plan_cell(SUM, CELL, then, "cus", stated(before), LONG_AFTER)
+    held = plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER)
     decided = held.difference if isinstance(held, Hold) else 0
     assert decided == then - before
     moved = at_noon(-decided)
-    assert plan_cell(SUM, CELL, then, "cus", stated(before), LONG_AFTER, moved=moved) is None
-    again = plan_cell(SUM, CELL, later, "cus", stated(before), LONG_AFTER, moved=moved)
+    assert plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER, moved=moved) is None
+    again = plan_cell(SUM, CELL, later, "cus", reported(before), LONG_AFTER, moved=moved)
     assert (again.difference if isinstance(again, Hold) else 0) == later - then
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_a_dismissed_last_value_stays_dismissed_and_is_never_stated(before: int, then: int) -> None:
-    recorded = stated(before)
+    recorded = reported(before)
     held = plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER)
     if isinstance(held, Hold):
         moved = at_noon(-held.difference)
         assert plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER, moved=moved) is None
-        # Where it may be stated after all, it is stated as it is.
+        # Where it may be reported after all, it is reported as it is.
         event = plan_cell(LAST, CELL, then, "cus", recorded, NOW, moved=moved)
         assert isinstance(event, MeterEvent)
         assert event.value == then

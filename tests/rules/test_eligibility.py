@@ -1,4 +1,4 @@
-"""Under which terms usage is stated: the policy line by line, and what closes a period."""
+"""Under which terms usage is reported: the policy line by line, and what closes a period."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_new_subscription_covers_from_its_start_on_but_not_the_gap() -> None:
     both = Terms(
         (
             Subscription("old", Policy.UNTIL_END, at(1), at(5)),
-            Subscription("new", Policy.STATE, at(9)),
+            Subscription("new", Policy.REPORT, at(9)),
         )
     )
     barred = [day for day in range(1, 15) if both.why_barred("mtr_r", at(day, 12))]
@@ -96,7 +96,7 @@ def test_a_new_subscription_covers_from_its_start_on_but_not_the_gap() -> None:
 
 def test_one_subscription_that_allows_it_is_enough() -> None:
     paused = Subscription("a", Policy.HOLD, at(1))
-    active = Subscription("b", Policy.STATE, at(1))
+    active = Subscription("b", Policy.REPORT, at(1))
     assert Terms((paused, active)).why_barred("mtr_r", at(10)) is None
 
 
@@ -109,12 +109,12 @@ def test_a_subscription_of_other_meters_says_nothing_about_this_one() -> None:
 
 
 def test_a_deleted_customer_is_held_whatever_its_subscription() -> None:
-    gone = Terms((Subscription("sub", Policy.STATE, at(1)),), deleted=True)
+    gone = Terms((Subscription("sub", Policy.REPORT, at(1)),), deleted=True)
     assert gone.why_barred("mtr_r", at(10)) == HoldReason.CUSTOMER_DELETED
 
 
 def closed(*periods: Period) -> Terms:
-    known = tuple(Subscription(id, Policy.STATE, at(1)) for id in ("sub", "other"))
+    known = tuple(Subscription(id, Policy.REPORT, at(1)) for id in ("sub", "other"))
     return Terms(known, periods)
 
 
@@ -207,8 +207,8 @@ def test_what_stripe_refused_for_its_content_is_not_sent_again_by_itself() -> No
 def test_boundaries_are_those_of_the_subscriptions_that_bill_the_meter() -> None:
     terms = Terms(
         (
-            Subscription("mine", Policy.STATE, at(1), meters=frozenset({"mtr_r"})),
-            Subscription("other", Policy.STATE, at(1), at(10, 9), meters=frozenset({"x"})),
+            Subscription("mine", Policy.REPORT, at(1), meters=frozenset({"mtr_r"})),
+            Subscription("other", Policy.REPORT, at(1), at(10, 9), meters=frozenset({"x"})),
         ),
         (Period("mine", at(1), at(10, 14)), Period("other", at(1), at(10, 15))),
     )

@@ -131,10 +131,10 @@ def test_a_planned_event_stands_while_it_says_what_is_to_be_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "customer", "stated"), [(9, "cus_1", 9), (7, "cus_2", 7), (0, "cus_1", None)]
+    ("target", "customer", "reported"), [(9, "cus_1", 9), (7, "cus_2", 7), (0, "cus_1", None)]
 )
 def test_a_planned_event_that_no_longer_holds_is_superseded(
-    target: int, customer: str, stated: int | None
+    target: int, customer: str, reported: int | None
 ) -> None:
     history = {cell(SUM): recorded(7, state=State.PLANNED)}
     planned = plan_day(
@@ -142,15 +142,15 @@ def test_a_planned_event_that_no_longer_holds_is_superseded(
     )
     assert planned.superseded == [(cell(SUM), 1)]
     assert [(e.value, e.customer, e.revision) for e in planned.events] == (
-        [] if stated is None else [(stated, customer, 2)]
+        [] if reported is None else [(reported, customer, 2)]
     )
 
 
 def test_a_customer_that_a_day_was_stated_for_is_shared_with_whoever_gets_it_later() -> None:
-    stated = {Cell(DAY, "old", LAST.event_name): recorded(7)}  # for cus_1
+    reported = {Cell(DAY, "old", LAST.event_name): recorded(7)}  # for cus_1
     mapping = {"old": "cus_new", "other": "cus_1"}
     planned = plan_day(
-        DAY, [LAST], {"old": Usage(9), "other": Usage(2)}, Payers(mapping), stated, NOW
+        DAY, [LAST], {"old": Usage(9), "other": Usage(2)}, Payers(mapping), reported, NOW
     )
     assert [(e.cell.organization_id, e.customer) for e in planned.events] == [("old", "cus_1")]
     assert [(h.cell.organization_id, h.reason) for h in planned.holds] == [
@@ -230,8 +230,8 @@ def test_a_day_covers_the_snapshot_the_mapped_and_the_stated() -> None:
         {gone: recorded(9)},
         NOW,
     )
-    stated = {(e.cell.organization_id, e.cell.event_name): e.value for e in planned.events}
-    assert stated == {
+    reported = {(e.cell.organization_id, e.cell.event_name): e.value for e in planned.events}
+    assert reported == {
         ("busy", "temperature_readings"): 50,
         ("busy", "active_sensors"): 2,
         ("idle", "active_sensors"): 0,

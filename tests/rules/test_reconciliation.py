@@ -80,7 +80,7 @@ def test_a_figure_that_is_not_there_is_not_compared() -> None:
 
 def test_a_cell_that_is_stated_has_no_causes() -> None:
     assert facts(recorded=[recorded(1, 8), recorded(2, 2)]).causes() == []
-    assert facts(recorded=[recorded(1, 8), recorded(2, 2)]).stated == 10
+    assert facts(recorded=[recorded(1, 8), recorded(2, 2)]).reported == 10
 
 
 def test_a_hold_explains_what_it_holds_and_no_more() -> None:

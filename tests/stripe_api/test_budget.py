@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from billing_pipeline.operations.reporting import verify_days
 
 from billing_pipeline.database import open_database
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.operations.statement import verify_days
 from billing_pipeline.rules.model import Cell
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.stripe_api.budget import LEASE, Reads, ReadsUsedUp

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from billing_pipeline.operations.reporting import contact
 
-from billing_pipeline.operations.statement import contact
 from billing_pipeline.sandbox.server import make_sandbox, running
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_api.catalogue import (

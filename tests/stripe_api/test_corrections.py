@@ -6,9 +6,9 @@ import itertools
 from datetime import timedelta
 
 import pytest
+from billing_pipeline.operations.reporting import report_days
 
 from billing_pipeline.operations.preview import preview_days
-from billing_pipeline.operations.statement import state_days
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.snapshot import take_snapshot
 from tests.support import World, yesterday
@@ -110,6 +110,6 @@ def test_a_meter_that_differs_is_refused_before_anything_is_sent(
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     with pytest.raises(ConfigurationError, match=message):
-        state_days(rooms, [day])
+        report_days(rooms, [day])
     assert world.sandbox.account.events == []
     assert rooms.inquiry.counts([day])["planned"] == 0

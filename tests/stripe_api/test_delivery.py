@@ -6,10 +6,10 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
+from billing_pipeline.operations.reporting import contact, report_days, unfinished_days
 
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.operations import statement
-from billing_pipeline.operations.statement import contact, state_days, unfinished_days
+from billing_pipeline.operations import reporting
 from billing_pipeline.rules.model import (
     Cell,
     State,
@@ -96,10 +96,10 @@ def test_a_repeated_identifier_is_taken_for_accepted(world: World) -> None:
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     world.sandbox.faults = Faults.parse("cut_after=1")
-    state_days(rooms, [day])  # everything is counted, no answer arrives
+    report_days(rooms, [day])  # everything is counted, no answer arrives
     world.sandbox.faults = Faults()
     world.sandbox.stored.clear()  # Stripe forgot the Idempotency-Keys, but not the identifiers
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert world.billed() == world.due(usage)
     assert set(counts(world, [day])) == {"verified"}
 
@@ -115,7 +115,7 @@ def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) 
     requests = world.sandbox.seen["meter_events"]
     assert world.bill(usage).sent == 0
     assert world.sandbox.seen["meter_events"] == requests
-    world.write_customers(world.customers)  # mended: another customer is another statement
+    world.write_customers(world.customers)  # mended: another customer is another report
     assert world.bill(usage).sent == 2
     assert world.billed() == world.due(usage)
 
@@ -127,11 +127,11 @@ def test_retrying_what_was_refused_is_a_persons_decision(world: World) -> None:
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     gone = world.sandbox.account.customers.pop(world.customers["org-1"])
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert counts(world, [day])["rejected"] == 2
     world.sandbox.account.customers[gone["id"]] = gone
-    assert state_days(rooms, [day]).sent == 0
-    assert state_days(rooms, [day], retry_rejected=True).sent == 2
+    assert report_days(rooms, [day]).sent == 0
+    assert report_days(rooms, [day], retry_rejected=True).sent == 2
     assert world.billed() == world.due(usage)
     assert meter["status"] == "active"
 
@@ -144,9 +144,9 @@ def test_unreachable_stripe_leaves_everything_planned_and_a_later_run_finishes(
     rooms = world.rooms("away")
     for day in usage:
         take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    statement = state_days(rooms, list(usage))
-    assert statement.stopped is not None
-    assert "cannot be reached" in statement.stopped
+    reporting = report_days(rooms, list(usage))
+    assert reporting.stopped is not None
+    assert "cannot be reached" in reporting.stopped
     assert counts(world, list(usage)) == {"planned": 2 * len(ORGANIZATIONS) * 2}
     monkeypatch.setenv("STRIPE_API_BASE", world.base)
     world.bill(usage)
@@ -162,7 +162,7 @@ def test_a_first_run_without_stripe_plans_too(
     rooms = world.rooms("first")
     (day,) = usage
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert counts(world, [day]) == {"planned": len(ORGANIZATIONS) * 2}
 
 
@@ -175,7 +175,7 @@ def test_a_refused_key_is_a_configuration_error_and_changes_nothing(
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     with pytest.raises(ConfigurationError) as failure:
-        state_days(rooms, [day])
+        report_days(rooms, [day])
     assert "STRIPE_SECRET_KEY" in str(failure.value)
     assert "sk_live" not in str(failure.value)
     assert counts(world, [day]) == {}
@@ -255,11 +255,11 @@ def test_a_planned_event_that_grew_too_old_is_never_sent_and_its_usage_held(worl
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     world.sandbox.faults = Faults.parse("rate_limit=1")
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert set(counts(world, [day])) == {"planned"}
     world.sandbox.faults = Faults()
     world.advance(days=36)
-    assert state_days(rooms, [day]).sent == 0
+    assert report_days(rooms, [day]).sent == 0
     assert world.billed() == {}
     assert counts(world, [day]) == {"rejected": 24, "held": 24}
     story = rooms.inquiry.story(Cell(day, "org-0", "temperature_readings"))
@@ -277,7 +277,7 @@ def test_a_mapping_mended_before_anything_was_sent_is_the_one_that_counts(
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
     rooms = world.rooms("away")
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     world.write_customers(right)
     monkeypatch.setenv("STRIPE_API_BASE", world.base)
     world.bill(usage)
@@ -295,7 +295,7 @@ def test_events_of_a_meter_that_is_no_longer_configured_stop_no_other(
         away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
         rooms = world.rooms("away")
         take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-        state_days(rooms, [day])
+        report_days(rooms, [day])
     monkeypatch.setenv(
         "BILLING_METERS",
         '[{"event_name": "active_sensors", "formula": "last", "measure": "active_sensors"}]',
@@ -337,9 +337,9 @@ def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
                 organizations["org-0"] = {"s0": 50}
             world.write_readings(day, usage[day])
             take_snapshot(other.engine, other.readings, other.snapshots, day)
-            statement._plan(
-                other, contact(other).meters, other.payers(), day, statement.Statement(),
-                statement.Recent(other), retry_rejected=False, restate_undone=False,
+            reporting._plan(
+                other, contact(other).meters, other.payers(), day, reporting.ReportOutcome(),
+                reporting.Recent(other), retry_rejected=False, report_undone=False,
             )  # fmt: skip
         return claim(ledger, ids, now)
 
@@ -365,12 +365,12 @@ def test_a_refusal_after_a_lost_answer_leaves_the_event_ambiguous(world: World) 
 
     world.sandbox.account.take_event = take_and_forget  # type: ignore[method-assign]
     world.sandbox.stored = Forgetful()
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     world.sandbox.account.take_event = inner  # type: ignore[method-assign]
     world.sandbox.account.customers.update(gone)
     world.sandbox.faults = Faults()
     world.advance(seconds=700)
-    state_days(rooms, [day], retry_rejected=True)
+    report_days(rooms, [day], retry_rejected=True)
     assert world.billed() == world.due(usage)
 
 
@@ -389,7 +389,7 @@ def test_an_event_that_waited_past_its_window_is_settled_not_sent(
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     world.sandbox.faults = Faults.parse("error_after=1,lag=100000")
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert set(counts(world, [day])) == {"ambiguous"}
     world.sandbox.faults = Faults()
     world.sandbox.stored.clear()
@@ -401,7 +401,7 @@ def test_an_event_that_waited_past_its_window_is_settled_not_sent(
         return await drive(courier, *arguments)
 
     monkeypatch.setattr(delivery._Courier, "_drive", slowly)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
     assert world.billed() == world.due(usage)
 
@@ -415,7 +415,7 @@ def test_a_snapshot_taken_before_the_day_was_over_is_never_stated(world: World) 
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, today)
     world.write_readings(today, {"a": {"s": 9}})
     world.advance(hours=25)
-    statement_ = state_days(rooms, [today])
+    statement_ = report_days(rooms, [today])
     assert "after the day's end" in statement_.not_planned[today]
     assert world.sandbox.account.events == []
     world.bill([today])
@@ -429,7 +429,7 @@ def test_an_unreadable_snapshot_keeps_its_day_and_no_other(world: World) -> None
     for day in usage:
         take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     (world.home / "snapshots" / f"usage_day={first}" / "usage.parquet").write_bytes(b"PAR1")
-    statement_ = state_days(rooms, [first, second])
+    statement_ = report_days(rooms, [first, second])
     assert list(statement_.not_planned) == [first]
     del usage[first]
     assert world.billed() == world.due(usage)
@@ -457,12 +457,12 @@ def test_what_was_planned_and_grew_old_is_still_found_and_then_held(
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
     rooms = world.rooms("away")
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     monkeypatch.setenv("STRIPE_API_BASE", world.base)
     world.advance(days=60)
     rooms = world.rooms()
     assert unfinished_days(rooms) == [day]
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert unfinished_days(rooms) == []
     assert {held.reason for held in rooms.inquiry.held([day])} == {"too_old"}
 

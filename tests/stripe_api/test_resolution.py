@@ -6,9 +6,9 @@ from datetime import date
 from typing import Any
 
 import pytest
+from billing_pipeline.operations.reporting import Rooms, report_days
 
 from billing_pipeline.ledger.ledger import Outcome
-from billing_pipeline.operations.statement import Rooms, state_days
 from billing_pipeline.rules.model import (
     Cell,
     State,
@@ -47,7 +47,7 @@ def crash_while_sending(world: World, day: date, *, counted: bool) -> Rooms:
     """Leave the day's events in `sending`, counted by Stripe or not, as a killed run would."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-        state_days(world.rooms("killed"), [day])
+        report_days(world.rooms("killed"), [day])
     rooms = world.rooms("after")
     with rooms.ledger.delivering():
         outgoing = rooms.ledger.deliverable([day])
@@ -70,7 +70,7 @@ def test_an_event_counted_unseen_is_recognized_in_the_summary_at_once(
 ) -> None:
     world.sandbox.faults = Faults.parse("error_after=1")
     rooms = world.rooms()
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert {s for meter in METERS for s, _ in states(rooms, day, meter)} == {"accepted"}
     assert world.billed() == due(world, day)
 
@@ -80,14 +80,14 @@ def test_a_stored_500_is_not_taken_for_an_answer_and_is_settled_after_a_day(
 ) -> None:
     world.sandbox.faults = Faults.parse("error_before=1")
     rooms = world.rooms()
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
     world.sandbox.faults = Faults()
-    state_days(rooms, [day])  # Stripe replays its stored 500: nothing is learnt, nothing lost
+    report_days(rooms, [day])  # Stripe replays its stored 500: nothing is learnt, nothing lost
     assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
     assert world.billed() == {}
     world.advance(hours=24)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert states(rooms, day, "temperature_readings") == [
         ("rejected", "not_counted"),
         ("accepted", None),
@@ -101,7 +101,7 @@ def test_after_a_crash_what_was_not_counted_is_stated_once(
 ) -> None:
     rooms = crash_while_sending(world, day, counted=False)
     world.advance(hours=hours)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert world.billed() == due(world, day)
     assert len(world.sandbox.account.events) == 2
 
@@ -112,7 +112,7 @@ def test_after_a_crash_what_was_counted_is_not_counted_again(
 ) -> None:
     rooms = crash_while_sending(world, day, counted=True)
     world.advance(hours=hours)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert world.billed() == due(world, day)
     assert len(world.sandbox.account.events) == 2, "sent again after Stripe forgot the identifier"
     assert {s for meter in METERS for s, _ in states(rooms, day, meter)} == {"verified"}
@@ -128,7 +128,7 @@ def test_a_summary_that_decides_nothing_leaves_the_event_ambiguous(world: World,
     account = world.sandbox.account
     account.take_event(account.check_event(stranger))
     world.advance(hours=30)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert states(rooms, day, "temperature_readings") == [("ambiguous", "undecided")]
     assert states(rooms, day, "active_sensors")[-1][0] == "accepted"
 
@@ -145,10 +145,10 @@ def test_a_recent_attempt_keeps_a_missing_event_open_because_summaries_lag(
         rooms.ledger.record(
             [Outcome(id, State.AMBIGUOUS) for id in ids], world.clock(), was={State.SENDING}
         )
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
     world.advance(hours=2)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert world.billed() == due(world, day)
 
 
@@ -162,11 +162,11 @@ def test_a_zero_that_cannot_be_told_from_nothing_is_stated_again_on_a_last_meter
     rooms = world.rooms()
     take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
     world.sandbox.faults = Faults.parse("error_before=1")
-    assert state_days(rooms, [day]).sent == 0
+    assert report_days(rooms, [day]).sent == 0
     assert rooms.inquiry.counts([day])["ambiguous"] == 1
     world.sandbox.faults = Faults()
     world.advance(hours=25)
-    assert state_days(rooms, [day]).sent == 1
+    assert report_days(rooms, [day]).sent == 1
     (event,) = world.sandbox.account.events
     assert (event.event_name, event.value) == ("active_sensors", 0)
 
@@ -181,7 +181,7 @@ def test_a_summary_that_lags_behind_an_accepted_event_proves_nothing(world: Worl
         world.write_readings(day, {"a": {"s": readings}})
         take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
         world.sandbox.faults = Faults.parse(faults)
-        state_days(rooms, [day])
+        report_days(rooms, [day])
 
     bill(10, "")
     world.verify([day])
@@ -190,7 +190,7 @@ def test_a_summary_that_lags_behind_an_accepted_event_proves_nothing(world: Worl
     assert states(rooms, day, "temperature_readings")[-1][0] == "ambiguous"
     world.sandbox.faults = Faults()
     world.advance(hours=25)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     world.verify([day])
     billed = world.billed()
     assert billed[world.customers["a"], "temperature_readings", day] == 10
@@ -208,7 +208,7 @@ def test_a_correction_that_undoes_one_not_verified_yet_is_settled_when_lag_is_ov
         world.write_readings(day, {"a": {"s": readings}})
         take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
         world.sandbox.faults = Faults.parse(faults)
-        state_days(rooms, [day])
+        report_days(rooms, [day])
 
     bill(10, "")
     world.verify([day])
@@ -216,7 +216,7 @@ def test_a_correction_that_undoes_one_not_verified_yet_is_settled_when_lag_is_ov
     bill(10, "lag=600,error_after=1")  # -2, counted, and Stripe replays its 500 for a day
     assert states(rooms, day, "temperature_readings")[-1][0] == "ambiguous"
     world.advance(hours=2)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert states(rooms, day, "temperature_readings")[-1][0] == "verified"
     assert world.billed()[world.customers["a"], "temperature_readings", day] == 10
 
@@ -238,11 +238,11 @@ def test_two_doubtful_events_in_one_figure_are_both_settled_when_it_has_one_expl
     day = yesterday()
     rooms = share_a_customer(world, day)
     world.sandbox.faults = Faults.parse("error_before=1")
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     world.sandbox.faults = Faults()
     assert rooms.inquiry.counts([day])["ambiguous"] == 2
     world.advance(hours=25)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}
 
 
@@ -260,12 +260,12 @@ def test_a_figure_that_lacks_what_was_accepted_proves_no_absence(world: World) -
         return event
 
     world.sandbox.account.check_event = fail_after_counting  # type: ignore[method-assign]
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     world.sandbox.account.check_event = inner  # type: ignore[method-assign]
     assert rooms.inquiry.counts([day])["ambiguous"] == 1
     world.advance(hours=25)  # the summary still shows neither
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert rooms.inquiry.counts([day])["ambiguous"] == 1
     world.advance(hours=10)
-    state_days(rooms, [day])
+    report_days(rooms, [day])
     assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}

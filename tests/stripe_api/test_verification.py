@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
+from billing_pipeline.operations.reporting import verify_days
 
-from billing_pipeline.operations.statement import verify_days
 from billing_pipeline.sandbox.faults import Faults
 from tests.support import World, yesterday
 

@@ -7,9 +7,9 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from billing_pipeline.operations.reporting import apply_events, closing_days, unfinished_days
 from sqlalchemy.exc import OperationalError
 
-from billing_pipeline.operations.statement import apply_events, closing_days, unfinished_days
 from billing_pipeline.rules.model import State
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults

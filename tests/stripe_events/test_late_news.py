@@ -6,16 +6,16 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-
-from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.operations.alerts import alerts
-from billing_pipeline.operations.statement import (
+from billing_pipeline.operations.reporting import (
     apply_events,
     closing_days,
-    state_days,
+    report_days,
     unbilled,
     unfinished_days,
 )
+
+from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.operations.alerts import alerts
 from billing_pipeline.rules.eligibility import (
     Period,
     Policy,
@@ -85,7 +85,7 @@ def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) ->
     mapping = dict(started.customers)
     started.make_customers(["acme"])
     started.sandbox.faults = Faults.parse("rate_limit=1")
-    state_days(started.rooms(), [day])  # planned for the other customer, and not sent
+    report_days(started.rooms(), [day])  # planned for the other customer, and not sent
     started.sandbox.faults = Faults()
     started.write_customers(mapping)
     started.bill([day])
@@ -96,7 +96,7 @@ def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) ->
 
 def test_a_cancelled_period_does_not_keep_what_followed_it_open() -> None:
     terms = Terms(
-        (Subscription("old", Policy.UNTIL_END, 0, 50), Subscription("new", Policy.STATE, 50)),
+        (Subscription("old", Policy.UNTIL_END, 0, 50), Subscription("new", Policy.REPORT, 50)),
         (Period("old", 0, 100), Period("old", 0, 50, True), Period("new", 50, 150, True)),
     )
     assert terms.why_barred(None, 40) == HoldReason.PERIOD_CLOSED
@@ -176,7 +176,7 @@ def test_a_zero_that_was_lost_is_not_taken_for_a_zero_that_was_said(started: Wor
     started.write_readings(first, {"acme": {"s": 2}})
     started.bill([first])
     take_snapshot(*_of(started), day)
-    state_days(started.rooms(), [day])
+    report_days(started.rooms(), [day])
     lose(started, 0, LAST)
     report(started, LAST, "meter_event_invalid_value", count=1)
     started.apply()
@@ -324,7 +324,7 @@ def test_an_older_change_of_a_meter_does_not_hide_a_newer_one(started: World) ->
     meter = next(iter(started.sandbox.account.meters))
     rooms = started.rooms()
     ledger = Ledger(rooms.ledger.engine, "test")
-    state_days(rooms, [yesterday()])
+    report_days(rooms, [yesterday()])
     later = started.clock() + timedelta(days=1)
     with rooms.ledger.planning() as connection:
         assert ledger.meter_changed(connection, meter, later)

@@ -4,7 +4,7 @@ Every link between two levels is checked while it is shown: what was counted the
 now, what was reported must be what was planned, what Stripe says must be what was reported.
 
 - `links`   one link and whether it holds
-- `day`     one organization's usage day: statements, snapshot, sensors, duplicates, files
+- `day`     one organization's usage day: report, snapshot, sensors, duplicates, files
 - `period`  one organization's billing period: the reconciliation, and its days
 - `text`    both as a tree in a terminal
 - `page`    both as one HTML file that a support person can send to a customer

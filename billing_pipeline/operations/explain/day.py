@@ -9,7 +9,7 @@ from typing import Any
 
 from billing_pipeline.ledger.inquiry import CellStory
 from billing_pipeline.operations.explain.links import Link, summary
-from billing_pipeline.operations.statement import Rooms
+from billing_pipeline.operations.reporting import Rooms
 from billing_pipeline.rules.model import (
     SENT,
     Cell,
@@ -47,7 +47,7 @@ def explain_day(
     if usage is None and customer is None and not any(s.events or s.held for s in stories):
         raise ConfigurationError(
             f"nothing is known of the organization {organization!r} on {day}: no usage, no "
-            "statement, no customer. Ids are exact, capital letters and spaces included."
+            "report, no customer. Ids are exact, capital letters and spaces included."
         )
     sensors = sensors_of(rooms.engine, rooms.snapshots, day, organization)
     links = [link.as_json() for link in _links(rooms, organization, day, snapshot, stories)]
@@ -106,13 +106,13 @@ def _links(
     stories: Sequence[CellStory],
 ) -> Iterator[Link]:
     for story in stories:
-        yield from _of_statements(story)
+        yield from _of_events(story)
     if snapshot is not None:
         yield from _of_counts(rooms, organization, day, snapshot)
         yield from _of_files(rooms, day, snapshot)
 
 
-def _of_statements(story: CellStory) -> Iterator[Link]:
+def _of_events(story: CellStory) -> Iterator[Link]:
     """what was reported: identifiers, histories, and Stripe's figure when it was last asked."""
     meter = story.cell.event_name
     if not story.events:

@@ -10,7 +10,7 @@ from typing import Any
 from billing_pipeline.operations.explain.day import explain_day
 from billing_pipeline.operations.explain.links import Link, summary
 from billing_pipeline.operations.reconcile import Row, reconcile_month
-from billing_pipeline.operations.statement import Progress, Rooms
+from billing_pipeline.operations.reporting import Progress, Rooms
 from billing_pipeline.rules.model import SENT
 from billing_pipeline.rules.reconciliation import Step
 from billing_pipeline.rules.timestamps import day_start
@@ -46,7 +46,7 @@ def explain_period(
     if not rows:
         raise ConfigurationError(
             f"nothing is known of the organization {organization!r} in {period}: no period of its, "
-            "no usage, no statement. Ids are exact, capital letters and spaces included."
+            "no usage, no report. Ids are exact, capital letters and spaces included."
         )
     names = [meter for meter in meters if any(row.meter == meter for row in rows)]
     days = sorted({part.day for row in rows for part in row.parts})

@@ -44,7 +44,7 @@ def _period(document: dict[str, Any]) -> Tree:
             span = "" if whole else f" from {part['from'][11:19]} to {part['to'][11:19]}"
             why = f" ({'; '.join(part['causes'])})" if part["causes"] else ""
             branch.add(
-                f"{part['day']}{span}: {part['readings']} read, {part['ledger']} stated{why}"
+                f"{part['day']}{span}: {part['readings']} read, {part['ledger']} reported{why}"
             )
     days = tree.add(Text("day by day", "bold"))
     for day in document["days"]:
@@ -58,7 +58,7 @@ def headline(line: dict[str, Any]) -> str:
     """A line of a period in words."""
     if line["invoiced"] is not None and line["invoice"]:
         return f"{line['meter']}: the invoice bills {line['invoiced']}"
-    return f"{line['meter']}: {line['ledger']} stated so far"
+    return f"{line['meter']}: {line['ledger']} reported so far"
 
 
 def _invoice(line: dict[str, Any]) -> str:
@@ -85,7 +85,7 @@ def _day(document: dict[str, Any]) -> Tree:
             part = f" (from {held['part_from']})" if held["part_from"] else ""
             branch.add(f"held{part}: {held['value']}, {held['explanation']}")
         if not meter["events"] and not meter["held"]:
-            branch.add("nothing was stated")
+            branch.add("nothing was reported")
     snapshot = document["snapshot"]
     if snapshot is None:
         tree.add("no usage snapshot of this day")
