@@ -92,7 +92,7 @@ def _questions(rooms: Rooms, day: date, organizations: int) -> dict[str, Callabl
         "what was reported of a day": lambda: ledger.recorded([day]),
         "a day at rest": lambda: ledger.is_at_rest(day, "basis", METERS),
         "what is to be sent, 34 days": lambda: ledger.deliverable(recent, [State.PLANNED]),
-        "what is to be verified, 34 days": lambda: ledger.settled(
+        "what is to be verified, 34 days": lambda: ledger.expected_figures(
             recent, METERS, unverified_only=True
         ),
         "unfinished days": lambda: unfinished_days(rooms),

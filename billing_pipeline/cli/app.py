@@ -236,7 +236,7 @@ def undo(
         undone = undo_run(rooms, run, By(_who(), reason), dry_run=dry_run, progress=progress)
     document = undone_document(rooms, undone)
     _print(as_json, document, lambda: show_undone(out, document, undone))
-    wrong = undone.left or undone.reporting.stopped or document["unsettled"]
+    wrong = undone.left or undone.reporting.stopped or document["unresolved"]
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -271,7 +271,7 @@ def verify(
             out.print(panel)
 
     _print(as_json, document, show)
-    wrong = ("mismatched", "unread", "held", "rejected", "unsettled")
+    wrong = ("mismatched", "unread", "held", "rejected", "unresolved")
     raise typer.Exit(1 if any(document[name] for name in wrong) else 0)
 
 

@@ -87,7 +87,7 @@ def exit_code(document: dict[str, Any], outcome: RunOutcome) -> int:
         or document["mismatched"]
         or document["problems"]
         or document["unread"]
-        or unsettled(document["events"])
+        or unresolved(document["events"])
     )
     return NEEDS_A_PERSON if wrong else 0
 
@@ -278,7 +278,7 @@ def undone_document(rooms: Rooms, undone: Undone) -> dict[str, Any]:
         "sent": undone.reporting.sent,
         "stopped": undone.reporting.stopped,
         "events": events,
-        "unsettled": unsettled(events),
+        "unresolved": unresolved(events),
     }
 
 
@@ -318,13 +318,13 @@ def verification_document(
         "mismatches": mismatches,
         "held": [held.as_json() for held in rooms.inquiry.held(days)],
         "rejected": rooms.inquiry.rejected(days),
-        "unsettled": unsettled(events),
+        "unresolved": unresolved(events),
         "unread": report.unread,
         "not_compared": report.postponed,
     }
 
 
-def unsettled(events: dict[str, int]) -> int:
+def unresolved(events: dict[str, int]) -> int:
     """Events whose outcome is open."""
     return sum(events[state] for state in ("planned", "sending", "ambiguous"))
 

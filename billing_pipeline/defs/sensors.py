@@ -69,7 +69,7 @@ def changed_readings(
 def unfinished_usage(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
-    """Finish the days not planned from their snapshot, unsettled, unverified, or held no more."""
+    """Finish the days not planned from their snapshot, unresolved, unverified, or held no more."""
     with billing.open("unfinished_usage") as rooms:
         reasons = dict.fromkeys(unfinished_days(rooms), "unfinished")
         asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())

@@ -38,7 +38,7 @@ from billing_pipeline.rules.agreement import CLOCKS_APART
 from billing_pipeline.rules.model import (
     HOLD_EXPLANATIONS,
     SENT,
-    UNSETTLED,
+    UNRESOLVED,
     Cell,
     Formula,
     HoldReason,
@@ -291,7 +291,7 @@ class Inquiry:
                     select(meter_events.c.usage_day)
                     .where(
                         or_(
-                            meter_events.c.state.in_(list(UNSETTLED)),
+                            meter_events.c.state.in_(list(UNRESOLVED)),
                             and_(
                                 meter_events.c.state == State.ACCEPTED,
                                 meter_events.c.usage_day >= verifiable_since,

@@ -2,7 +2,7 @@
 
 Two processes may plan the same day at once: planning is serialized (SQLite by BEGIN IMMEDIATE,
 PostgreSQL by an advisory lock), and the table itself refuses a second event for a revision or
-a second unsettled event for a cell. Delivery is serialized by `Ledger.delivering`.
+a second unresolved event for a cell. Delivery is serialized by `Ledger.delivering`.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Settled:
+class ExpectedFigure:
     """What the ledger expects Stripe's summary to say of one customer, meter and day.
 
     Where newer values replace older ones, a day shows its last value only. If it is split, each
@@ -177,7 +177,7 @@ class StillSending(Exception):
 class Checked:
     """The result of one look at Stripe's summary."""
 
-    settled: Settled
+    expected: ExpectedFigure
     reported: str
     outcome: str  # agrees, lagging or mismatch
     missing: tuple[int, ...] = ()
@@ -891,13 +891,13 @@ class Ledger:
 
     # Verification ----------------------------------------------------------------------------
 
-    def settled(
+    def expected(
         self,
         days: Sequence[date],
         replacing: Mapping[str, bool],
         *,
         unverified_only: bool,
-    ) -> list[Settled]:
+    ) -> list[ExpectedFigure]:
         """What Stripe should say of each customer, meter and day with accepted events.
 
         `replacing` tells by event name whether newer values replace older ones. With
@@ -929,7 +929,7 @@ class Ledger:
         for row in rows:
             groups[row.usage_day, row.customer, row.event_name].append(row)
         found = [
-            _settled(key, part, span, replacing[key[2]])
+            _expected_figure(key, part, span, replacing[key[2]])
             for key, events in sorted(groups.items())
             for span, part in _by_period(events, replaces=replacing[key[2]])
         ]
@@ -944,7 +944,7 @@ class Ledger:
         zeros: list[Row[*tuple[Any, ...]]] = []
         with writing(self.engine) as connection:
             for start in range(0, len(checks), CHUNK):
-                values = [check.settled for check in checks[start : start + CHUNK]]
+                values = [check.figure for check in checks[start : start + CHUNK]]
                 later = connection.execute(
                     select(
                         columns.id,
@@ -1019,24 +1019,24 @@ class Ledger:
         Returns whether such a report casts doubt on this figure. Only a customer that Stripe
         does not know is believed at once; else the summary gets TAKE_BACK_AFTER to show it.
         """
-        settled = check.settled
+        expected = check.figure
         unknown = meter_errors.c.code == CUSTOMER_UNKNOWN
         report = connection.execute(
             select(meter_errors)
             .join(meters, meters.c.meter_id == meter_errors.c.meter_id)
             .where(
-                meters.c.event_name == settled.event_name,
+                meters.c.event_name == expected.event_name,
                 unknown if check.customer_gone else ~unknown,
                 meter_errors.c.errors - meter_errors.c.matched >= len(check.missing),
-                meter_errors.c.window_start <= min(settled.pending_since) + CLOCKS_APART,
-                meter_errors.c.window_end >= max(settled.pending_since) - CLOCKS_APART,
+                meter_errors.c.window_start <= min(expected.pending_since) + CLOCKS_APART,
+                meter_errors.c.window_end >= max(expected.pending_since) - CLOCKS_APART,
             )
             .order_by(meter_errors.c.window_end.desc(), meter_errors.c.errors.desc())
             .limit(1)
         ).one_or_none()
         if report is None:
             return False
-        if not check.customer_gone and now - settled.last_accepted_at < TAKE_BACK_AFTER:
+        if not check.customer_gone and now - expected.last_accepted_at < TAKE_BACK_AFTER:
             return True
         told = f"reported by {report.event_id}: not named, and not in Stripe's summary"
         outcomes = [
@@ -1060,17 +1060,17 @@ class Ledger:
             # Of several looks at parts of one day the worst one is kept.
             rows = [
                 {
-                    "usage_day": check.settled.usage_day,
-                    "customer": check.settled.customer,
-                    "event_name": check.settled.event_name,
-                    "expected": check.settled.expected,
+                    "usage_day": check.figure.usage_day,
+                    "customer": check.figure.customer,
+                    "event_name": check.figure.event_name,
+                    "expected": check.figure.expected,
                     "reported": check.reported,
                     "outcome": check.outcome,
                     "checked_at": now,
                     "run": self.run,
                 }
                 for check in sorted(
-                    checks, key=lambda c: (*_place(c.settled), WORST.index(c.outcome))
+                    checks, key=lambda c: (*_place(c.figure), WORST.index(c.outcome))
                 )
             ]
             key = ["usage_day", "customer", "event_name"]
@@ -1079,7 +1079,7 @@ class Ledger:
             for check in checks:
                 doubted = bool(check.missing) and self._take_back(connection, check, now)
                 if check.outcome == "agrees" and not doubted:
-                    verified += check.settled.pending_ids
+                    verified += check.figure.pending_ids
             self._move(
                 connection, now, {State.ACCEPTED}, [Outcome(id, State.VERIFIED) for id in verified]
             )
@@ -1199,8 +1199,8 @@ def _reads(connection: Connection, first: date, last: date) -> int:
 WORST: tuple[Agreement, ...] = ("agrees", "lagging", "mismatch")
 
 
-def _place(settled: Settled) -> tuple[date, str, str]:
-    return settled.usage_day, settled.customer, settled.event_name
+def _place(expected: ExpectedFigure) -> tuple[date, str, str]:
+    return expected.usage_day, expected.customer, expected.event_name
 
 
 def _by_period(
@@ -1215,12 +1215,12 @@ def _by_period(
     return [(part, inside) for part, inside in within if inside]
 
 
-def _settled(
+def _expected_figure(
     key: tuple[date, str, str],
     events: list[Row[Any]],
     span: tuple[int, int] | None,
     replaces: bool,
-) -> Settled:
+) -> ExpectedFigure:
     verified = [e.value for e in events if e.state == State.VERIFIED]
     pending = [e for e in events if e.state == State.ACCEPTED]
     if replaces:
@@ -1230,7 +1230,7 @@ def _settled(
             sum(e.value for e in events),
             (sum(verified) if verified else None),
         )
-    return Settled(
+    return ExpectedFigure(
         *key,
         expected,
         certain,

@@ -75,7 +75,7 @@ meter_events = Table(
     Column("error_code", String(255)),
     Column("error_message", Text),
     UniqueConstraint("usage_day", "organization_id", "event_name", "revision"),
-    # At most one unsettled event per cell, whoever plans at the same time.
+    # At most one unresolved event per cell, whoever plans at the same time.
     Index(
         "ux_meter_events_one_unsettled",
         "usage_day",

@@ -228,7 +228,7 @@ def plan_lines(
         for h in plan.holds
         if not h.is_silent
     ]
-    lines += [line(w, "wait", 0, "an earlier event is not settled yet") for w in plan.waiting]
+    lines += [line(w, "wait", 0, "an earlier event is not resolved yet") for w in plan.waiting]
     return sorted(lines, key=lambda each: (each.day, each.organization_id, each.meter))
 
 

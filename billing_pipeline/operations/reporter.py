@@ -97,7 +97,7 @@ class UsageReporter:
         cell = Cell(cell_day, organization, fed[0].event_name)
         if at > self._clock() + MOST_AHEAD:
             return DeliveryResult(False, f"{at.isoformat()} lies in the future", "", State.HELD)
-        # What an earlier report left unsettled is settled first; then this one can be planned.
+        # What an earlier report left unresolved is resolved first; then this one can be planned.
         meters = catalogue.meters
         deliver(
             self._gateway,
@@ -117,7 +117,7 @@ class UsageReporter:
         for result in report.results:
             if result.identifier == planned.identifier:
                 return result
-        why = report.stopped or "an earlier event of this day is not settled yet"
+        why = report.stopped or "an earlier event of this day is not resolved yet"
         return DeliveryResult(False, why, planned.identifier, State.PLANNED)
 
     def _plan(

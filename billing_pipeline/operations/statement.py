@@ -89,7 +89,7 @@ Progress = Callable[[str, int, int], None]
 
 
 MOST_SEGMENTS = 6
-"""Rounds of planning and delivery in one run: a cell has one unsettled event at a time, so the
+"""Rounds of planning and delivery in one run: a cell has one unresolved event at a time, so the
 segments of a split day are reported one after the other."""
 
 READINGS_CHANGED = "its readings have changed since its snapshot was taken: count it again"
@@ -283,7 +283,7 @@ def report_days(
     What was undone stays so until its snapshot is another one, or with `report_undone`.
 
     What Stripe has said meanwhile comes first (a mapping, a cancellation, a closed period), then
-    what an earlier run left unsettled or unverified: its cells wait for it.
+    what an earlier run left unresolved or unverified: its cells wait for it.
     Raises ConfigurationError before anything is planned or sent.
     """
     reporting = ReportOutcome()
@@ -314,7 +314,7 @@ def report_days(
             deliver_days(rooms, reached.meters, to_plan, reporting, progress)
         if reporting.stopped is not None or not unfinished:
             break
-        to_plan = unfinished  # the next segments of split days, now that these are settled
+        to_plan = unfinished  # the next segments of split days, now that these are resolved
     return reporting
 
 
@@ -339,7 +339,7 @@ def deliver_days(
 ) -> DeliveryReport:
     """Deliver what is planned for these days, and add what that did to the report.
 
-    `leftovers`: only what earlier runs left unsettled.
+    `leftovers`: only what earlier runs left unresolved.
     """
 
     def watch(done: int, total: int) -> None:

@@ -47,7 +47,7 @@ from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.activity import DAY_ERRORS
 
 ROUNDS = 6
-"""A cell has one unsettled event at a time: the parts of a split day follow one another."""
+"""A cell has one unresolved event at a time: the parts of a split day follow one another."""
 
 
 @dataclass
@@ -84,7 +84,7 @@ def undo_run(
     undone = Undone(run, by.reason.strip(), days=days)
     if not dry_run:
         rooms.ledger.begin(by.who, f"undo of {run}: {by.reason.strip()}", rooms.clock(), undoes=run)
-        # An outcome that is open is settled first: its cell waits for it.
+        # An outcome that is open is resolved first: its cell waits for it.
         deliver_days(rooms, reached.meters, days, undone.reporting, progress, leftovers=True)
     for _ in range(ROUNDS):
         undone.left.clear()
@@ -157,7 +157,7 @@ def _undo_day(
                 if isinstance(outcome, Hold):
                     undone.left.append(_left(cell, outcome.explanation))
                 elif isinstance(outcome, Waiting):
-                    undone.left.append(_left(cell, "an earlier event is not settled yet"))
+                    undone.left.append(_left(cell, "an earlier event is not resolved yet"))
             reported = [
                 replace(o, about=next(p for p in parts if p[0] <= o.timestamp < p[1]))
                 if len(parts) > 1

@@ -1,4 +1,4 @@
-"""Carry-forward: usage that its own period takes no more, settled by a person's decision.
+"""Carry-forward: usage that its own period takes no more, resolved by a person's decision.
 
 Kept as double entries. What is carried out of a closed cell is entered there with the opposite
 sign, so that nothing is owed there any more; what was approved is entered in cells of the

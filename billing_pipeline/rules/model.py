@@ -36,8 +36,8 @@ class State(StrEnum):
     HELD = "held"  # usage that cannot be reported yet; see Hold
 
 
-UNSETTLED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
-"""States in which a cell waits: no new revision is reported before these are settled."""
+UNRESOLVED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
+"""States in which a cell waits: no new revision is reported before these are resolved."""
 
 NOT_COUNTED = "not_counted"
 """Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
@@ -259,7 +259,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A cell whose earlier event is unsettled.
+    """A cell whose earlier event is unresolved.
 
     `still_valid` where that event is planned and says just what is to be said; else the cell is planned
     again once the outcome is known. `more`: other parts of the day are to be reported after it.

@@ -19,7 +19,7 @@ from billing_pipeline.rules.adjustments import CARRIED, Entry, entered
 from billing_pipeline.rules.eligibility import Payers, Terms
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
-    UNSETTLED,
+    UNRESOLVED,
     Cell,
     Formula,
     Hold,
@@ -59,7 +59,7 @@ class DayPlan:
 
     `superseded` are (cell, revision) of planned events that no longer say what is to be said,
     `moot` those of refused ones where nothing is owed any more; `unfinished` are cells that ask
-    for another event once this plan's is settled.
+    for another event once this plan's is resolved.
     """
 
     usage_day: date
@@ -83,7 +83,7 @@ class DayPlan:
         self.holds.extend(o for o in found if isinstance(o, Hold))
         self.waiting.extend(o for o in found if isinstance(o, Waiting))
         events = [o for o in found if isinstance(o, MeterEvent)]
-        # A cell has at most one unsettled event: the others follow when it is settled.
+        # A cell has at most one unresolved event: the others follow when it is resolved.
         self.events.extend(events[:1])
         if len(events) > 1 or any(isinstance(o, Waiting) and o.more for o in found):
             self.unfinished.append(cell)
@@ -151,10 +151,10 @@ def plan_segments(
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
     wait for a person, `undone` whether a person took back what was reported from these counts,
     `payers` where the customers' terms stand, `moved` what adjustments add to the cell. Of several
-    events only the first may be sent before it is settled.
+    events only the first may be sent before it is resolved.
     Raises UsageDefect for a target that no correct counting can produce.
     """
-    if any(s.state in UNSETTLED - {State.PLANNED} for s in recorded):
+    if any(s.state in UNRESOLVED - {State.PLANNED} for s in recorded):
         owed = [s.usage.of(meter.measure) + entered(moved, s) for s in segments]
         return [Waiting(cell, sum(owed))]
     firm = [s for s in recorded if s.state is not State.PLANNED]

@@ -16,7 +16,7 @@ from enum import StrEnum
 from billing_pipeline.rules.model import (
     HOLD_EXPLANATIONS,
     SENT,
-    UNSETTLED,
+    UNRESOLVED,
     HoldReason,
     Meter,
     RecordedEvent,
@@ -160,8 +160,8 @@ class CellFacts:
                     told = f"undone: {self.undone}"
                 yield _cause(told, -part.value)
         for each in self.recorded:
-            if each.state in UNSETTLED and self.segment.holds(each.timestamp):
-                yield _cause(f"not settled yet: revision {each.revision} is {each.state}",
+            if each.state in UNRESOLVED and self.segment.holds(each.timestamp):
+                yield _cause(f"not resolved yet: revision {each.revision} is {each.state}",
                              -each.value)  # fmt: skip
 
     def _rest(self, amount: int) -> list[Cause]:

@@ -310,7 +310,7 @@ class Sandbox:
 
     async def void_invoice(self, request: Request, given: dict[str, Any]) -> Any:
         """POST /v1/invoices/{id}/void."""
-        return self.billing.settle(request.path_params["id"], "void", "invoice.voided")
+        return self.billing.resolve(request.path_params["id"], "void", "invoice.voided")
 
     async def post_checkout(self, request: Request, given: dict[str, Any]) -> Any:
         """POST /v1/checkout/sessions."""

@@ -203,7 +203,7 @@ class Billing:
         self.account.news.tell("invoice.finalized", invoice, now)
         return invoice
 
-    def settle(self, id: str, status: str, event: str) -> dict[str, Any]:
+    def resolve(self, id: str, status: str, event: str) -> dict[str, Any]:
         """Pay, void or fail to collect a final invoice, and tell it."""
         if self.invoice(id)["status"] == "draft":
             self.finalize(id)

@@ -8,7 +8,7 @@
 - `objects`       reading objects and events that webhooks left open
 - `summaries`     reading Stripe's own figures
 - `invoices`      what an invoice bills, and Stripe's figure of a whole billing period
-- `settlement`    deciding old ambiguous events by those figures
+- `resolution`    deciding old ambiguous events by those figures
 - `verification`  comparing those figures with the ledger
 - `reporting`     a small Python API: state one organization's usage of one day
 """

@@ -2,7 +2,7 @@
 
 Stripe allows 500 reads for each transaction of an account, and 10,000 a month in any case. All
 processes of one ledger share what BILLING_VERIFICATION_READS leaves them of that; nothing is
-read beyond it. A tenth is kept for settling, without which events would stay of unknown outcome.
+read beyond it. A tenth is kept for resolving, without which events would stay of unknown outcome.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from billing_pipeline.stripe_api.retrying import StripeUnreachable
 LEASE = 10
 """Reads taken from the ledger at once. What a crash leaves of them is lost for the month."""
 
-KEPT_FOR_SETTLING = 0.1
+KEPT_FOR_RESOLVING = 0.1
 
 
 class ReadsUsedUp(StripeUnreachable):
@@ -58,7 +58,7 @@ class Reads:
 
     @property
     def for_comparing(self) -> int:
-        """What verification may use of the month's rest; the remainder is kept for settling."""
+        """What verification may use of the month's rest; the remainder is kept for resolving."""
         today = self._today
         return max(0, self._usable - self._ledger.reads_used(today.replace(day=1), today))
 
@@ -74,7 +74,7 @@ class Reads:
 
     @property
     def _usable(self) -> int:
-        return int(self._limit * (1 - KEPT_FOR_SETTLING))
+        return int(self._limit * (1 - KEPT_FOR_RESOLVING))
 
     @property
     def _today(self) -> date:

@@ -39,7 +39,7 @@ from billing_pipeline.stripe_api.answers import (
 )
 from billing_pipeline.stripe_api.budget import Reads
 from billing_pipeline.stripe_api.client import StripeGateway
-from billing_pipeline.stripe_api.resolution import needs_settlement, settle
+from billing_pipeline.stripe_api.resolution import needs_resolution, resolve
 from billing_pipeline.stripe_api.retrying import backoff
 
 MAX_ATTEMPTS = 10
@@ -68,7 +68,7 @@ class DeliveryResult:
     state: State
     request_id: str | None = None
     sent: bool = True
-    """Whether a request left in this delivery; a summary may settle an event without one."""
+    """Whether a request left in this delivery; a summary may resolve an event without one."""
 
 
 @dataclass
@@ -96,7 +96,7 @@ def deliver(
     payers: Payers,
     leftovers: bool = False,
 ) -> DeliveryReport:
-    """Send what is planned or ambiguous for these days; settle what may not be sent again.
+    """Send what is planned or ambiguous for these days; resolve what may not be sent again.
 
     What may not be reported any more on the customer's terms (`payers`), such as for a period that
     was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned anew.
@@ -169,20 +169,20 @@ class _Courier:
                 return outgoing, await self._send(client, limiter, outgoing)
 
             unknown = await self._drive(fresh, send)
-            await self._settle(client, unknown, sent=True)
+            await self._resolve(client, unknown, sent=True)
         return self._report
 
     async def _set_aside(
         self, client: stripe.StripeClient, queue: list[Outgoing]
     ) -> list[Outgoing]:
-        """Settle the old and refuse the too old; returns what may be sent."""
+        """Resolve the old and refuse the too old; returns what may be sent."""
         now = self._clock()
         doubtful = [
             o
             for o in queue
-            if o.state is State.AMBIGUOUS and (needs_settlement(o, now) or self._barred(o))
+            if o.state is State.AMBIGUOUS and (needs_resolution(o, now) or self._barred(o))
         ]
-        await self._settle(client, doubtful, sent=False)
+        await self._resolve(client, doubtful, sent=False)
         kept = {o.id for o in queue if not self._barred(o)} - {o.id for o in doubtful}
         aged = [o for o in queue if o.id in kept and too_old(o.event.timestamp, now)]
         refused = [
@@ -200,19 +200,19 @@ class _Courier:
             kept.remove(outgoing.id)
         return [o for o in queue if o.id in kept]
 
-    async def _settle(
+    async def _resolve(
         self, client: stripe.StripeClient, doubtful: Sequence[Outgoing], *, sent: bool
     ) -> None:
         """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
             never_again = {o.id for o in doubtful if self._barred(o)}
             with Reads(self._ledger, self._gateway.reads_a_month, self._clock) as reads:
-                settled = await settle(
+                expected = await resolve(
                     client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
                 )
-            self._ledger.record(settled, self._clock(), was={State.AMBIGUOUS})
+            self._ledger.record(expected, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
-            for outcome in settled:
+            for outcome in expected:
                 self._finish(by_id[outcome.id], outcome, sent=sent)
 
     async def _drive(
@@ -282,7 +282,7 @@ class _Courier:
         """Whether the event may no longer be sent: queues and machines can stand still."""
         now = self._clock()
         return too_old(outgoing.event.timestamp, now) or (
-            outgoing.state is State.AMBIGUOUS and needs_settlement(outgoing, now)
+            outgoing.state is State.AMBIGUOUS and needs_resolution(outgoing, now)
         )
 
     async def _send(

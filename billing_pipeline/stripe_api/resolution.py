@@ -1,10 +1,10 @@
-"""Settling ambiguous events by Stripe's summaries; never by sending blindly.
+"""Resolving ambiguous events by Stripe's summaries; never by sending blindly.
 
 Stripe knows an identifier for at least 24 hours. Until RESEND_WINDOW has passed since the first
 attempt, the event is sent again under the same identifier: Stripe itself then tells whether it
 was there. Later only the summary can tell: it shows the day with the event, or without it.
 
-A summary that shows the event settles it at any time (Stripe repeats a stored 500 for as long
+A summary that shows the event resolves it at any time (Stripe repeats a stored 500 for as long
 as it knows the Idempotency-Key, though it counted the event). One that does not show it proves
 nothing while the event may still be sent again, or the summary may lag.
 """
@@ -19,10 +19,10 @@ import stripe
 
 from billing_pipeline.ledger.ledger import (
     CUSTOMER_UNKNOWN,
+    ExpectedFigure,
     Ledger,
     Outcome,
     Outgoing,
-    Settled,
 )
 from billing_pipeline.rules.agreement import LAG_ALLOWANCE, possible_figures
 from billing_pipeline.rules.model import (
@@ -44,7 +44,7 @@ from billing_pipeline.stripe_api.summaries import (
 RESEND_WINDOW = timedelta(hours=23)
 
 
-def needs_settlement(outgoing: Outgoing, now: datetime) -> bool:
+def needs_resolution(outgoing: Outgoing, now: datetime) -> bool:
     """Whether an event that may have been counted may no longer be sent again."""
     first = outgoing.first_attempt_at
     return first is not None and (
@@ -52,7 +52,7 @@ def needs_settlement(outgoing: Outgoing, now: datetime) -> bool:
     )
 
 
-async def settle(
+async def resolve(
     client: stripe.StripeClient,
     reads: Reads,
     ledger: Ledger,
@@ -67,8 +67,8 @@ async def settle(
     """
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
-    known: dict[tuple[date, str, str], list[Settled]] = defaultdict(list)
-    for each in ledger.settled(days, replacing, unverified_only=False):
+    known: dict[tuple[date, str, str], list[ExpectedFigure]] = defaultdict(list)
+    for each in ledger.expected_figures(days, replacing, unverified_only=False):
         known[each.usage_day, each.customer, each.event_name].append(each)
     ambiguous = ledger.deliverable(days, [State.AMBIGUOUS])
     outcomes = []
@@ -79,11 +79,11 @@ async def settle(
         event = outgoing.event
         meter = meters[event.cell.event_name]
         try:
-            settled = next((s for s in known[key] if _is_about(s, event)), None)
+            expected = next((s for s in known[key] if _is_about(s, event)), None)
             # Other parts of the day may hide this one in its day's figure, or show in its place.
             part = event.about if meter.replaces else None
-            if settled is not None:
-                part = settled.span
+            if expected is not None:
+                part = expected.span
             figure = await _figure(client, reads, meter, event, part)
             at_zero = (
                 None
@@ -93,7 +93,7 @@ async def settle(
                 )
             )
         except stripe.InvalidRequestError as error:
-            final = outgoing.id in never_again or needs_settlement(outgoing, now)
+            final = outgoing.id in never_again or needs_resolution(outgoing, now)
             if error.code == "resource_missing" and final:
                 outcomes.append(_customer_gone(outgoing))
             else:
@@ -106,20 +106,20 @@ async def settle(
             _decide(
                 outgoing,
                 meter,
-                settled,
+                expected,
                 beside,
                 at_zero,
                 figure,
                 now,
-                final=outgoing.id in never_again or needs_settlement(outgoing, now),
+                final=outgoing.id in never_again or needs_resolution(outgoing, now),
             )
         )
     return outcomes
 
 
-def _is_about(settled: Settled, event: MeterEvent) -> bool:
+def _is_about(expected: ExpectedFigure, event: MeterEvent) -> bool:
     """Whether an event belongs into this figure of its day."""
-    span = settled.span
+    span = expected.span
     return span is None or span[0] <= event.timestamp < span[1]
 
 
@@ -141,7 +141,7 @@ async def _figure(
 def _decide(
     outgoing: Outgoing,
     meter: Meter,
-    known: Settled | None,
+    known: ExpectedFigure | None,
     beside: Sequence[int],
     at_zero: AtZero | None,
     reported: float,
@@ -155,7 +155,7 @@ def _decide(
     `beside` are other events that may be in the figure or not; `at_zero` see `figure_of_a_zero`.
     """
     value = outgoing.event.value
-    certain, pending = _settled_by_now(known, meter, now) if known else (None, [])
+    certain, pending = _shown_by_now(known, meter, now) if known else (None, [])
     if at_zero is not None:
         if at_zero.figure is None:
             return _undecided(outgoing, "the value before it may not be in Stripe's summary yet")
@@ -187,7 +187,9 @@ def _decide(
     return _undecided(outgoing, f"Stripe's summary says {reported:g}, which decides nothing yet")
 
 
-def _settled_by_now(known: Settled, meter: Meter, now: datetime) -> tuple[int | None, list[int]]:
+def _shown_by_now(
+    known: ExpectedFigure, meter: Meter, now: datetime
+) -> tuple[int | None, list[int]]:
     """What a summary surely shows, and the values that may still be missing from it.
 
     What was accepted longer ago than summaries may lag counts as shown, though nobody looked.

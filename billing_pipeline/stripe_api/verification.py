@@ -15,8 +15,8 @@ from aiolimiter import AsyncLimiter
 
 from billing_pipeline.ledger.ledger import (
     Checked,
+    ExpectedFigure,
     Ledger,
-    Settled,
 )
 from billing_pipeline.rules.agreement import (
     judge,
@@ -82,35 +82,35 @@ def verify(
     by_name = {meter.event_name: meter for meter in meters}
     replacing = {name: meter.replaces for name, meter in by_name.items()}
     report = VerificationReport()
-    settled = ledger.settled(days, replacing, unverified_only=not everything)
-    while settled:
+    expected = ledger.expected_figures(days, replacing, unverified_only=not everything)
+    while expected:
         with Reads(ledger, gateway.reads_a_month, clock) as reads:
-            kept = _affordable(settled, reads, clock(), report, everything=everything)
+            kept = _affordable(expected, reads, clock(), report, everything=everything)
             doubted = asyncio.run(
                 _verify(
                     gateway, reads, ledger, by_name, kept, report, clock, wait_seconds, progress
                 )
             )
         # Zeros that follow what was verified now; they follow no further ones.
-        settled = ledger.settled(sorted(doubted), replacing, unverified_only=True)
+        expected = ledger.expected_figures(sorted(doubted), replacing, unverified_only=True)
     return report
 
 
 def _affordable(
-    settled: Sequence[Settled],
+    expected: Sequence[ExpectedFigure],
     reads: Reads,
     now: datetime,
     report: VerificationReport,
     *,
     everything: bool,
-) -> list[Settled]:
+) -> list[ExpectedFigure]:
     """What today's reads are enough for: all days of a customer and meter, or none."""
-    groups: dict[tuple[str, str], list[Settled]] = defaultdict(list)
-    for each in settled:
+    groups: dict[tuple[str, str], list[ExpectedFigure]] = defaultdict(list)
+    for each in expected:
         groups[each.customer, each.event_name].append(each)
     of_the_month = reads.for_comparing
     of_today = of_the_month if everything else reads.for_today
-    kept: list[Settled] = []
+    kept: list[ExpectedFigure] = []
     spent = 0
     for _, group in sorted(groups.items(), key=lambda each: _urgency(each[0], each[1], now)):
         cost = 1 + sum(each.span is not None or not each.expected for each in group)
@@ -123,7 +123,9 @@ def _affordable(
     return kept
 
 
-def _urgency(key: tuple[str, str], group: Sequence[Settled], now: datetime) -> tuple[Any, ...]:
+def _urgency(
+    key: tuple[str, str], group: Sequence[ExpectedFigure], now: datetime
+) -> tuple[Any, ...]:
     """Changes first, then what waits longest; of the same age, other ones each day."""
     chance = hashlib.sha256(f"{now.date()} {key}".encode()).digest()
     oldest = min((min(each.pending_since, default=now) for each in group), default=now)
@@ -135,7 +137,7 @@ async def _verify(
     reads: Reads,
     ledger: Ledger,
     meters: Mapping[str, Meter],
-    settled: list[Settled],
+    expected: list[ExpectedFigure],
     report: VerificationReport,
     clock: Clock,
     wait_seconds: float,
@@ -145,32 +147,32 @@ async def _verify(
     doubted: set[date] = set()
     loop = asyncio.get_running_loop()
     give_up = loop.time() + wait_seconds
-    total = len(settled)
+    total = len(expected)
     attempt = 0
     async with gateway.client() as client:
         while True:
-            checks = await _look(gateway, reads, client, ledger, meters, settled, clock, report)
+            checks = await _look(gateway, reads, client, ledger, meters, expected, clock, report)
             ledger.record_checks(checks, clock())
             new = [check for check in checks if _is_a_new_value(check, meters)]
             doubted |= ledger.doubt_zeros_after(new, clock())
             report.agreed += sum(check.outcome == "agrees" for check in checks)
             report.mismatched += [check for check in checks if check.outcome == "mismatch"]
-            settled = [check.settled for check in checks if check.outcome == "lagging"]
-            report.lagging = len(settled)
+            expected = [check.figure for check in checks if check.outcome == "lagging"]
+            report.lagging = len(expected)
             if progress is not None:
                 progress(total - report.lagging, total)
             attempt += 1
             pause = backoff(attempt, "summaries")
-            if not settled or loop.time() + pause > give_up:
+            if not expected or loop.time() + pause > give_up:
                 return doubted
             await asyncio.sleep(pause)
 
 
 def _is_a_new_value(check: Checked, meters: Mapping[str, Meter]) -> bool:
     """Whether a value has come before the zeros that follow it on a `last` meter."""
-    settled = check.settled
-    newly = check.outcome == "agrees" and bool(settled.pending) and settled.expected != 0
-    return newly and meters[settled.event_name].formula is Formula.LAST
+    expected = check.figure
+    newly = check.outcome == "agrees" and bool(expected.pending) and expected.expected != 0
+    return newly and meters[expected.event_name].formula is Formula.LAST
 
 
 async def _look(
@@ -179,17 +181,17 @@ async def _look(
     client: stripe.StripeClient,
     ledger: Ledger,
     meters: Mapping[str, Meter],
-    settled: list[Settled],
+    expected: list[ExpectedFigure],
     clock: Clock,
     report: VerificationReport,
 ) -> list[Checked]:
-    spans: dict[tuple[str, str], list[Settled]] = defaultdict(list)
-    for each in settled:
+    spans: dict[tuple[str, str], list[ExpectedFigure]] = defaultdict(list)
+    for each in expected:
         spans[each.customer, each.event_name].append(each)
     limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
     gate = asyncio.Semaphore(AT_ONCE)
 
-    async def zero(each: Settled, meter: Meter) -> AtZero | None:
+    async def zero(each: ExpectedFigure, meter: Meter) -> AtZero | None:
         if each.expected or not each.pending:
             return None
         await limiter.acquire()
@@ -197,13 +199,13 @@ async def _look(
             client, reads, ledger, meter, each.customer, each.timestamp, clock()
         )
 
-    async def of_a_part(each: Settled, meter: Meter) -> float | None:
+    async def of_a_part(each: ExpectedFigure, meter: Meter) -> float | None:
         if each.span is None:
             return None
         await limiter.acquire()
         return await figure_between(client, reads, str(meter.meter_id), each.customer, *each.span)
 
-    async def one(customer: str, meter: Meter, span: list[Settled]) -> list[Checked]:
+    async def one(customer: str, meter: Meter, span: list[ExpectedFigure]) -> list[Checked]:
         days = [each.usage_day for each in span]
         async with gate:
             await limiter.acquire()
@@ -239,7 +241,7 @@ async def _look(
 
 
 def _check(
-    each: Settled,
+    each: ExpectedFigure,
     meter: Meter,
     shown: float | None,
     at_zero: AtZero | None,

@@ -105,7 +105,7 @@ def _apply_one(
                 asked[key] = trip.ask(*key)
             else:
                 return
-        raise RuntimeError("Stripe's answers did not settle it")
+        raise RuntimeError("Stripe's answers did not resolve it")
     except ConfigurationError:
         raise  # no fault of the event's
     except (StripeUnreachable, StillSending) as error:

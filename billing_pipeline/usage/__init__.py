@@ -1,7 +1,7 @@
 """WHAT WAS USED: from readings to sensor activity to a usage snapshot.
 
 Knows nothing of Stripe, Dagster or the ledger. DuckDB says what counts; for days of Parquet a
-kernel of NumPy settles the plain readings, and leaves only the others to DuckDB.
+kernel of NumPy counts the plain readings, and leaves only the others to DuckDB.
 
 - `folders`    where readings and snapshots lie: local disk, or any URI fsspec reads
 - `inputs`     the files of a usage day, with sizes and hashes

@@ -22,7 +22,7 @@ import pyarrow
 from pyarrow import parquet
 
 from billing_pipeline.usage.engine import Engine, sql
-from billing_pipeline.usage.kernel.kernel import Settled, settle
+from billing_pipeline.usage.kernel.kernel import KernelCounts, count_plain
 from billing_pipeline.usage.kernel.shares import CannotTake
 from billing_pipeline.usage.readings import (
     DayReadings,
@@ -283,22 +283,24 @@ def _count_rows(
         return method
     with engine.spill() as spill:
         try:
-            settled = _settled(engine, readings, inputs, spill)
+            counted_by_kernel = _counted_by_kernel(engine, readings, inputs, spill)
         except CannotTake as reason:
             connection.execute(count, {"blanks": BLANKS})
             return f"sql: {reason}"
-        leave_over(connection, settled.odd, settled.unlike)
+        leave_over(connection, counted_by_kernel.odd, counted_by_kernel.unlike)
         connection.execute(count, {"blanks": BLANKS})
-    connection.register("settled", settled.activity)
-    connection.execute(sql("add_settled"))
-    connection.unregister("settled")
+    connection.register("kernel_counts", counted_by_kernel.activity)
+    connection.execute(sql("add_kernel_counts"))
+    connection.unregister("kernel_counts")
     return "kernel"
 
 
-def _settled(engine: Engine, readings: Folder, inputs: DayInputs, spill: Path) -> Settled:
+def _counted_by_kernel(
+    engine: Engine, readings: Folder, inputs: DayInputs, spill: Path
+) -> KernelCounts:
     if not engine.kernel:
         raise CannotTake("the kernel is switched off")
-    return settle(readings, inputs, spill, engine.kernel_limits, BLANKS)
+    return count_plain(readings, inputs, spill, engine.kernel_limits, BLANKS)
 
 
 def _write(connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: CountedDay) -> None:

@@ -156,7 +156,7 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
     assert killed >= 4
     scene.sandbox.faults = Faults()
     scene.sandbox.stored.clear()  # as after a day: Stripe repeats a stored 500 no more
-    settle(scene, tmp_path / "settle.json")
+    resolve(scene, tmp_path / "resolve.json")
     identifiers = [event.identifier for event in scene.sandbox.account.events]
     assert len(identifiers) == len(set(identifiers))
     # Who has no closed period is billed what the readings prove, day by day.
@@ -180,21 +180,21 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
         assert (code, wrong, found["problems"]) == (0, [], [])
 
 
-def settle(world: World, output: Path) -> None:
+def resolve(world: World, output: Path) -> None:
     """Let through and decide what waits, and run until nothing is left to do."""
     for _ in range(6):
         code, document = finished(["run", *SPAN], output)
         assert code in (0, 1), document
-        rooms = world.rooms("settling")
+        rooms = world.rooms("resolving")
         gates = [str(gate.day) for gate in closed_gates(rooms, DAYS)]
         waiting = [each.id for each in adjustments.carried(rooms)]
         rooms.close()
         for day in gates:
-            finished(["gate", "approve", "--day", day, "--reason", "settled"], output)
+            finished(["gate", "approve", "--day", day, "--reason", "resolved"], output)
         if waiting:
-            finished(["adjustments", "dismiss", *waiting, "--reason", "settled"], output)
+            finished(["adjustments", "dismiss", *waiting, "--reason", "resolved"], output)
         left = [held for held in document["held"] if held["reason"] != "below_zero"]
         if not gates and not waiting and not left and not document["mismatched"]:
             assert document["error"] is None
             return
-    pytest.fail(f"it does not settle: {json.dumps({**document, 'days': []})[:3000]}")
+    pytest.fail(f"it does not resolve: {json.dumps({**document, 'days': []})[:3000]}")

@@ -161,16 +161,16 @@ def test_counts_cover_every_state(ledger: Ledger) -> None:
 def test_agreement_verifies_and_is_remembered(ledger: Ledger) -> None:
     write(ledger, event(1, 7))
     send(ledger, State.ACCEPTED)
-    (settled,) = ledger.settled([DAY], REPLACING, unverified_only=True)
-    assert (settled.expected, settled.certain, settled.pending) == (7, None, (7,))
-    ledger.record_checks([Checked(settled, "7", "agrees")], NOW)
-    assert ledger.settled([DAY], REPLACING, unverified_only=True) == []
+    (expected,) = ledger.expected_figures([DAY], REPLACING, unverified_only=True)
+    assert (expected.expected, expected.certain, expected.pending) == (7, None, (7,))
+    ledger.record_checks([Checked(expected, "7", "agrees")], NOW)
+    assert ledger.expected_figures([DAY], REPLACING, unverified_only=True) == []
     write(ledger, event(2, -3))
     send(ledger, State.ACCEPTED)
-    (settled,) = ledger.settled([DAY], REPLACING, unverified_only=True)
-    assert (settled.expected, settled.certain, settled.pending) == (4, 7, (-3,))
-    ledger.record_checks([Checked(settled, "7", "lagging")], NOW)
-    ledger.record_checks([Checked(settled, "9", "mismatch")], NOW)
+    (expected,) = ledger.expected_figures([DAY], REPLACING, unverified_only=True)
+    assert (expected.expected, expected.certain, expected.pending) == (4, 7, (-3,))
+    ledger.record_checks([Checked(expected, "7", "lagging")], NOW)
+    ledger.record_checks([Checked(expected, "9", "mismatch")], NOW)
     (look,) = Inquiry(ledger.engine).checks([DAY], "mismatch")
     assert (look["expected"], look["reported"]) == (4, "9")
 

@@ -264,8 +264,8 @@ def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_afte
     found = world.verify([day])
     # The day's figure is the later part's value, and agrees; the earlier part's does not.
     [wrong] = found.mismatched
-    assert (wrong.settled.event_name, wrong.settled.expected, wrong.reported) == (LAST, 1, "0")
-    assert wrong.settled.span == (day_start(day), end)
+    assert (wrong.figure.event_name, wrong.figure.expected, wrong.reported) == (LAST, 1, "0")
+    assert wrong.figure.span == (day_start(day), end)
     assert rooms.inquiry.counts([day])["accepted"] == 1
     [shown] = rooms.inquiry.checks([day], "mismatch")
     assert (shown["expected"], shown["reported"]) == (1, "0")
@@ -284,8 +284,8 @@ def test_an_equal_value_of_the_part_before_does_not_pass_for_the_one_after(
     lost.counted = False
     world.advance(hours=2)
     [wrong] = world.verify([day]).mismatched
-    assert (wrong.settled.expected, wrong.reported) == (1, "0")
-    assert wrong.settled.span == (end, day_end(day))
+    assert (wrong.figure.expected, wrong.reported) == (1, "0")
+    assert wrong.figure.span == (end, day_end(day))
 
 
 def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any_more(

@@ -78,7 +78,7 @@ def step(
         stripe.received.append((planned.identifier, planned.timestamp, planned.value))
     state, code = {
         "accepted": (State.ACCEPTED, None),
-        "counted unseen": (State.ACCEPTED, None),  # a lost answer, settled by asking again
+        "counted unseen": (State.ACCEPTED, None),  # a lost answer, resolved by asking again
         "lost": (State.REJECTED, NOT_COUNTED),
         "rejected": (State.REJECTED, "meter_event_customer_not_found"),
         "rejected later": (State.REJECTED, "archived_meter"),

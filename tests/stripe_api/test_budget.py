@@ -35,7 +35,7 @@ def days_left(world: World) -> int:
 def test_an_even_share_is_read_each_day_and_the_rest_is_told(
     crowd: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # After the tenth that is kept for settling: six reads for each day that is left.
+    # After the tenth that is kept for resolving: six reads for each day that is left.
     budget = -(-60 * days_left(crowd) // 9)
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([yesterday()])
@@ -70,7 +70,7 @@ def test_the_budget_of_a_month_is_never_exceeded(
     crowd.bill([yesterday()])
     for _ in range(31):
         verify_days(crowd.rooms(), [yesterday()], everything=True)
-        assert crowd.sandbox.seen["summaries"] <= 9  # one is kept for settling
+        assert crowd.sandbox.seen["summaries"] <= 9  # one is kept for resolving
         crowd.advance(days=1)
         if crowd.clock().month != month:
             break

@@ -1,4 +1,4 @@
-"""Ambiguous events: sent again while Stripe knows the identifier, settled by summaries later."""
+"""Ambiguous events: sent again while Stripe knows the identifier, resolved by summaries later."""
 
 from __future__ import annotations
 

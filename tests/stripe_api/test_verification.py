@@ -64,7 +64,7 @@ def test_usage_that_somebody_else_added_is_a_mismatch_at_once(world: World, day:
     }
     account.take_event(account.check_event(stranger))
     (wrong,) = world.verify([day]).mismatched
-    assert wrong.settled.customer == mine.customer
+    assert wrong.figure.customer == mine.customer
     assert wrong.reported == str(mine.value + 1)
 
 

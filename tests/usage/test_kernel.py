@@ -84,7 +84,7 @@ def test_the_kernel_and_sql_agree_on_any_day(
     day: list[tuple[pa.Table, dict[str, Any]]], hashed: Any
 ) -> None:
     with TemporaryDirectory() as home, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_module.settle, "__defaults__", (hashed,))
+        patch.setattr(kernel_module.count_plain, "__defaults__", (hashed,))
         lake = Lake(Path(home))
         for n, (rows, options) in enumerate(day):
             lake.write(rows, f"file-{n}", **options)
@@ -117,14 +117,14 @@ def test_equal_duplicates_are_settled_without_sql(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[Any] = []
-    real = kernel_module.settle
+    real = kernel_module.count_plain
 
-    def settle(*given: Any) -> Any:
-        settled = real(*given)
-        left.extend([*settled.odd, *settled.unlike])
-        return settled
+    def count_plain(*given: Any) -> Any:
+        counted_by_kernel = real(*given)
+        left.extend([*counted_by_kernel.odd, *counted_by_kernel.unlike])
+        return counted_by_kernel
 
-    monkeypatch.setattr("billing_pipeline.usage.activity.settle", settle)
+    monkeypatch.setattr("billing_pipeline.usage.activity.count", count_plain)
     everything_twice(lake)
     assert lake.same(kernel(SMALL)).exact_duplicates == N
     assert left == []
@@ -188,7 +188,7 @@ def test_a_hash_that_tells_nothing_apart_is_noticed(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        kernel_module.settle, "__defaults__", (lambda words: np.zeros_like(words[0]),)
+        kernel_module.count_plain, "__defaults__", (lambda words: np.zeros_like(words[0]),)
     )
     a_sensor_for_every_row(lake)
     assert "hashes" in lake.same(kernel(SMALL)).method

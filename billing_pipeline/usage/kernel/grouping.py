@@ -66,9 +66,9 @@ def representatives(hashes: Words, same: Callable[[Ints, Ints], Bools]) -> Ints:
         if not active.size:
             return found.astype(np.intp)
         winners = table.take(slots, mode="clip").astype(np.intp)
-        settled = same(active, winners)
-        found[active[settled]] = winners[settled]
-        active, slots = active[~settled], slots[~settled]
+        counted_by_kernel = same(active, winners)
+        found[active[counted_by_kernel]] = winners[counted_by_kernel]
+        active, slots = active[~counted_by_kernel], slots[~counted_by_kernel]
         table[slots] = active
         lost = table.take(slots, mode="clip") != active
         active, slots = active[lost], slots[lost]

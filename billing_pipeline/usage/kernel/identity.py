@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from billing_pipeline.usage.kernel.grouping import Bools, Ints, Words
 
 LONGEST = 255
-"""Bytes of the longest id that is settled here; of longer ones no more is looked at."""
+"""Bytes of the longest id that is counted here; of longer ones no more is looked at."""
 
 _WORD = 8
 _HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "<u2")

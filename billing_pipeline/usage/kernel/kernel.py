@@ -1,8 +1,8 @@
-"""The kernel: most readings of a day settled without SQL, the others left to it.
+"""The kernel: most readings of a day counted without SQL, the others left to it.
 
 It proves of most rows that each is the only one of its organization, sensor and instant, with
 ids and a time that are plainly right, or equal to the others of that reading in its value too.
-All rows of one reading are settled here, or all are left over, so both counts just add up, and
+All rows of one reading are counted here, or all are left over, so both counts just add up, and
 what a defect or a conflict is stands in `count.sql` alone.
 
     shares of row groups -> ids to codes -> keys (code, instant) -> buckets -> repeated keys
@@ -73,11 +73,11 @@ class _NeedsNanoseconds(Exception):
 
 
 @dataclass(frozen=True)
-class Settled:
+class KernelCounts:
     """What the kernel made of a day.
 
     `activity` has one row per organization and sensor: the columns of `counted` in count.sql,
-    of the readings settled here. `odd` and `unlike` are Parquet files of the rows left over: the
+    of the readings counted here. `odd` and `unlike` are Parquet files of the rows left over: the
     first with the columns of the readings' own files, the others with `instant` in nanoseconds
     since the day began in place of `recorded_at`.
     """
@@ -87,14 +87,14 @@ class Settled:
     unlike: tuple[Path, ...]
 
 
-def settle(
+def count_plain(
     readings: Folder,
     inputs: DayInputs,
     spill: Path,
     limits: Limits,
     blanks: str,
     hashed: Hash = mixed,
-) -> Settled:
+) -> KernelCounts:
     """Settle what is plain of a day; files go to the folder `spill`, which must be empty.
 
     Raises CannotTake with the reason: then SQL has to count the day, and nothing is lost.
@@ -137,12 +137,12 @@ class _Activity:
             np.maximum.at(self.last, codes, instants)
 
     def leave(self, codes: Ints) -> None:
-        """These rows are settled later, or left over."""
+        """These rows are counted later, or left over."""
         with self._lock:
             np.subtract.at(self.readings, codes, 1)
 
-    def settle(self, readings: Ints, duplicates: Ints) -> None:
-        """Take in settled rows by their codes: one for each reading, and exact duplicates."""
+    def count_plain(self, readings: Ints, duplicates: Ints) -> None:
+        """Take in counted rows by their codes: one for each reading, and exact duplicates."""
         with self._lock:
             np.add.at(self.readings, readings, 1)
             np.add.at(self.exact, duplicates, 1)
@@ -188,7 +188,7 @@ class _Kernel:
         self._odd: list[Path] = []
         self._unlike: list[Path] = []
 
-    def run(self) -> Settled:
+    def run(self) -> KernelCounts:
         """All of it."""
         buckets, shares = range(1 << self._bucket_bits), range(len(self._shares))
         with self._runs("repeated", len(shares)) as repeated:
@@ -203,7 +203,7 @@ class _Kernel:
                         self._in_threads(partial(self._add_values, repeated, valued), shares)
                         self._in_threads(partial(self._compare, valued, unlike), buckets)
                     self._in_threads(partial(self._leave_unlike, unlike), shares)
-        return Settled(self._table(), tuple(self._odd), tuple(self._unlike))
+        return KernelCounts(self._table(), tuple(self._odd), tuple(self._unlike))
 
     # From rows to packed keys ------------------------------------------------------------------
 
@@ -378,7 +378,7 @@ class _Kernel:
         left = conflict[chosen]
         own = chosen == np.arange(len(keys))
         codes, _ = self._unpacked(keys)
-        self._activity.settle(codes[own & ~left], codes[~own & ~left])
+        self._activity.count_plain(codes[own & ~left], codes[~own & ~left])
         unlike.add([keys[left], rows[left]], self._share(rows[left]))
 
     def _leave_unlike(self, unlike: Runs, share: int) -> None:
@@ -449,7 +449,7 @@ class _Kernel:
         )
 
     def _table(self) -> Any:
-        """The settled readings per sensor, in the columns of `counted`."""
+        """The counted readings per sensor, in the columns of `counted`."""
         size = self._sensors.size + 1
         readings = self._activity.readings[:size]
         codes = np.flatnonzero(readings)

@@ -8,7 +8,7 @@ down_revision = None
 
 BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 AT = sa.DateTime(timezone=True)
-UNSETTLED = sa.text("state IN ('planned', 'sending', 'ambiguous')")
+UNRESOLVED = sa.text("state IN ('planned', 'sending', 'ambiguous')")
 
 
 def upgrade() -> None:
@@ -60,8 +60,8 @@ def upgrade() -> None:
         "meter_events",
         ["usage_day", "organization_id", "event_name"],
         unique=True,
-        sqlite_where=UNSETTLED,
-        postgresql_where=UNSETTLED,
+        sqlite_where=UNRESOLVED,
+        postgresql_where=UNRESOLVED,
     )
     op.create_index("ix_meter_events_state_usage_day", "meter_events", ["state", "usage_day"])
     op.create_table(
