@@ -30,11 +30,11 @@ from billing_pipeline.customers.tables import (
 )
 from billing_pipeline.database import upsert_all, writing
 from billing_pipeline.rules.eligibility import (
+    Eligibility,
     Payers,
     Period,
     Policy,
     Subscription,
-    Terms,
 )
 from billing_pipeline.settings import ConfigurationError
 
@@ -161,7 +161,7 @@ class BillingPeriod:
 
 
 class CustomerDirectory:
-    """Organizations, their customers and the customers' terms, in the database."""
+    """Organizations, their customers and the customers' eligibility, in the database."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -186,14 +186,14 @@ class CustomerDirectory:
         return self.known(file).customers
 
     def payers(self, policy: Mapping[str, Policy], file: Path | None = None) -> Payers:
-        """Who pays today, and on which terms; `policy` says what a subscription's status means."""
+        """Who pays today, and what may be reported for them; `policy` says what a subscription's status means."""
         known = self.known(file)
-        terms = self._terms(policy)
+        eligibility = self._eligibility(policy)
         for customer in known.deleted:
-            terms[customer] = replace(terms.get(customer, Terms()), deleted=True)
-        return Payers(known.customers, frozenset(known.undecided), terms)
+            eligibility[customer] = replace(eligibility.get(customer, Eligibility()), deleted=True)
+        return Payers(known.customers, frozenset(known.undecided), eligibility)
 
-    def _terms(self, policy: Mapping[str, Policy]) -> dict[str, Terms]:
+    def _eligibility(self, policy: Mapping[str, Policy]) -> dict[str, Eligibility]:
         by_customer: dict[str, list[Subscription]] = defaultdict(list)
         periods: dict[str, set[Period]] = defaultdict(set)
         with self._engine.begin() as connection:
@@ -227,7 +227,7 @@ class CustomerDirectory:
                 period = Period(row.subscription_id, row.start_at, row.end_at, final=True)
                 periods[row.subscription_id].add(period)
         return {
-            customer: Terms(
+            customer: Eligibility(
                 tuple(owned),
                 tuple(sorted({p for s in owned for p in periods[s.id]}, key=astuple)),
             )

@@ -30,8 +30,8 @@ from billing_pipeline.rules.adjustments import (
     entered,
 )
 from billing_pipeline.rules.eligibility import (
+    Eligibility,
     Payers,
-    Terms,
 )
 from billing_pipeline.rules.model import (
     HOLD_EXPLANATIONS,
@@ -153,8 +153,8 @@ def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
     customer = payers.customers.get(cell.organization_id)
     if customer is None:
         raise ConfigurationError(f"{cell.organization_id} has no Stripe customer: map it first")
-    terms = payers.terms_of(customer)
-    first = _current_since(terms, meter, int(now.timestamp()))
+    eligibility = payers.eligibility_of(customer)
+    first = _current_since(eligibility, meter, int(now.timestamp()))
     if first is None:
         raise ConfigurationError(
             f"{cell.organization_id} has no current billing period: an amount can be reported there "
@@ -164,7 +164,7 @@ def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
     day = now.date()  # counted and reported when it is over
     while day >= max(datetime.fromtimestamp(first, UTC).date(), (now - OLDEST).date()):
         taker = _taker(rooms, meters, payers, Cell(day, cell.organization_id, cell.event_name),
-                       terms, first)  # fmt: skip
+                       eligibility, first)  # fmt: skip
         if taker is not None and taker[0] != cell:
             takers.append(taker)
         day -= timedelta(days=1)
@@ -180,12 +180,12 @@ def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
     return entries
 
 
-def _current_since(terms: Terms, meter: Meter, now: int) -> int | None:
+def _current_since(eligibility: Eligibility, meter: Meter, now: int) -> int | None:
     """The start of the billing period that runs now; 0 where no subscription bills the meter."""
-    relevant = {s.id for s in terms.subscriptions if s.bills(meter.meter_id)}
+    relevant = {s.id for s in eligibility.subscriptions if s.bills(meter.meter_id)}
     if not relevant:
         return 0
-    starts = [p.start for p in terms.periods if p.subscription in relevant and p.covers(now)]
+    starts = [p.start for p in eligibility.periods if p.subscription in relevant and p.covers(now)]
     return max(starts, default=None)
 
 
@@ -194,7 +194,7 @@ def _taker(
     meters: Mapping[str, Meter],
     payers: Payers,
     cell: Cell,
-    terms: Terms,
+    eligibility: Eligibility,
     first: int,
 ) -> tuple[Cell, int, int] | None:
     """The last part of a day that may be reported in the current period, with its units."""
@@ -213,7 +213,7 @@ def _taker(
         part
         for part in parts
         if part.end > first
-        and terms.why_barred(meter.meter_id, part.end - 1) is None
+        and eligibility.hold_reason(meter.meter_id, part.end - 1) is None
         and not too_old(part.start, now)
     ]
     if not fit:

@@ -168,7 +168,7 @@ class Rooms:
         )
 
     def payers(self) -> Payers:
-        """Who pays today, and on which terms; the customers file counts as imported."""
+        """Who pays today, and what may be reported for them; the customers file counts as imported."""
         return self.customers.payers(
             self.settings.subscription_policy, self.settings.billing_customers_file
         )
@@ -591,8 +591,8 @@ def period_ends(
     span = day_start(day), day_end(day)
     by_customer = {
         customer: instants
-        for customer, terms in payers.terms.items()
-        if (instants := {i for m in meters for i in terms.boundaries(m.meter_id, *span)})
+        for customer, eligibility in payers.eligibility.items()
+        if (instants := {i for m in meters for i in eligibility.boundaries(m.meter_id, *span)})
     }
     if not by_customer:
         return {}

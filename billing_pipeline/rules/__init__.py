@@ -5,7 +5,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `vocabulary`  the words everything else uses: meter, cell, meter event, state, hold
 - `values`      which numbers may be reported at all
 - `timestamps`  where inside its usage day an event is stamped
-- `terms`       under which subscriptions a customer may be reported, and what is closed
+- `eligibility`       under which subscriptions a customer may be reported, and what is closed
 - `segments`    parts of a day that a billing period ends in
 - `recorded_value`    what Stripe has recorded for a cell, as far as the ledger knows
 - `gates`       whether a day's counts are plausible, or wait for a person

@@ -1,4 +1,4 @@
-"""Under which terms a customer's usage may be reported: its subscriptions, and what is closed.
+"""Under which eligibility a customer's usage may be reported: its subscriptions, and what is closed.
 
 | subscription status                          | usage                             |
 | -------------------------------------------- | --------------------------------- |
@@ -92,14 +92,14 @@ class Period:
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Eligibility:
     """All that is known of one customer's subscriptions and their periods."""
 
     subscriptions: tuple[Subscription, ...] = ()
     periods: tuple[Period, ...] = ()
     deleted: bool = False
 
-    def why_barred(self, meter_id: str | None, timestamp: int) -> HoldReason | None:
+    def hold_reason(self, meter_id: str | None, timestamp: int) -> HoldReason | None:
         """Why usage stamped so may not be reported to this meter, None where it may."""
         if self.deleted:
             return HoldReason.CUSTOMER_DELETED
@@ -142,20 +142,20 @@ class Terms:
         return sorted(instant for instant in instants if start < instant < end)
 
 
-ANY = Terms()
+ANYTHING_GOES = Eligibility()
 """Nothing is known: usage of a mapped customer is reported."""
 
 
 @dataclass(frozen=True)
 class Payers:
-    """Who pays, as known today: customer by organization, terms by customer.
+    """Who pays, as known today: customer by organization, eligibility by customer.
 
     `undecided` organizations have several customers by Stripe's events, and none by a person.
     """
 
     customers: Mapping[str, str] = field(default_factory=dict)
     undecided: frozenset[str] = frozenset()
-    terms: Mapping[str, Terms] = field(default_factory=dict)
+    eligibility: Mapping[str, Eligibility] = field(default_factory=dict)
 
     @cached_property
     def mapping_id(self) -> str:
@@ -163,6 +163,6 @@ class Payers:
         content = json.dumps([sorted(self.customers.items()), sorted(self.undecided)])
         return hashlib.sha256(content.encode()).hexdigest()
 
-    def terms_of(self, customer: str | None) -> Terms:
-        """A customer's terms; those of one without any known subscription allow everything."""
-        return self.terms.get(customer or "", ANY)
+    def eligibility_of(self, customer: str | None) -> Eligibility:
+        """A customer's eligibility; those of one without any known subscription allow everything."""
+        return self.eligibility.get(customer or "", ANYTHING_GOES)

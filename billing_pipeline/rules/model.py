@@ -1,4 +1,4 @@
-"""The words of billing by meter, as frozen dataclasses. See docs/architecture.md for the terms."""
+"""The words of billing by meter, as frozen dataclasses. See docs/architecture.md for the eligibility."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 from billing_pipeline.rules.adjustments import CARRIED, Entry, entered
-from billing_pipeline.rules.eligibility import Payers, Terms
+from billing_pipeline.rules.eligibility import Eligibility, Payers
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
     UNRESOLVED,
@@ -150,7 +150,7 @@ def plan_segments(
     `customer` is the organization's customer today, `recorded` every event recorded about the cell so
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
     wait for a person, `undone` whether a person took back what was reported from these counts,
-    `payers` where the customers' terms stand, `moved` what adjustments add to the cell. Of several
+    `payers` where the customers' eligibility stand, `moved` what adjustments add to the cell. Of several
     events only the first may be sent before it is resolved.
     Raises UsageDefect for a target that no correct counting can produce.
     """
@@ -158,7 +158,9 @@ def plan_segments(
         owed = [s.usage.of(meter.measure) + entered(moved, s) for s in segments]
         return [Waiting(cell, sum(owed))]
     firm = [s for s in recorded if s.state is not State.PLANNED]
-    only = _only_segment(meter, segments, payers.terms_of(reported_customer(firm) or customer))
+    only = _only_segment(
+        meter, segments, payers.eligibility_of(reported_customer(firm) or customer)
+    )
     outcomes: list[Outcome] = []
     for segment in segments:
         if only is not None and segment is not only:
@@ -212,14 +214,16 @@ def plan_segments(
     return outcomes
 
 
-def _only_segment(meter: Meter, segments: Sequence[Segment], terms: Terms) -> Segment | None:
+def _only_segment(
+    meter: Meter, segments: Sequence[Segment], eligibility: Eligibility
+) -> Segment | None:
     """On a meter that keeps one value a day: the segment that value is for, else None.
 
     The last one that may be reported.
     """
     if meter.event_time_window != "day" or len(segments) == 1:
         return None
-    free = [s for s in segments if terms.why_barred(meter.meter_id, s.end - 1) is None]
+    free = [s for s in segments if eligibility.hold_reason(meter.meter_id, s.end - 1) is None]
     return (free or segments)[-1]
 
 
@@ -262,7 +266,7 @@ def _next(
         meter,
         segment,
         pays,
-        payers.terms_of(pays),
+        payers.eligibility_of(pays),
         timestamp,
         now,
         at,
@@ -309,7 +313,7 @@ def _why_hold(
     meter: Meter,
     segment: Segment,
     customer: str | None,
-    terms: Terms,
+    eligibility: Eligibility,
     timestamp: int | None,
     now: datetime,
     at: int | None,
@@ -319,9 +323,9 @@ def _why_hold(
 ) -> HoldReason | None:
     if customer is None:
         return HoldReason.CUSTOMER_UNDECIDED if undecided else HoldReason.NO_CUSTOMER
-    barred = terms.why_barred(meter.meter_id, timestamp or segment.end - 1)
-    if barred is not None:
-        return barred
+    not_eligible = eligibility.hold_reason(meter.meter_id, timestamp or segment.end - 1)
+    if not_eligible is not None:
+        return not_eligible
     if shared and meter.replaces:
         return HoldReason.CUSTOMER_SHARED
     if at is None and now.timestamp() < segment.end:

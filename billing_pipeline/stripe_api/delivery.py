@@ -98,7 +98,7 @@ def deliver(
 ) -> DeliveryReport:
     """Send what is planned or ambiguous for these days; resolve what may not be sent again.
 
-    What may not be reported any more on the customer's terms (`payers`), such as for a period that
+    What may not be reported any more on the customer's eligibility (`payers`), such as for a period that
     was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned anew.
     With `leftovers`, only what an earlier delivery left ambiguous, whose cells wait for it.
     Events of meters that are not among `meters` stay as they are.
@@ -180,10 +180,10 @@ class _Courier:
         doubtful = [
             o
             for o in queue
-            if o.state is State.AMBIGUOUS and (needs_resolution(o, now) or self._barred(o))
+            if o.state is State.AMBIGUOUS and (needs_resolution(o, now) or self._not_eligible(o))
         ]
         await self._resolve(client, doubtful, sent=False)
-        kept = {o.id for o in queue if not self._barred(o)} - {o.id for o in doubtful}
+        kept = {o.id for o in queue if not self._not_eligible(o)} - {o.id for o in doubtful}
         aged = [o for o in queue if o.id in kept and too_old(o.event.timestamp, now)]
         refused = [
             Outcome(
@@ -205,7 +205,7 @@ class _Courier:
     ) -> None:
         """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
-            never_again = {o.id for o in doubtful if self._barred(o)}
+            never_again = {o.id for o in doubtful if self._not_eligible(o)}
             with Reads(self._ledger, self._gateway.reads_a_month, self._clock) as reads:
                 expected = await resolve(
                     client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
@@ -271,12 +271,12 @@ class _Courier:
         self._still_mine()
         return self._ledger.claim(ids, self._clock())
 
-    def _barred(self, outgoing: Outgoing) -> bool:
-        """Whether the customer's terms forbid to report this by now."""
+    def _not_eligible(self, outgoing: Outgoing) -> bool:
+        """Whether the customer's eligibility forbid to report this by now."""
         event = outgoing.event
         meter = self._meters[event.cell.event_name]
-        terms = self._payers.terms_of(event.customer)
-        return terms.why_barred(meter.meter_id, event.timestamp) is not None
+        eligibility = self._payers.eligibility_of(event.customer)
+        return eligibility.hold_reason(meter.meter_id, event.timestamp) is not None
 
     def _too_late(self, outgoing: Outgoing) -> bool:
         """Whether the event may no longer be sent: queues and machines can stand still."""

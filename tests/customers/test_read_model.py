@@ -196,8 +196,10 @@ def test_an_old_update_never_revives_a_cancelled_subscription(engine: Engine) ->
     subscribe(engine, "canceled", 20, "evt_2", ended_at=unix(20))
     subscribe(engine, "active", 10, "evt_1")
     payers = CustomerDirectory(engine).payers(DEFAULT_POLICY)
-    assert payers.terms_of("cus_1").why_barred(None, unix(20)) == HoldReason.SUBSCRIPTION_ENDED
-    assert payers.terms_of("cus_1").why_barred(None, unix(19)) is None
+    assert (
+        payers.eligibility_of("cus_1").hold_reason(None, unix(20)) == HoldReason.SUBSCRIPTION_ENDED
+    )
+    assert payers.eligibility_of("cus_1").hold_reason(None, unix(19)) is None
 
 
 def test_two_events_of_one_second_that_differ_are_settled_by_asking(engine: Engine) -> None:
@@ -262,8 +264,8 @@ def test_the_deletion_of_one_of_two_learnt_customers_decides(engine: Engine) -> 
     apply(engine, {"id": "evt_3", "kind": "deleted", "at": 5, "object": {"id": "cus_1"}}, {})
     assert directory.mapping() == {"org": "cus_2"}
     apply(engine, {"id": "evt_4", "kind": "deleted", "at": 5, "object": {"id": "cus_2"}}, {})
-    terms = directory.payers(DEFAULT_POLICY).terms_of("cus_2")
-    assert terms.why_barred(None, unix(0)) == HoldReason.CUSTOMER_DELETED
+    eligibility = directory.payers(DEFAULT_POLICY).eligibility_of("cus_2")
+    assert eligibility.hold_reason(None, unix(0)) == HoldReason.CUSTOMER_DELETED
 
 
 def test_a_checkout_that_names_two_organizations_is_an_error_not_a_guess() -> None:

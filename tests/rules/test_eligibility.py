@@ -1,4 +1,4 @@
-"""Under which terms usage is reported: the policy line by line, and what closes a period."""
+"""Under which eligibility usage is reported: the policy line by line, and what closes a period."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from billing_pipeline.rules.eligibility import (
     DEFAULT_POLICY,
+    Eligibility,
     Payers,
     Period,
     Policy,
     Subscription,
-    Terms,
 )
 from billing_pipeline.rules.model import (
     Cell,
@@ -41,10 +41,12 @@ def at(day: int, hour: int = 0) -> int:
     return int(datetime(2026, 3, day, hour, tzinfo=UTC).timestamp())
 
 
-def subscription(status: str, start: int = 1, end: int | None = None, **more: object) -> Terms:
+def subscription(
+    status: str, start: int = 1, end: int | None = None, **more: object
+) -> Eligibility:
     instant = None if end is None else at(end)
     known = Subscription("sub", DEFAULT_POLICY.get(status), at(start), instant, **more)  # type: ignore[arg-type]
-    return Terms((known,))
+    return Eligibility((known,))
 
 
 @pytest.mark.parametrize(
@@ -63,75 +65,75 @@ def subscription(status: str, start: int = 1, end: int | None = None, **more: ob
     ],
 )
 def test_each_status_means_what_the_table_says(status: str, reason: HoldReason | None) -> None:
-    assert subscription(status).why_barred("mtr_r", at(10)) == reason
+    assert subscription(status).hold_reason("mtr_r", at(10)) == reason
 
 
 def test_no_known_subscription_is_stated() -> None:
-    assert Terms().why_barred("mtr_r", at(10)) is None
-    assert Payers({"org": "cus"}).terms_of("cus").why_barred("mtr_r", at(10)) is None
+    assert Eligibility().hold_reason("mtr_r", at(10)) is None
+    assert Payers({"org": "cus"}).eligibility_of("cus").hold_reason("mtr_r", at(10)) is None
 
 
 def test_usage_before_a_cancellation_counts_and_after_it_does_not() -> None:
     canceled = subscription("canceled", end=10)
-    assert canceled.why_barred("mtr_r", at(10) - 1) is None
-    assert canceled.why_barred("mtr_r", at(10)) == HoldReason.SUBSCRIPTION_ENDED
+    assert canceled.hold_reason("mtr_r", at(10) - 1) is None
+    assert canceled.hold_reason("mtr_r", at(10)) == HoldReason.SUBSCRIPTION_ENDED
 
 
 def test_an_end_to_come_ends_it_even_when_its_event_is_late() -> None:
     ending = subscription("active", end=10)
-    assert ending.why_barred("mtr_r", at(10) - 1) is None
-    assert ending.why_barred("mtr_r", at(10)) == HoldReason.SUBSCRIPTION_ENDED
+    assert ending.hold_reason("mtr_r", at(10) - 1) is None
+    assert ending.hold_reason("mtr_r", at(10)) == HoldReason.SUBSCRIPTION_ENDED
 
 
 def test_a_new_subscription_covers_from_its_start_on_but_not_the_gap() -> None:
-    both = Terms(
+    both = Eligibility(
         (
             Subscription("old", Policy.UNTIL_END, at(1), at(5)),
             Subscription("new", Policy.REPORT, at(9)),
         )
     )
-    barred = [day for day in range(1, 15) if both.why_barred("mtr_r", at(day, 12))]
-    assert barred == [5, 6, 7, 8]
+    not_eligible = [day for day in range(1, 15) if both.hold_reason("mtr_r", at(day, 12))]
+    assert not_eligible == [5, 6, 7, 8]
 
 
 def test_one_subscription_that_allows_it_is_enough() -> None:
     paused = Subscription("a", Policy.HOLD, at(1))
     active = Subscription("b", Policy.REPORT, at(1))
-    assert Terms((paused, active)).why_barred("mtr_r", at(10)) is None
+    assert Eligibility((paused, active)).hold_reason("mtr_r", at(10)) is None
 
 
 def test_a_subscription_of_other_meters_says_nothing_about_this_one() -> None:
     paused = subscription("paused", meters=frozenset({"mtr_other"}))
-    assert paused.why_barred("mtr_r", at(10)) is None
-    assert paused.why_barred("mtr_other", at(10)) == HoldReason.SUBSCRIPTION_INACTIVE
+    assert paused.hold_reason("mtr_r", at(10)) is None
+    assert paused.hold_reason("mtr_other", at(10)) == HoldReason.SUBSCRIPTION_INACTIVE
     licensed_only = subscription("paused", meters=frozenset())
-    assert licensed_only.why_barred("mtr_r", at(10)) is None
+    assert licensed_only.hold_reason("mtr_r", at(10)) is None
 
 
 def test_a_deleted_customer_is_held_whatever_its_subscription() -> None:
-    gone = Terms((Subscription("sub", Policy.REPORT, at(1)),), deleted=True)
-    assert gone.why_barred("mtr_r", at(10)) == HoldReason.CUSTOMER_DELETED
+    gone = Eligibility((Subscription("sub", Policy.REPORT, at(1)),), deleted=True)
+    assert gone.hold_reason("mtr_r", at(10)) == HoldReason.CUSTOMER_DELETED
 
 
-def closed(*periods: Period) -> Terms:
+def closed(*periods: Period) -> Eligibility:
     known = tuple(Subscription(id, Policy.REPORT, at(1)) for id in ("sub", "other"))
-    return Terms(known, periods)
+    return Eligibility(known, periods)
 
 
 def test_a_final_invoice_closes_its_period_and_only_that() -> None:
-    terms = closed(Period("sub", at(1), at(10), final=True), Period("sub", at(10), at(20)))
-    assert terms.why_barred("mtr_r", at(10) - 1) == HoldReason.PERIOD_CLOSED
-    assert terms.why_barred("mtr_r", at(10)) is None
+    eligibility = closed(Period("sub", at(1), at(10), final=True), Period("sub", at(10), at(20)))
+    assert eligibility.hold_reason("mtr_r", at(10) - 1) == HoldReason.PERIOD_CLOSED
+    assert eligibility.hold_reason("mtr_r", at(10)) is None
 
 
 def test_a_period_that_another_subscription_still_bills_is_not_closed() -> None:
-    terms = closed(Period("sub", at(1), at(10), final=True), Period("other", at(1), at(20)))
-    assert terms.why_barred("mtr_r", at(5)) is None
+    eligibility = closed(Period("sub", at(1), at(10), final=True), Period("other", at(1), at(20)))
+    assert eligibility.hold_reason("mtr_r", at(5)) is None
 
 
 def test_a_stale_end_of_the_same_subscription_does_not_keep_a_period_open() -> None:
-    terms = closed(Period("sub", at(1), at(10), final=True), Period("sub", at(1), at(20)))
-    assert terms.why_barred("mtr_r", at(5)) == HoldReason.PERIOD_CLOSED
+    eligibility = closed(Period("sub", at(1), at(10), final=True), Period("sub", at(1), at(20)))
+    assert eligibility.hold_reason("mtr_r", at(5)) == HoldReason.PERIOD_CLOSED
 
 
 def plan(
@@ -144,7 +146,7 @@ def plan(
 
 
 def test_barred_usage_is_held_with_its_amount_and_a_zero_waits_in_silence() -> None:
-    payers = Payers({"org": "cus"}, terms={"cus": subscription("paused")})
+    payers = Payers({"org": "cus"}, eligibility={"cus": subscription("paused")})
     held = plan(SUM, payers)
     assert isinstance(held, Hold)
     assert (held.value, held.reason) == (7, HoldReason.SUBSCRIPTION_INACTIVE)
@@ -156,7 +158,7 @@ def test_barred_usage_is_held_with_its_amount_and_a_zero_waits_in_silence() -> N
 
 
 def test_the_correction_of_a_closed_period_is_held_and_says_how_much() -> None:
-    payers = Payers({"org": "cus"}, terms={"cus": closed(Period("sub", at(1), at(11), True))})
+    payers = Payers({"org": "cus"}, eligibility={"cus": closed(Period("sub", at(1), at(11), True))})
     recorded = [RecordedEvent(1, "cus", 10, 10, at(10, 23), State.VERIFIED)]
     held = plan(SUM, payers, recorded)
     assert isinstance(held, Hold)
@@ -164,7 +166,7 @@ def test_the_correction_of_a_closed_period_is_held_and_says_how_much() -> None:
 
 
 def test_the_terms_are_those_of_the_customer_that_was_stated_first() -> None:
-    payers = Payers({"org": "cus_new"}, terms={"cus_new": subscription("paused")})
+    payers = Payers({"org": "cus_new"}, eligibility={"cus_new": subscription("paused")})
     recorded = [RecordedEvent(1, "cus_old", 10, 10, at(10, 23), State.VERIFIED)]
     corrected = plan(SUM, payers, recorded)
     assert isinstance(corrected, MeterEvent)
@@ -205,12 +207,12 @@ def test_what_stripe_refused_for_its_content_is_not_sent_again_by_itself() -> No
 
 
 def test_boundaries_are_those_of_the_subscriptions_that_bill_the_meter() -> None:
-    terms = Terms(
+    eligibility = Eligibility(
         (
             Subscription("mine", Policy.REPORT, at(1), meters=frozenset({"mtr_r"})),
             Subscription("other", Policy.REPORT, at(1), at(10, 9), meters=frozenset({"x"})),
         ),
         (Period("mine", at(1), at(10, 14)), Period("other", at(1), at(10, 15))),
     )
-    assert terms.boundaries("mtr_r", at(10), at(11)) == [at(10, 14)]
-    assert terms.boundaries("x", at(10), at(11)) == [at(10, 9), at(10, 15)]
+    assert eligibility.boundaries("mtr_r", at(10), at(11)) == [at(10, 14)]
+    assert eligibility.boundaries("x", at(10), at(11)) == [at(10, 9), at(10, 15)]

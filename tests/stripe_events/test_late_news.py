@@ -17,10 +17,10 @@ from billing_pipeline.operations.reporting import (
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations.alerts import alerts
 from billing_pipeline.rules.eligibility import (
+    Eligibility,
     Period,
     Policy,
     Subscription,
-    Terms,
 )
 from billing_pipeline.rules.model import HoldReason
 from billing_pipeline.rules.timestamps import day_start
@@ -95,12 +95,12 @@ def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) ->
 
 
 def test_a_cancelled_period_does_not_keep_what_followed_it_open() -> None:
-    terms = Terms(
+    eligibility = Eligibility(
         (Subscription("old", Policy.UNTIL_END, 0, 50), Subscription("new", Policy.REPORT, 50)),
         (Period("old", 0, 100), Period("old", 0, 50, True), Period("new", 50, 150, True)),
     )
-    assert terms.why_barred(None, 40) == HoldReason.PERIOD_CLOSED
-    assert terms.why_barred(None, 70) == HoldReason.PERIOD_CLOSED
+    assert eligibility.hold_reason(None, 40) == HoldReason.PERIOD_CLOSED
+    assert eligibility.hold_reason(None, 70) == HoldReason.PERIOD_CLOSED
 
 
 def in_a_draft(world: World) -> date:
