@@ -150,9 +150,9 @@ class World:
 
     # What Stripe says ------------------------------------------------------------------------
 
-    def tell(self, kind: str, about: dict[str, Any]) -> dict[str, Any]:
+    def tell(self, kind: str, segment: dict[str, Any]) -> dict[str, Any]:
         """Let Stripe tell something of its own; the answer is the event."""
-        return self.sandbox.account.news.tell(kind, about, self.sandbox.clock())
+        return self.sandbox.account.news.tell(kind, segment, self.sandbox.clock())
 
     def receive(self) -> list[str]:
         """Store all that the sandbox has told so far, as the webhook handler does."""

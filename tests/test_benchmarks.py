@@ -14,9 +14,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-def run(part: str, *options: str) -> dict[str, Any]:
+def run(segment: str, *options: str) -> dict[str, Any]:
     ran = subprocess.run(
-        [sys.executable, "-m", "benchmarks", part, *options, "--json"],
+        [sys.executable, "-m", "benchmarks", segment, *options, "--json"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -47,10 +47,10 @@ def only(rows: list[dict[str, Any]], *columns: str) -> list[tuple[Any, ...]]:
     ],
 )
 def test_a_benchmark_runs_and_its_counts_are_right(
-    part: str, options: list[str], columns: list[str], expected: list[tuple[Any, ...]]
+    segment: str, options: list[str], columns: list[str], expected: list[tuple[Any, ...]]
 ) -> None:
-    document = run(part, *options)
-    assert only(document[part], *columns) == expected
+    document = run(segment, *options)
+    assert only(document[segment], *columns) == expected
 
 
 def test_questions_to_a_large_ledger_are_few_queries_each() -> None:

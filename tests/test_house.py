@@ -56,13 +56,13 @@ def files(room: str) -> list[Path]:
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_imports_go_one_way(room: str) -> None:
     for path in files(room):
-        if "migrations" in path.parts:
+        if "migrations" in path.segments:
             continue
         for module in imports(path):
-            parts = module.split(".")
-            if parts[0] != "billing_pipeline" or len(parts) < 2 or parts[1] == room:
+            segments = module.split(".")
+            if segments[0] != "billing_pipeline" or len(segments) < 2 or segments[1] == room:
                 continue
-            assert parts[1] in MAY_IMPORT[room], f"{path.name} of {room} imports {module}"
+            assert segments[1] in MAY_IMPORT[room], f"{path.name} of {room} imports {module}"
 
 
 @pytest.mark.parametrize(
@@ -81,14 +81,14 @@ def test_imports_go_one_way(room: str) -> None:
 )
 def test_each_library_lives_in_its_rooms(library: str, rooms: set[str]) -> None:
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        room = path.relative_to(PACKAGE).segments[0].removesuffix(".py")
         used = {module.split(".")[0] for module in imports(path)}
         assert library not in used or room in rooms, f"{path} imports {library}"
 
 
 def test_nothing_in_production_imports_the_sandbox() -> None:
     for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        room = path.relative_to(PACKAGE).segments[0].removesuffix(".py")
         if room not in ("sandbox", "simulation", "cli"):
             assert not any(m.startswith("billing_pipeline.sandbox") for m in imports(path)), path
 

@@ -595,10 +595,10 @@ def _adjust(
     def show() -> None:
         for row in decided:
             out.print(f"{row['id']}: {row['amount']:+d} {row['decision']}.")
-            for part in row["reported_in"]:
+            for segment in row["reported_in"]:
                 out.print(
-                    f"  {part['amount']:+d} is reported in {part['day']}: "
-                    f"`billing run --from {part['day']} --to {part['day']}` once it is over"
+                    f"  {segment['amount']:+d} is reported in {segment['day']}: "
+                    f"`billing run --from {segment['day']} --to {segment['day']}` once it is over"
                 )
 
     _print(as_json, {"decided": decided}, show)

@@ -302,11 +302,11 @@ class CustomerDirectory:
         for row in seen:
             by_subscription[row.subscription_id].append((row.start_at, row.end_at))
         found = []
-        for subscription, bounds in by_subscription.items():
+        for subscription, segment_bounds in by_subscription.items():
             owner = owners.get(subscription)
             lived_until = NEVER if owner is None or owner.end_at is None else owner.end_at
             meters = None if owner is None or owner.meters is None else json.loads(owner.meters)
-            for start, planned_end in _one_after_the_other(bounds):
+            for start, planned_end in _one_after_the_other(segment_bounds):
                 end = min(planned_end, lived_until)
                 invoice = by_bounds.get((subscription, start, end)) or by_bounds.get(
                     (subscription, start, planned_end)
@@ -405,10 +405,10 @@ class CustomerDirectory:
         return report
 
 
-def _one_after_the_other(bounds: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _one_after_the_other(segment_bounds: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """A subscription's periods as they came to be: an end that was moved gives way to the next."""
     ends: dict[int, int] = {}
-    for start, end in bounds:
+    for start, end in segment_bounds:
         ends[start] = min(end, ends.get(start, end))
     starts = sorted(ends)
     following = [*starts[1:], NEVER]

@@ -186,13 +186,13 @@ def _count_one(
         yield _checked(specs.CONSERVATION, day, snapshot.counted.conserved, conserved)
         over = is_over(day, rooms.clock())
         # Where a billing period has ended inside today, that part of it can be reported already.
-        part = not over and ends_inside(rooms, day)
+        segment = not over and ends_inside(rooms, day)
         yield _checked(
             specs.COMPLETENESS,
             day,
             over,
             {"at": rooms.clock().isoformat()},
-            dg.AssetCheckSeverity.WARN if part else dg.AssetCheckSeverity.ERROR,
+            dg.AssetCheckSeverity.WARN if segment else dg.AssetCheckSeverity.ERROR,
         )
 
 

@@ -75,7 +75,7 @@ class HeldUsage:
     reason: str
     since: datetime
     start: int = 0
-    """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
+    """Where the held part of a day with segments begins (unix seconds); 0: it is the whole day."""
     difference: int = 0
     """How much more the usage is than Stripe has of it and people have decided on."""
 
@@ -89,7 +89,7 @@ class HeldUsage:
             "reason": self.reason,
             "explanation": HOLD_EXPLANATIONS[HoldReason(self.reason)],
             "since": self.since.isoformat(),
-            "part_from": (
+            "segment_from": (
                 datetime.fromtimestamp(self.start, UTC).isoformat() if self.start else None
             ),
         }
@@ -539,7 +539,7 @@ class Inquiry:
             query = select(func.count()).select_from(held_usage)
             return connection.scalar(query.where(*_for_good())) or 0
 
-    def held_part(self, connection: Connection, cell: Cell, start: int) -> HeldUsage | None:
+    def held_segment(self, connection: Connection, cell: Cell, start: int) -> HeldUsage | None:
         """What is held of a part of a cell, in the caller's transaction."""
         row = connection.execute(
             select(held_usage).where(
@@ -600,7 +600,7 @@ def _refused() -> Select[Any]:
     """Events that Stripe refused and nothing later has made good.
 
     Where newer values replace older ones any later report does; where Stripe adds them up,
-    only one that was planned when the refusal was known. On a split day a report about one
+    only one that was planned when the refusal was known. On a day with segments a report about one
     part makes nothing good in another.
     """
     later = meter_events.alias()
@@ -629,8 +629,8 @@ def _refused() -> Select[Any]:
 
 def _speaks_of(events: Any, timestamp: Any) -> ColumnElement[bool]:
     """Whether an event is about the part of its day in which this instant lies."""
-    inside = and_(events.c.part_start <= timestamp, timestamp < events.c.part_end)
-    return or_(events.c.part_start.is_(None), inside)
+    inside = and_(events.c.segment_start <= timestamp, timestamp < events.c.segment_end)
+    return or_(events.c.segment_start.is_(None), inside)
 
 
 def _held(row: Any) -> HeldUsage:

@@ -67,7 +67,7 @@ from billing_pipeline.rules.planning import (
     SUPERSEDED,
     DayPlan,
 )
-from billing_pipeline.rules.segments import bounds
+from billing_pipeline.rules.segments import segment_bounds
 from billing_pipeline.settings import ConfigurationError
 
 CUSTOMER_UNKNOWN = "meter_event_customer_not_found"
@@ -405,8 +405,8 @@ class Ledger:
                     "value": e.value,
                     "target": e.target,
                     "timestamp": e.timestamp,
-                    "part_start": e.about and e.about[0],
-                    "part_end": e.about and e.about[1],
+                    "segment_start": e.segment and e.segment[0],
+                    "segment_end": e.segment and e.segment[1],
                     "snapshot_id": snapshot_id,
                     "planned_at": now,
                     "planned_by": self.run,
@@ -458,7 +458,7 @@ class Ledger:
         reopen(connection, days, self.run)
         return None
 
-    def cut(self, connection: Connection, instants: Collection[int]) -> None:
+    def boundary(self, connection: Connection, instants: Collection[int]) -> None:
         """Have days planned anew, of any age, in which a period was learnt to end (unix seconds).
 
         Of recent days the sensor sees that by itself; of older ones nobody would ask again.
@@ -929,9 +929,9 @@ class Ledger:
         for row in rows:
             groups[row.usage_day, row.customer, row.event_name].append(row)
         found = [
-            _expected_figure(key, part, span, replacing[key[2]])
+            _expected_figure(key, segment, span, replacing[key[2]])
             for key, events in sorted(groups.items())
-            for span, part in _by_period(events, replaces=replacing[key[2]])
+            for span, segment in _by_segment(events, replaces=replacing[key[2]])
         ]
         return [s for s in found if s.pending_ids or not unverified_only]
 
@@ -1141,7 +1141,7 @@ def _event(row: Row[Any]) -> MeterEvent:
         row.value,
         row.target,
         row.timestamp,
-        None if row.part_start is None else (row.part_start, row.part_end),
+        None if row.segment_start is None else (row.segment_start, row.segment_end),
     )
 
 
@@ -1203,16 +1203,21 @@ def _place(expected: ExpectedFigure) -> tuple[date, str, str]:
     return expected.usage_day, expected.customer, expected.event_name
 
 
-def _by_period(
+def _by_segment(
     events: list[Row[Any]], *, replaces: bool
 ) -> list[tuple[tuple[int, int] | None, list[Row[Any]]]]:
     """The events of one day by its parts, where it has any and newer values replace older ones."""
-    named = [(e.part_start, e.part_end) for e in events if e.part_start is not None]
-    parts = bounds(events[0].usage_day, [cut for part in named for cut in part])
-    if not replaces or len(parts) == 1:
+    named = [(e.segment_start, e.segment_end) for e in events if e.segment_start is not None]
+    segments = segment_bounds(
+        events[0].usage_day, [boundary for segment in named for boundary in segment]
+    )
+    if not replaces or len(segments) == 1:
         return [(None, events)]
-    within = [(part, [e for e in events if part[0] <= e.timestamp < part[1]]) for part in parts]
-    return [(part, inside) for part, inside in within if inside]
+    within = [
+        (segment, [e for e in events if segment[0] <= e.timestamp < segment[1]])
+        for segment in segments
+    ]
+    return [(segment, inside) for segment, inside in within if inside]
 
 
 def _expected_figure(

@@ -59,8 +59,8 @@ meter_events = Table(
     Column("target", BigInt, nullable=False),  # what the cell should then be
     Column("timestamp", BigInt, nullable=False),  # unix seconds, UTC, inside usage_day
     # The part of the day it speaks of, [start, end) in unix seconds; null: the whole day.
-    Column("part_start", BigInt),
-    Column("part_end", BigInt),
+    Column("segment_start", BigInt),
+    Column("segment_end", BigInt),
     Column("snapshot_id", String(64)),
     Column("planned_at", UtcDateTime, nullable=False),
     Column("planned_by", String(255), nullable=False),  # the run
@@ -96,7 +96,7 @@ held_usage = Table(
     Column("usage_day", Date, primary_key=True),
     Column("organization_id", Text, primary_key=True),
     Column("event_name", String(100), primary_key=True),
-    # Where the held part of a split day begins, in unix seconds; 0: it is the whole day.
+    # Where the held part of a day with segments begins, in unix seconds; 0: it is the whole day.
     Column("start_at", BigInt, primary_key=True, autoincrement=False, server_default="0"),
     Column("value", BigInt, nullable=False),  # what would be sent
     Column("target", BigInt, nullable=False),

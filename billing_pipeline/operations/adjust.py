@@ -20,8 +20,8 @@ from billing_pipeline.ledger.adjustments import Adjustment
 from billing_pipeline.ledger.inquiry import HeldUsage
 from billing_pipeline.operations.reporting import (
     Rooms,
-    period_ends,
-    split_day,
+    period_boundaries,
+    read_segments,
     usage_by_organization,
 )
 from billing_pipeline.rules.adjustments import (
@@ -42,7 +42,7 @@ from billing_pipeline.rules.model import (
 )
 from billing_pipeline.rules.segments import (
     Segment,
-    bounds,
+    segment_bounds,
     whole_day,
 )
 from billing_pipeline.rules.timestamps import OLDEST, day_start, too_old
@@ -129,7 +129,7 @@ def _decide(
         tuple(entries or ()),
     )
     with rooms.ledger.planning() as connection:
-        now_held = rooms.inquiry.held_part(connection, found.cell, found.held.start)
+        now_held = rooms.inquiry.held_segment(connection, found.cell, found.held.start)
         if now_held is None or now_held.difference != found.amount:
             raise ConfigurationError(f"{found.id} has changed at this moment; list it again")
         rooms.adjustments.write(connection, decision, found.held.start)
@@ -199,22 +199,24 @@ def _taker(
 ) -> tuple[Cell, int, int] | None:
     """The last part of a day that may be reported in the current period, with its units."""
     day, now, meter = cell.usage_day, rooms.clock(), meters[cell.event_name]
-    ends = period_ends(rooms, list(meters.values()), payers, day)
+    ends = period_boundaries(rooms, list(meters.values()), payers, day)
     snapshot = rooms.usage.snapshot(day)
     if snapshot is None:
         if day != now.date():
             return None
-        parts = [Segment(start, end, Usage()) for start, end in bounds(
+        segments = [Segment(start, end, Usage()) for start, end in segment_bounds(
             day, ends.get(cell.organization_id, ()))]  # fmt: skip
     else:
         usage = usage_by_organization(snapshot).get(cell.organization_id, Usage())
-        parts = split_day(rooms, day, ends).get(cell.organization_id, [whole_day(day, usage)])
+        segments = read_segments(rooms, day, ends).get(
+            cell.organization_id, [whole_day(day, usage)]
+        )
     fit = [
-        part
-        for part in parts
-        if part.end > first
-        and eligibility.hold_reason(meter.meter_id, part.end - 1) is None
-        and not too_old(part.start, now)
+        segment
+        for segment in segments
+        if segment.end > first
+        and eligibility.hold_reason(meter.meter_id, segment.end - 1) is None
+        and not too_old(segment.start, now)
     ]
     if not fit:
         return None
@@ -240,11 +242,11 @@ def story(rooms: Rooms, id: str) -> dict[str, Any]:
     waiting = next((each for each in carried(rooms) if each.id == id), None)
     if decision is None and waiting is None:
         raise ConfigurationError(f"no adjustment {id}: `billing adjustments list` shows them")
-    about = decision or waiting
-    assert about is not None
-    cells = [about.cell, *(entry.cell for entry in (decision.entries if decision else ()))]
+    segment = decision or waiting
+    assert segment is not None
+    cells = [segment.cell, *(entry.cell for entry in (decision.entries if decision else ()))]
     return {
-        **about.as_json(),
+        **segment.as_json(),
         "events": [
             event for cell in dict.fromkeys(cells) for event in rooms.inquiry.story(cell).events
         ],

@@ -21,8 +21,8 @@ from billing_pipeline.operations.reporting import (
     Rooms,
     behind_gate,
     judge_gate,
-    period_ends,
-    split_day,
+    period_boundaries,
+    read_segments,
     usage_by_organization,
 )
 from billing_pipeline.rules.model import (
@@ -170,7 +170,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             if snapshot is None:
                 preview.missing.append(day)
                 continue
-            splits = split_day(rooms, day, period_ends(rooms, meters, payers, day))
+            segments_of = read_segments(rooms, day, period_boundaries(rooms, meters, payers, day))
         except DAY_ERRORS as error:
             preview.errors[day] = f"its snapshot cannot be read: {error}"
             continue
@@ -183,7 +183,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             payers,
             recorded[day],
             rooms.clock(),
-            splits=splits,
+            segments_of=segments_of,
             gated=behind_gate(judge_gate(rooms, snapshot, recent, approved)),
             moved=moved[day],
             retry_rejected=retry_rejected,
@@ -203,16 +203,16 @@ def plan_lines(
     by_name = {meter.event_name: meter for meter in meters}
 
     def line(planned: Any, action: str, value: int, detail: str) -> PlanLine:
-        cell, about = planned.cell, recorded.get(planned.cell, ())
-        if isinstance(planned, MeterEvent) and planned.about is not None:
-            start, end = planned.about
-            about = [each for each in about if start <= each.timestamp < end]
+        cell, segment = planned.cell, recorded.get(planned.cell, ())
+        if isinstance(planned, MeterEvent) and planned.segment is not None:
+            start, end = planned.segment
+            segment = [each for each in segment if start <= each.timestamp < end]
         return PlanLine(
             plan.usage_day,
             cell.organization_id,
             cell.event_name,
             action,
-            recorded_value(by_name[cell.event_name], about),
+            recorded_value(by_name[cell.event_name], segment),
             planned.target,
             value,
             detail,

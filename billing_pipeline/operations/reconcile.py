@@ -42,7 +42,7 @@ from billing_pipeline.rules.model import (
 from billing_pipeline.rules.reconciliation import (
     Cause,
     CellFacts,
-    HeldPart,
+    HeldSegment,
     Reconciled,
     Step,
 )
@@ -112,7 +112,7 @@ class Row:
     status: str
     """final, draft, open (not over, or no invoice yet), missing (no invoice, though there should
     be one by now), none (no billing period)."""
-    parts: tuple[Part, ...] = ()
+    segments: tuple[Part, ...] = ()
     """Day by day; only where single organizations were asked for."""
 
     @property
@@ -246,7 +246,7 @@ class _Tally:
     beside: int = 0
     """What else was reported in the minutes in which the span begins and ends."""
     causes: list[Cause] = field(default_factory=list)
-    parts: list[Part] | None = None
+    segments: list[Part] | None = None
     newest_at: int = -1
     """Timestamp of the newest event, on a meter of which only that one counts."""
     unsure_at: int = -1
@@ -289,8 +289,8 @@ def _tallies(rooms: Rooms, month: Span, wanted: Collection[str] | None) -> list[
             covered = [(period.start, period.end) for period in theirs]
             spans += [Span(start, end, customer) for start, end in _gaps(month, covered)]
             for span in spans:
-                parts: list[Part] | None = None if wanted is None else []
-                found.append(_Tally(span, tuple(sorted(names)), meter, parts=parts))
+                segments: list[Part] | None = None if wanted is None else []
+                found.append(_Tally(span, tuple(sorted(names)), meter, segments=segments))
     return found
 
 
@@ -348,11 +348,11 @@ class _Day:
     """By organization, what the readings prove now."""
     counted: Mapping[str, Usage]
     """By organization, what the snapshot says."""
-    parts: Mapping[tuple[str, int, int], Usage]
+    segments: Mapping[tuple[str, int, int], Usage]
     """By organization, start and end (seconds of the day): parts that single periods take in."""
     recorded: Mapping[Cell, Sequence[RecordedEvent]]
     moved: Mapping[Cell, Sequence[Entry]]
-    held: Mapping[Cell, Sequence[HeldPart]]
+    held: Mapping[Cell, Sequence[HeldSegment]]
     refused: Mapping[Cell, str]
     undone: Mapping[Cell, str]
     stale: str | None
@@ -372,12 +372,12 @@ class _Day:
         """Read it. Raises DAY_ERRORS."""
         now = rooms.clock()
         over = is_over(day, now)
-        spans = _parts(day, tallies, now.timestamp())
-        counts = rooms.usage.in_parts(day, spans) if spans else {}
+        spans = _segments(day, tallies, now.timestamp())
+        counts = rooms.usage.in_segments(day, spans) if spans else {}
         snapshot = rooms.usage.snapshot(day) if over else None
-        held: dict[Cell, list[HeldPart]] = defaultdict(list)
+        held: dict[Cell, list[HeldSegment]] = defaultdict(list)
         for each in rooms.inquiry.held([day], zeros=True):
-            held[each.cell].append(HeldPart(HoldReason(each.reason), each.start, each.value))
+            held[each.cell].append(HeldSegment(HoldReason(each.reason), each.start, each.value))
         stale = changed = None
         if not over:
             stale = f"{day} is not over, and its part in the period is not reported yet"
@@ -395,8 +395,8 @@ class _Day:
             {} if snapshot is None else usage_by_organization(snapshot),
             {
                 (organization, *span): Usage(*both)
-                for organization, parts in spans.items()
-                for span, both in zip(parts, counts[organization], strict=True)
+                for organization, segments in spans.items()
+                for span, both in zip(segments, counts[organization], strict=True)
             },
             rooms.ledger.recorded([day])[day],
             rooms.adjustments.moved([day])[day],
@@ -412,7 +412,7 @@ class _Day:
         )
 
 
-def _parts(day: date, tallies: Sequence[_Tally], now: float) -> dict[str, list[tuple[int, int]]]:
+def _segments(day: date, tallies: Sequence[_Tally], now: float) -> dict[str, list[tuple[int, int]]]:
     """The finished parts of a day that single spans take in, in seconds of the day."""
     found: dict[str, set[tuple[int, int]]] = defaultdict(set)
     for tally in tallies:
@@ -446,8 +446,8 @@ def _add_day(tally: _Tally, look: _Day) -> None:
         _add_events(tally, facts)
         keeps_one = tally.meter.formula is Formula.LAST
         tally.causes += facts.reasons() if keeps_one else facts.causes()
-        if tally.parts is not None:
-            tally.parts.append(
+        if tally.segments is not None:
+            tally.segments.append(
                 Part(
                     look.day,
                     organization,
@@ -472,8 +472,8 @@ def _usage(look: _Day, organization: str, start: int, end: int) -> tuple[Usage, 
     midnight, nothing = day_start(look.day), Usage()
     if (start, end) == (midnight, day_end(look.day)):
         return look.proven.get(organization, nothing), look.counted.get(organization, nothing)
-    part = look.parts.get((organization, start - midnight, end - midnight), nothing)
-    return part, part
+    segment = look.segments.get((organization, start - midnight, end - midnight), nothing)
+    return segment, segment
 
 
 def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> CellFacts:
@@ -527,8 +527,10 @@ class _Nobodys:
             for meter in self._meters:
                 key = organization, meter.event_name
                 if key not in self.tallies and look.payer(*key) is None:
-                    parts: list[Part] | None = None if self._wanted is None else []
-                    self.tallies[key] = _Tally(self._month, (organization,), meter, parts=parts)
+                    segments: list[Part] | None = None if self._wanted is None else []
+                    self.tallies[key] = _Tally(
+                        self._month, (organization,), meter, segments=segments
+                    )
         for tally in self.tallies.values():
             _add_day(tally, look)
 
@@ -592,7 +594,7 @@ def _row(tally: _Tally, found: StripesFigures, late: Late, now: datetime) -> Row
         tally.meter.event_name,
         figures,
         status,
-        tuple(tally.parts or ()),
+        tuple(tally.segments or ()),
     )
 
 

@@ -51,7 +51,7 @@ from billing_pipeline.rules.planning import (
 )
 from billing_pipeline.rules.segments import (
     Segment,
-    bounds,
+    segment_bounds,
 )
 from billing_pipeline.rules.timestamps import OLDEST, day_end, day_start, is_over
 from billing_pipeline.settings import ConfigurationError, Settings
@@ -90,7 +90,7 @@ Progress = Callable[[str, int, int], None]
 
 MOST_SEGMENTS = 6
 """Rounds of planning and delivery in one run: a cell has one unresolved event at a time, so the
-segments of a split day are reported one after the other."""
+segments of a day with segments are reported one after the other."""
 
 READINGS_CHANGED = "its readings have changed since its snapshot was taken: count it again"
 NO_SNAPSHOT = "no usage snapshot was taken after the day's end: materialize usage_snapshot first"
@@ -376,15 +376,15 @@ def _plan(
     """Plan one day and write the plan down; True if another round has more of it to report."""
     names = {meter.event_name for meter in meters}
     try:
-        cuts = period_ends(rooms, meters, payers, day)
-        if _is_at_rest(rooms, names, payers, day, cuts, reporting):
+        boundaries = period_boundaries(rooms, meters, payers, day)
+        if _is_at_rest(rooms, names, payers, day, boundaries, reporting):
             return False
-        splits = split_day(rooms, day, cuts)
+        segments_of = read_segments(rooms, day, boundaries)
         with rooms.ledger.planning() as connection:
             # Read inside: whoever planned before us may have planned from an older snapshot.
             snapshot = rooms.usage.snapshot(day)
-            partly = snapshot is None and bool(splits) and not is_over(day, rooms.clock())
-            why_not = None if partly else _unplannable(snapshot, splits)
+            partly = snapshot is None and bool(segments_of) and not is_over(day, rooms.clock())
+            why_not = None if partly else _unplannable(snapshot, segments_of)
             if why_not is not None:
                 reporting.not_planned[day] = why_not
                 return False
@@ -404,8 +404,8 @@ def _plan(
                 payers,
                 recorded,
                 rooms.clock(),
-                splits=splits,
-                only_splits=partly,
+                segments_of=segments_of,
+                only_split=partly,
                 gated=behind_gate(findings),
                 undone=undone,
                 moved=rooms.adjustments.moved([day], connection)[day],
@@ -415,14 +415,14 @@ def _plan(
                 connection,
                 plan,
                 lambda cell: (
-                    cell.event_name in names and (not partly or cell.organization_id in splits)
+                    cell.event_name in names and (not partly or cell.organization_id in segments_of)
                 ),
                 None if snapshot is None else snapshot.snapshot_id,
                 rooms.clock(),
                 basis=(
                     None
                     if snapshot is None
-                    else _basis(rooms, payers, day, snapshot.snapshot_id, cuts)
+                    else _basis(rooms, payers, day, snapshot.snapshot_id, boundaries)
                 ),
                 inputs=None if snapshot is None else snapshot.counted.brief(),
                 meters=names,
@@ -442,7 +442,7 @@ def _is_at_rest(
     meters: set[str],
     payers: Payers,
     day: date,
-    cuts: Mapping[str, set[int]],
+    boundaries: Mapping[str, set[int]],
     reporting: ReportOutcome,
 ) -> bool:
     """Whether planning the day again would change nothing; tells the report so.
@@ -452,7 +452,7 @@ def _is_at_rest(
     snapshot_id = rooms.usage.snapshot_id(day)
     if snapshot_id is None:
         return False
-    basis = _basis(rooms, payers, day, snapshot_id, cuts)
+    basis = _basis(rooms, payers, day, snapshot_id, boundaries)
     if not rooms.ledger.is_at_rest(day, basis, meters):
         return False
     reporting.gates.pop(day, None)
@@ -547,44 +547,46 @@ def approve_gate(rooms: Rooms, day: date, reason: str) -> list[Finding]:
     return found[0].findings
 
 
-def _unplannable(snapshot: Snapshot | None, splits: Mapping[str, Sequence[Segment]]) -> str | None:
+def _unplannable(
+    snapshot: Snapshot | None, segments_of: Mapping[str, Sequence[Segment]]
+) -> str | None:
     """Why a day cannot be planned from its snapshot, None where it can."""
     if snapshot is None:
         return NO_SNAPSHOT
     usage = usage_by_organization(snapshot)
-    for organization, segments in splits.items():
-        parts = sum(segment.usage.reading_volume for segment in segments)
-        if parts != usage.get(organization, Usage()).reading_volume:
+    for organization, segments in segments_of.items():
+        segments = sum(segment.usage.reading_volume for segment in segments)
+        if segments != usage.get(organization, Usage()).reading_volume:
             return READINGS_CHANGED
     return None
 
 
-def split_day(
+def read_segments(
     rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]
 ) -> dict[str, list[Segment]]:
     """The segments of the organizations whose billing periods end inside this day.
 
     Of a day that is not over, only the segments that have ended. Raises DAY_ERRORS.
     """
-    parts: dict[str, list[tuple[int, int]]] = {}
+    segments: dict[str, list[tuple[int, int]]] = {}
     now, midnight = rooms.clock().timestamp(), day_start(day)
-    for organization, cuts in all_cuts.items():
-        ended = [(start, end) for start, end in bounds(day, cuts) if end <= now]
+    for organization, boundaries in all_cuts.items():
+        ended = [(start, end) for start, end in segment_bounds(day, boundaries) if end <= now]
         if ended:
-            parts[organization] = [(start - midnight, end - midnight) for start, end in ended]
-    if not parts:
+            segments[organization] = [(start - midnight, end - midnight) for start, end in ended]
+    if not segments:
         return {}
-    counted = rooms.usage.in_parts(day, parts)
+    counted = rooms.usage.in_segments(day, segments)
     return {
         organization: [
             Segment(midnight + start, midnight + end, Usage(active, volume))
             for (start, end), (active, volume) in zip(spans, counted[organization], strict=True)
         ]
-        for organization, spans in parts.items()
+        for organization, spans in segments.items()
     }
 
 
-def period_ends(
+def period_boundaries(
     rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date
 ) -> dict[str, set[int]]:
     """The instants inside the day at which an organization's periods end (unix seconds)."""
@@ -597,24 +599,24 @@ def period_ends(
     if not by_customer:
         return {}
     pays = [*payers.customers.items(), *rooms.ledger.reported_for(day, by_customer)]
-    cuts: dict[str, set[int]] = defaultdict(set)
+    boundaries: dict[str, set[int]] = defaultdict(set)
     for organization, customer in pays:
         if customer in by_customer:
-            cuts[organization] |= by_customer[customer]
-    return dict(cuts)
+            boundaries[organization] |= by_customer[customer]
+    return dict(boundaries)
 
 
 def _basis(
-    rooms: Rooms, payers: Payers, day: date, snapshot_id: str, cuts: Mapping[str, set[int]]
+    rooms: Rooms, payers: Payers, day: date, snapshot_id: str, boundaries: Mapping[str, set[int]]
 ) -> str:
     """What a day is planned from, as one id: its snapshot, how it is split, and who pays.
 
     The active sensors of a part also depend on the day before the snapshot's window. An
     organization that gets a customer later owes its zeros too, of which nothing is held.
     """
-    before = rooms.usage.before_window(day) if cuts else None
-    parts = {organization: sorted(instants) for organization, instants in cuts.items()}
-    content = json.dumps([snapshot_id, payers.mapping_id, before, parts], sort_keys=True)
+    before = rooms.usage.before_window(day) if boundaries else None
+    segments = {organization: sorted(instants) for organization, instants in boundaries.items()}
+    content = json.dumps([snapshot_id, payers.mapping_id, before, segments], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -622,8 +624,8 @@ def planned_basis(rooms: Rooms, day: date, snapshot_id: str) -> str:
     """What a day would be planned from now; `Inquiry.planned_from` has what it was planned from."""
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
     payers = rooms.payers()
-    cuts = period_ends(rooms, meters, payers, day)
-    return _basis(rooms, payers, day, snapshot_id, cuts)
+    boundaries = period_boundaries(rooms, meters, payers, day)
+    return _basis(rooms, payers, day, snapshot_id, boundaries)
 
 
 def usage_by_organization(snapshot: Snapshot) -> dict[str, Usage]:
@@ -652,8 +654,8 @@ def unfinished_days(rooms: Rooms) -> list[date]:
         with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
             snapshot_id = rooms.usage.snapshot_id(day)
             if snapshot_id is not None:
-                cuts = period_ends(rooms, meters, payers, day)
-                if _basis(rooms, payers, day, snapshot_id, cuts) != planned_from.get(day):
+                boundaries = period_boundaries(rooms, meters, payers, day)
+                if _basis(rooms, payers, day, snapshot_id, boundaries) != planned_from.get(day):
                     found.add(day)
     return sorted(found)
 
@@ -691,7 +693,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     recorded, moved = rooms.ledger.recorded(list(left_out)), rooms.adjustments.moved(list(left_out))
     found, now = set(), rooms.clock().timestamp()
     for day, items in left_out.items():
-        cuts = period_ends(rooms, meters, payers, day)
+        boundaries = period_boundaries(rooms, meters, payers, day)
         undone = rooms.inquiry.undone(day)
         counted: dict[str, Usage] | None = None
         again: dict[str, list[Segment]] = {}
@@ -699,7 +701,9 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
             snapshot = rooms.usage.snapshot(day)
             counted = None if snapshot is None else usage_by_organization(snapshot)
             refused = {item.cell.organization_id for item in items if item.was_refused}
-            again = split_day(rooms, day, {o: cuts[o] for o in refused & cuts.keys()})
+            again = read_segments(
+                rooms, day, {o: boundaries[o] for o in refused & boundaries.keys()}
+            )
         shared = {
             m.event_name: shared_customers(m, payers.customers, recorded[day]) for m in meters
         }
@@ -709,20 +713,20 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 continue
             organization = item.cell.organization_id
             customer = payers.customers.get(organization)
-            parts = bounds(day, cuts.get(item.cell.organization_id, ()))
-            about = [
+            segments = segment_bounds(day, boundaries.get(item.cell.organization_id, ()))
+            segment = [
                 (start, end)
-                for start, end in parts
+                for start, end in segments
                 if (item.instant is None or start <= item.instant < end) and end <= now
             ]
-            if not about:
+            if not segment:
                 continue  # its part of today is not over
-            start, end = about[-1]
+            start, end = segment[-1]
             entries = moved[day].get(item.cell, [])
-            part = next((s for s in again.get(organization, ()) if s.start == start), None)
-            if part is not None:
-                usage = part.usage
-            elif counted is not None and len(parts) == 1:
+            segment = next((s for s in again.get(organization, ()) if s.start == start), None)
+            if segment is not None:
+                usage = segment.usage
+            elif counted is not None and len(segments) == 1:
                 usage = counted.get(organization, Usage())
             else:
                 # A part that is held is not counted again for asking. What adjustments took back
@@ -794,8 +798,8 @@ def ends_inside(rooms: Rooms, day: date) -> bool:
     """Whether a billing period has ended inside this day, so that a part of it can be reported."""
     meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
     now = rooms.clock().timestamp()
-    cuts = period_ends(rooms, meters, rooms.payers(), day)
-    return any(cut <= now for instants in cuts.values() for cut in instants)
+    boundaries = period_boundaries(rooms, meters, rooms.payers(), day)
+    return any(boundary <= now for instants in boundaries.values() for boundary in instants)
 
 
 def _is_counted(rooms: Rooms, day: date) -> bool:

@@ -21,7 +21,7 @@ from billing_pipeline.operations.reporting import (
     Rooms,
     contact,
     deliver_days,
-    period_ends,
+    period_boundaries,
     verify_days,
 )
 from billing_pipeline.rules.model import (
@@ -41,13 +41,13 @@ from billing_pipeline.rules.planning import (
 from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.rules.segments import (
     Segment,
-    bounds,
+    segment_bounds,
 )
 from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.activity import DAY_ERRORS
 
 ROUNDS = 6
-"""A cell has one unresolved event at a time: the parts of a split day follow one another."""
+"""A cell has one unresolved event at a time: the parts of a day with segments follow one another."""
 
 
 @dataclass
@@ -113,7 +113,7 @@ def _undo_day(
     """Plan one day's undoing and write it down; True if another round has more of it to say."""
     by_name = {meter.event_name: meter for meter in meters}
     payers = rooms.payers()
-    ends = period_ends(rooms, meters, payers, day)
+    ends = period_boundaries(rooms, meters, payers, day)
     spoken: dict[Cell, list[tuple[int, int]]] = defaultdict(list)
     for cell, revision, timestamp in touched:
         spoken[cell].append((revision, timestamp))
@@ -130,10 +130,10 @@ def _undo_day(
                 kept.add(cell)
                 continue
             before = [s for s in history if s.revision < first]
-            parts = bounds(day, ends.get(cell.organization_id, ()))
+            segments = segment_bounds(day, ends.get(cell.organization_id, ()))
             segments = [
                 Segment(start, end, usage_of(meter.measure, held))
-                for start, end in parts
+                for start, end in segments
                 if any(start <= timestamp < end for _, timestamp in events)
                 for held in (_held_before(rooms, undone.run, meter, cell, before, start, end),)
             ]
@@ -159,8 +159,8 @@ def _undo_day(
                 elif isinstance(outcome, Waiting):
                     undone.left.append(_left(cell, "an earlier event is not resolved yet"))
             reported = [
-                replace(o, about=next(p for p in parts if p[0] <= o.timestamp < p[1]))
-                if len(parts) > 1
+                replace(o, segment=next(p for p in segments if p[0] <= o.timestamp < p[1]))
+                if len(segments) > 1
                 else o
                 for o in outcomes
                 if isinstance(o, MeterEvent)

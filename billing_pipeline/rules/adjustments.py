@@ -48,10 +48,10 @@ def carry(amount: int, rooms: Iterable[tuple[Cell, int, int]]) -> list[Entry] | 
     """
     left, entries = amount, []
     for cell, at, units in rooms:
-        part = left if left > 0 else max(left, -units)
-        if part:
-            entries.append(Entry(cell, at, part))
-        left -= part
+        segment = left if left > 0 else max(left, -units)
+        if segment:
+            entries.append(Entry(cell, at, segment))
+        left -= segment
         if not left:
             return entries
     return None

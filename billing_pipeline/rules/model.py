@@ -172,7 +172,7 @@ class MeterEvent:
     value: int
     target: int
     timestamp: int
-    about: tuple[int, int] | None = None
+    segment: tuple[int, int] | None = None
     """The part of the day it speaks of, [start, end) in unix seconds; None: the whole day."""
 
     @cached_property
@@ -238,7 +238,7 @@ class Hold:
     target: int
     reason: HoldReason
     start: int = 0
-    """Where the held part of a split day begins (unix seconds); 0: it is the whole day."""
+    """Where the held part of a day with segments begins (unix seconds); 0: it is the whole day."""
     difference: int = 0
     """How much more the usage is than Stripe has of it and people have decided on."""
 

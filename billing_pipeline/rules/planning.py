@@ -170,7 +170,7 @@ def plan_segments(
                 outcomes.append(Hold(cell, left_out, left_out, reason, segment.start, left_out))
             continue
         # On a meter with a daily window every event of the day is about the one value it keeps.
-        about = (
+        segment = (
             recorded if only is not None else [s for s in recorded if segment.holds(s.timestamp)]
         )
         outcome = _next(
@@ -178,13 +178,13 @@ def plan_segments(
             cell,
             segment,
             customer,
-            [s for s in about if s.state is not State.PLANNED],
+            [s for s in segment if s.state is not State.PLANNED],
             now,
             reported_for=reported_customer(firm),
             # Said or planned: revisions and timestamps only rise.
             revision=max((s.revision for s in recorded), default=0) + 1,
-            after=max((s.timestamp for s in about), default=None),
-            part=(segment.start, segment.end) if only is None and len(segments) > 1 else None,
+            after=max((s.timestamp for s in segment), default=None),
+            segment=(segment.start, segment.end) if only is None and len(segments) > 1 else None,
             at=at,
             shared=shared,
             gated=gated,
@@ -238,7 +238,7 @@ def _next(
     reported_for: str | None,
     revision: int,
     after: int | None,
-    part: tuple[int, int] | None,
+    segment: tuple[int, int] | None,
     at: int | None,
     shared: bool,
     gated: bool,
@@ -293,7 +293,7 @@ def _next(
         return None
     assert pays is not None  # _why_hold says so
     assert timestamp is not None
-    return MeterEvent(cell, revision, pays, value, target, timestamp, part)
+    return MeterEvent(cell, revision, pays, value, target, timestamp, segment)
 
 
 def meter_is_back(meter: Meter, error_code: str | None, last_attempt_at: int | None) -> bool:
@@ -345,8 +345,8 @@ def plan_day(
     recorded: Mapping[Cell, Sequence[RecordedEvent]],
     now: datetime,
     *,
-    splits: Mapping[str, Sequence[Segment]] | None = None,
-    only_splits: bool = False,
+    segments_of: Mapping[str, Sequence[Segment]] | None = None,
+    only_split: bool = False,
     gated: Container[str] = (),
     undone: Container[Cell] = (),
     moved: Mapping[Cell, Sequence[Entry]] | None = None,
@@ -357,13 +357,13 @@ def plan_day(
     `usage` is the day's snapshot by organization, `payers` who pays today, `recorded` what was
     said by cell. An organization missing from the snapshot has a target of zero: if it was
     reported before, it is corrected down; if it has a customer, a `last` meter reports the zero.
-    `splits` gives the segments of organizations whose periods end inside the day; with
-    `only_splits` nothing else is planned, because the day itself is not over. `gated` are the
+    `segments_of` gives the segments of organizations whose periods end inside the day; with
+    `only_split` nothing else is planned, because the day itself is not over. `gated` are the
     organizations whose counts wait for a person, `undone` the cells of which a run was undone,
     `moved` what adjustments add to the cells.
     """
     plan = DayPlan(usage_day)
-    splits, moved = splits or {}, moved or {}
+    segments_of, moved = segments_of or {}, moved or {}
     customers = payers.customers
     for meter in meters:
         organizations = set(usage) | {
@@ -373,8 +373,8 @@ def plan_day(
         }
         if meter.formula is Formula.LAST:
             organizations |= set(customers)
-        if only_splits:
-            organizations = set(splits)
+        if only_split:
+            organizations = set(segments_of)
         shared = shared_customers(meter, customers, recorded)
         for organization_id in sorted(organizations):
             cell = Cell(usage_day, organization_id, meter.event_name)
@@ -384,7 +384,7 @@ def plan_day(
             outcomes = plan_segments(
                 meter,
                 cell,
-                splits.get(organization_id, [day]),
+                segments_of.get(organization_id, [day]),
                 customer,
                 history,
                 now,
@@ -401,8 +401,8 @@ def plan_day(
                 for recorded in history
                 if recorded.state is State.REJECTED and recorded.error_code not in HARMLESS
             ]
-            parts, entries = splits.get(organization_id, [day]), moved.get(cell, ())
-            if refused and not outcomes and _nothing_is_owed(meter, parts, history, entries):
+            segments, entries = segments_of.get(organization_id, [day]), moved.get(cell, ())
+            if refused and not outcomes and _nothing_is_owed(meter, segments, history, entries):
                 plan.moot.extend(refused)
     return plan
 

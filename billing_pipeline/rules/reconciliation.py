@@ -90,7 +90,7 @@ class Reconciled:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldPart:
+class HeldSegment:
     """What is held of a cell: its reason, where the part begins (0: all of it), what is owed."""
 
     reason: HoldReason
@@ -105,7 +105,7 @@ class CellFacts:
     meter: Meter
     segment: Segment
     recorded: Sequence[RecordedEvent] = ()
-    held: Sequence[HeldPart] = ()
+    held: Sequence[HeldSegment] = ()
     adjusted: int = 0
     """What adjustments add to this part."""
     refused: str | None = None
@@ -153,12 +153,12 @@ class CellFacts:
         """Causes whose amounts are known."""
         if self.adjusted:
             yield _cause("by adjustments: `billing adjustments list`", self.adjusted)
-        for part in self.held:
-            if part.start == 0 or self.segment.holds(part.start):
-                told = f"held: {HOLD_EXPLANATIONS[part.reason]}"
-                if part.reason is HoldReason.UNDONE and self.undone:
+        for segment in self.held:
+            if segment.start == 0 or self.segment.holds(segment.start):
+                told = f"held: {HOLD_EXPLANATIONS[segment.reason]}"
+                if segment.reason is HoldReason.UNDONE and self.undone:
                     told = f"undone: {self.undone}"
-                yield _cause(told, -part.value)
+                yield _cause(told, -segment.value)
         for each in self.recorded:
             if each.state in UNRESOLVED and self.segment.holds(each.timestamp):
                 yield _cause(f"not resolved yet: revision {each.revision} is {each.state}",

@@ -36,8 +36,8 @@ def whole_day(day: date, usage: Usage) -> Segment:
     return Segment(day_start(day), day_end(day), usage)
 
 
-def bounds(day: date, cuts: Iterable[int]) -> list[tuple[int, int]]:
+def segment_bounds(day: date, boundaries: Iterable[int]) -> list[tuple[int, int]]:
     """The segments of a day that is cut at these instants."""
-    inside = {cut for cut in cuts if day_start(day) < cut < day_end(day)}
+    inside = {boundary for boundary in boundaries if day_start(day) < boundary < day_end(day)}
     edges = [day_start(day), *sorted(inside), day_end(day)]
     return list(itertools.pairwise(edges))

@@ -26,7 +26,7 @@ from billing_pipeline.rules.model import (
     HoldReason,
     RecordedEvent,
 )
-from billing_pipeline.rules.segments import bounds
+from billing_pipeline.rules.segments import segment_bounds
 from billing_pipeline.rules.timestamps import OLDEST, day_end, day_start
 from billing_pipeline.sandbox.stripe_state import ReceivedEvent
 from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
@@ -111,7 +111,7 @@ def _makes_no_difference(row: dict[str, Any], counted: Iterable[ReceivedEvent]) 
     newest = max(before, key=lambda event: event.timestamp, default=None)
     if newest is None or newest.value != row["value"]:
         return bool(row["value"] == 0 and newest is None)
-    begun = row["part_start"] or day_start(date.fromisoformat(row["day"]))
+    begun = row["segment_start"] or day_start(date.fromisoformat(row["day"]))
     return bool(row["value"] == 0 or newest.timestamp >= begun)
 
 
@@ -120,7 +120,7 @@ def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
     return any(
         later["state"] in SENT
         and later["revision"] > row["revision"]
-        and later["part_start"] == row["part_start"]
+        and later["segment_start"] == row["segment_start"]
         for later in events
     )
 
@@ -137,11 +137,11 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
         for organization in _organizations(world):
             # A day is cut for an organization, wherever any of its meters is reported.
             ever = [s for m, _ in METERS for s in recorded.get(_cell(day, organization, m), [])]
-            parts = bounds(day, _cuts(world, organization, ever))
+            segments = segment_bounds(day, _cuts(world, organization, ever))
             for meter, formula in METERS:
                 cell = _cell(day, organization, meter)
                 history = recorded.get(cell, [])
-                for start, end in parts:
+                for start, end in segments:
                     truth = (
                         world.readings.active(organization, end)
                         if formula == "last"
@@ -408,18 +408,18 @@ def _cuts(world: World, organization: str, history: list[RecordedEvent]) -> set[
     """Where billing periods end inside a day, by Stripe's own objects."""
     known = world.rooms("oracle").customers.mapping()
     customers = {s.customer for s in history} | {known.get(organization)}
-    cuts: set[int] = set()
+    boundaries: set[int] = set()
     for subscription in world.sandbox.billing.subscriptions.values():
         if subscription["customer"] in customers:
             for name in ("ended_at", "cancel_at"):
-                cuts |= {subscription[name]} - {None}
+                boundaries |= {subscription[name]} - {None}
             for item in subscription["items"]["data"]:
                 anchor, end = subscription["start_date"], item["current_period_end"]
-                cuts |= set(range(anchor, end + 1, 3 * 86_400))
+                boundaries |= set(range(anchor, end + 1, 3 * 86_400))
     for invoice in world.sandbox.billing.invoices.values():
         if invoice["customer"] in customers:
-            cuts |= {invoice["period_start"], invoice["period_end"]}
-    return cuts
+            boundaries |= {invoice["period_start"], invoice["period_end"]}
+    return boundaries
 
 
 def _organizations(world: World) -> tuple[str, ...]:

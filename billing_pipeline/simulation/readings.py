@@ -95,14 +95,14 @@ class Readings:
         """See `UsageSource`."""
         return self._id(date.fromordinal(day.toordinal() - 1))
 
-    def in_parts(
-        self, day: date, parts: Mapping[str, Sequence[tuple[int, int]]]
+    def in_segments(
+        self, day: date, segments: Mapping[str, Sequence[tuple[int, int]]]
     ) -> dict[str, list[tuple[int, int]]]:
         """See `UsageSource`."""
         zero = day_start(day)
         return {
-            o: [(self.active(o, zero + e), self.volume(o, zero + s, zero + e)) for s, e in spans]
-            for o, spans in parts.items()
+            o: [(self.active(o, zero + e), self.volume(o, zero + s, zero + e)) for s, e in segments]
+            for o, segments in segments.items()
         }
 
     def _id(self, day: date) -> str:

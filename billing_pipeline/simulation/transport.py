@@ -32,7 +32,7 @@ class InProcessClient(stripe.HTTPClient):
     ) -> tuple[bytes, int, dict[str, str]]:
         """One request; an answer that breaks off raises what a broken connection raises."""
         self._steps.step(between=True)  # it dies before the request leaves
-        parts = urlsplit(url)
+        segments = urlsplit(url)
         body = (post_data or "").encode() if isinstance(post_data, str | None) else post_data
         scope = {
             "type": "http",
@@ -40,9 +40,9 @@ class InProcessClient(stripe.HTTPClient):
             "http_version": "1.1",
             "method": method.upper(),
             "scheme": "http",
-            "path": parts.path,
-            "raw_path": parts.path.encode(),
-            "query_string": parts.query.encode(),
+            "path": segments.path,
+            "raw_path": segments.path.encode(),
+            "query_string": segments.query.encode(),
             "root_path": "",
             "headers": [(k.lower().encode(), str(v).encode()) for k, v in headers.items()],
             "client": ("127.0.0.1", 1),

@@ -238,8 +238,8 @@ class World:
         """An organization checks out as a new customer."""
         organization = chance.choice(ORGANIZATIONS)
         customer = str(self.account.make_customer({})["id"])
-        about = {"id": "cs", "customer": customer, "client_reference_id": organization}
-        self.account.news.tell("checkout.session.completed", about, self.sandbox.clock())
+        segment = {"id": "cs", "customer": customer, "client_reference_id": organization}
+        self.account.news.tell("checkout.session.completed", segment, self.sandbox.clock())
         self.ever_mapped.add((organization, customer))
         self.log.append(f"{organization} checks out as {customer}")
 
@@ -367,10 +367,10 @@ class World:
         self.sandbox.tick()
         events = [e for e in self.account.news.events if chance.random() < 0.7]
         if chance.random() < 0.3:  # what is newest of each object overtakes what was before
-            about = {
+            segment = {
                 e["id"]: e["data"].get("object", {}).get("id") for e in self.account.news.events
             }
-            newest = {about[e["id"]] or e["id"]: e for e in self.account.news.events}
+            newest = {segment[e["id"]] or e["id"]: e for e in self.account.news.events}
             events = list(newest.values())
         chance.shuffle(events)
         self.receive(events)

@@ -81,10 +81,10 @@ async def resolve(
         try:
             expected = next((s for s in known[key] if _is_about(s, event)), None)
             # Other parts of the day may hide this one in its day's figure, or show in its place.
-            part = event.about if meter.replaces else None
+            segment = event.segment if meter.replaces else None
             if expected is not None:
-                part = expected.span
-            figure = await _figure(client, reads, meter, event, part)
+                segment = expected.span
+            figure = await _figure(client, reads, meter, event, segment)
             at_zero = (
                 None
                 if event.value
@@ -128,12 +128,12 @@ async def _figure(
     reads: Reads,
     meter: Meter,
     event: MeterEvent,
-    part: tuple[int, int] | None,
+    segment: tuple[int, int] | None,
 ) -> float:
     """Stripe's figure of the event's day, or of a part. Raises as `daily_figures` does."""
     day, id = event.cell.usage_day, str(meter.meter_id)
-    if part is not None:
-        return await figure_between(client, reads, id, event.customer, *part)
+    if segment is not None:
+        return await figure_between(client, reads, id, event.customer, *segment)
     figures = await daily_figures(client, reads, id, event.customer, day, day)
     return figures.get(day, 0.0)
 

@@ -199,7 +199,7 @@ async def _look(
             client, reads, ledger, meter, each.customer, each.timestamp, clock()
         )
 
-    async def of_a_part(each: ExpectedFigure, meter: Meter) -> float | None:
+    async def of_a_segment(each: ExpectedFigure, meter: Meter) -> float | None:
         if each.span is None:
             return None
         await limiter.acquire()
@@ -213,7 +213,7 @@ async def _look(
                 figures = await daily_figures(
                     client, reads, str(meter.meter_id), customer, min(days), max(days)
                 )
-                parts = [await of_a_part(each, meter) for each in span]
+                segments = [await of_a_segment(each, meter) for each in span]
                 zeros = [await zero(each, meter) for each in span]
             except StripeUnreachable as error:
                 report.unread.append(str(error))
@@ -231,9 +231,13 @@ async def _look(
                 ]
         return [
             _check(
-                each, meter, figures.get(each.usage_day) if part is None else part, at_zero, clock
+                each,
+                meter,
+                figures.get(each.usage_day) if segment is None else segment,
+                at_zero,
+                clock,
             )
-            for each, part, at_zero in zip(span, parts, zeros, strict=True)
+            for each, segment, at_zero in zip(span, segments, zeros, strict=True)
         ]
 
     looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]

@@ -103,7 +103,7 @@ def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
     answer = desk.answer("subscriptions", seen.id)
     asked = None if answer is None else SubscriptionObject.model_validate(answer)
     ends = take_subscription(desk.connection, seen, _source(event), asked)
-    desk.ledger.cut(desk.connection, ends)
+    desk.ledger.boundary(desk.connection, ends)
     return None
 
 
@@ -126,7 +126,7 @@ def invoice_changed(desk: Desk, event: StoredEvent) -> str | None:
     answer = desk.answer("invoices", seen.id)
     asked = None if answer is None else InvoiceObject.model_validate(answer)
     ends = take_invoice(desk.connection, seen, _source(event), asked)
-    desk.ledger.cut(desk.connection, ends)
+    desk.ledger.boundary(desk.connection, ends)
     return None
 
 
@@ -140,7 +140,7 @@ def _meet_subscription(desk: Desk, subscription_id: str | None, source: Source) 
     found = desk.asked[key]
     if found is not None:  # without it the invoice still closes its period
         there = SubscriptionObject.model_validate(found)
-        desk.ledger.cut(desk.connection, take_subscription(desk.connection, there, source))
+        desk.ledger.boundary(desk.connection, take_subscription(desk.connection, there, source))
 
 
 @handles("billing.meter.reactivated", "billing.meter.updated")

@@ -32,10 +32,10 @@ class UsageSource(Protocol):
     def before_window(self, day: date) -> str | None:
         """What is known of the day before the snapshot's window, as an id."""
 
-    def in_parts(
-        self, day: date, parts: Mapping[str, Sequence[tuple[int, int]]]
+    def in_segments(
+        self, day: date, segments: Mapping[str, Sequence[tuple[int, int]]]
     ) -> dict[str, list[Counts]]:
-        """Counts of parts of the day by organization; see `usage_in_segments`."""
+        """Counts of segments of the day by organization; see `usage_in_segments`."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class CountedUsage:
         counted = load_counted(self.snapshots, before)
         return None if counted is None else counted.activity_id
 
-    def in_parts(
-        self, day: date, parts: Mapping[str, Sequence[tuple[int, int]]]
+    def in_segments(
+        self, day: date, segments: Mapping[str, Sequence[tuple[int, int]]]
     ) -> dict[str, list[Counts]]:
-        """Counts of parts of the day, read from its readings."""
+        """Counts of segments of the day, read from its readings."""
         return usage_in_segments(
-            self.engine, self.readings, self.snapshots, day, parts, window_days=self.window_days
+            self.engine, self.readings, self.snapshots, day, segments, window_days=self.window_days
         )

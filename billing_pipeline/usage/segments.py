@@ -1,6 +1,6 @@
-"""The usage of single organizations in parts of a day, read from the readings once more.
+"""The usage of single organizations in segments of a day, read from the readings once more.
 
-Reading volume is counted by `recorded_at`; active sensors at a part's end are those with a
+Reading volume is counted by `recorded_at`; active sensors at a segment's end are those with a
 reading in the window that ends there, as the sensors' first and last times of each day tell.
 """
 
@@ -21,7 +21,7 @@ from billing_pipeline.usage.sources.day_files import list_day
 from billing_pipeline.usage.sources.folders import Folder
 
 Counts = tuple[int, int]
-"""Active sensors at the part's end, and reading volume."""
+"""Active sensors at the segment's end, and reading volume."""
 
 
 def usage_in_segments(
@@ -29,13 +29,13 @@ def usage_in_segments(
     readings: Folder,
     snapshots: Folder,
     day: date,
-    parts: Mapping[str, Sequence[tuple[int, int]]],
+    segments: Mapping[str, Sequence[tuple[int, int]]],
     *,
     window_days: int = 1,
 ) -> dict[str, list[Counts]]:
-    """For each organization, the counts of each of its parts of `day`.
+    """For each organization, the counts of each of its segments of `day`.
 
-    `parts` gives by organization the parts as [start, end) in seconds since the day began.
+    `segments` gives by organization the segments as [start, end) in seconds since the day began.
     Raises UnusableInput and the other DAY_ERRORS.
     """
     window = [day - timedelta(days=back) for back in range(window_days, -1, -1)]
@@ -43,14 +43,16 @@ def usage_in_segments(
         activity_for(engine, readings, snapshots, each)
     paths = [snapshots.pattern(day_folder(each), ACTIVITY_FILE) for each in window]
     wanted = [
-        (organization, start, end) for organization, spans in parts.items() for start, end in spans
+        (organization, start, end)
+        for organization, segments in segments.items()
+        for start, end in segments
     ]
     with engine.connect(readings, snapshots) as connection:
         create_readings(connection, readings, list_day(readings, day))
         connection.execute(
-            "CREATE TEMP TABLE parts (organization_id VARCHAR, start_s BIGINT, end_s BIGINT)"
+            "CREATE TEMP TABLE segments (organization_id VARCHAR, start_s BIGINT, end_s BIGINT)"
         )
-        connection.executemany("INSERT INTO parts VALUES (?, ?, ?)", wanted)
+        connection.executemany("INSERT INTO segments VALUES (?, ?, ?)", wanted)
         midnight = datetime(day.year, day.month, day.day, tzinfo=UTC)
         rows = connection.execute(
             sql("segments"),
@@ -64,4 +66,4 @@ def usage_in_segments(
     found = {
         (organization, start): (active, volume) for organization, start, active, volume in rows
     }
-    return {o: [found[o, start] for start, _ in spans] for o, spans in parts.items()}
+    return {o: [found[o, start] for start, _ in segments] for o, segments in segments.items()}

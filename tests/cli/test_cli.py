@@ -186,7 +186,7 @@ def test_a_period_is_explained_reconciled_and_written_as_a_page(
     )
     assert (code, document["page"]) == (0, str(page))
     [line] = [one for one in document["lines"] if one["meter"] == "temperature_readings"]
-    assert line["ledger"] == line["stripe"] == sum(part["ledger"] for part in line["parts"])
+    assert line["ledger"] == line["stripe"] == sum(segment["ledger"] for segment in line["parts"])
     assert "<html" in page.read_text()
     code, printed = billing("explain", "--organization", "a", "--period", month, as_json=False)
     assert code == 0

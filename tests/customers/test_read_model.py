@@ -58,8 +58,10 @@ def a_history(seed: int) -> tuple[list[dict[str, Any]], dict[tuple[str, str], di
     objects: dict[tuple[str, str], dict[str, Any]] = {}
     number = itertools.count(1)
 
-    def tell(kind: str, about: dict[str, Any]) -> None:
-        events.append({"id": f"evt_{next(number)}", "kind": kind, "at": now, "object": dict(about)})
+    def tell(kind: str, segment: dict[str, Any]) -> None:
+        events.append(
+            {"id": f"evt_{next(number)}", "kind": kind, "at": now, "object": dict(segment)}
+        )
 
     for _ in range(chance.randint(1, 25)):
         now += chance.choice([0, 0, 0, 1, 60])

@@ -48,8 +48,8 @@ def tick(world: World, instance: dg.DagsterInstance) -> Tick:
 def checked_out(world: World, organization: str) -> str:
     """A completed checkout of a new customer; the event's id."""
     customer = world.sandbox.account.make_customer({})["id"]
-    about = {"id": "cs", "customer": customer, "client_reference_id": organization}
-    return str(world.tell("checkout.session.completed", about)["id"])
+    segment = {"id": "cs", "customer": customer, "client_reference_id": organization}
+    return str(world.tell("checkout.session.completed", segment)["id"])
 
 
 def apply_in_dagster(world: World, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:

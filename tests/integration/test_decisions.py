@@ -53,7 +53,7 @@ def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name = f"decisions_{os.getpid()}"
     monkeypatch.setenv("BILLING_DATABASE_URL", new_database(maintenance, name))
 
-    def cut() -> None:
+    def boundary() -> None:
         engine = create_engine(maintenance)
         with engine.begin() as connection:
             connection.execute(
@@ -64,7 +64,7 @@ def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             )
         engine.dispose()
 
-    return cut
+    return boundary
 
 
 @pytest.fixture

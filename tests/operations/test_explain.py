@@ -22,8 +22,8 @@ METERS = [LAST, SUM]
 
 def broken(document: dict[str, Any]) -> list[str]:
     links = list(document.get("links", []))
-    for part in (*document.get("lines", []), *document.get("days", [])):
-        links += part["links"]
+    for segment in (*document.get("lines", []), *document.get("days", [])):
+        links += segment["links"]
     return [link["what"] for link in links if link["holds"] is False]
 
 
@@ -33,7 +33,7 @@ def test_an_invoice_is_explained_down_to_its_files(closed: World) -> None:
     assert document["checked"]["hold"] > 40
     lines = {line["meter"]: line for line in document["lines"]}
     assert (lines[SUM]["invoiced"], lines[LAST]["invoiced"]) == (30, 1)
-    assert [part["ledger"] for part in lines[SUM]["parts"]] == [10, 10, 10]
+    assert [segment["ledger"] for segment in lines[SUM]["parts"]] == [10, 10, 10]
     assert [day["day"] for day in document["days"]] == [
         (CLOSED + timedelta(days=n)).isoformat() for n in (-2, -1, 0)
     ]

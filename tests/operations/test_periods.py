@@ -32,7 +32,7 @@ from billing_pipeline.rules.model import (
 from billing_pipeline.rules.planning import plan_segments
 from billing_pipeline.rules.segments import (
     Segment,
-    bounds,
+    segment_bounds,
 )
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.usage.segments import usage_in_segments
@@ -72,8 +72,8 @@ DAILY = Meter("daily", Formula.SUM, Measure.READING_VOLUME, event_time_window="d
 
 def test_a_day_is_cut_at_the_instants_inside_it() -> None:
     start, end = day_start(DAY), day_end(DAY)
-    assert bounds(DAY, []) == [(start, end)]
-    assert bounds(DAY, [start, end, NOON, NOON, start - 5]) == [(start, NOON), (NOON, end)]
+    assert segment_bounds(DAY, []) == [(start, end)]
+    assert segment_bounds(DAY, [start, end, NOON, NOON, start - 5]) == [(start, NOON), (NOON, end)]
 
 
 @pytest.mark.parametrize("meter", [SUM_METER, LAST_METER])

@@ -118,10 +118,10 @@ def test_a_subscription_cancelled_without_an_invoice_tells_what_stripe_dropped(
     closed.apply()
     closed.advance(days=4)
     found = reconciled(closed, LATEST)
-    cut = [r for r in found.rows if r.span.period is not None and r.span.period.cut_short]
-    assert {r.status for r in cut} == {"missing"}
-    assert all(r.is_right for r in cut)
-    assert any("invoice_now" in c.text for r in cut for c in r.figures.causes)
+    boundary = [r for r in found.rows if r.span.period is not None and r.span.period.cut_short]
+    assert {r.status for r in boundary} == {"missing"}
+    assert all(r.is_right for r in boundary)
+    assert any("invoice_now" in c.text for r in boundary for c in r.figures.causes)
 
 
 def test_a_paused_subscription_makes_no_invoice_and_the_row_says_so(closed: World) -> None:

@@ -135,14 +135,14 @@ def test_each_part_of_a_split_day_is_undone_in_itself(world: World) -> None:
     world.receive()
     world.write_readings(day, {"a": {"s": 700}})
     run(world, "first")
-    parts = {e.timestamp < noon: e.value for e in world.sandbox.account.events
+    segments = {e.timestamp < noon: e.value for e in world.sandbox.account.events
              if e.event_name == SUM and e.value}  # fmt: skip
     before = world.billed()
     world.write_readings(day, {"a": {"s": 900}})
     run(world, "second")
     undo(world, "second")
     assert world.billed() == before
-    for early, value in parts.items():
+    for early, value in segments.items():
         inside = [e.value for e in world.sandbox.account.events
                   if e.event_name == SUM and (e.timestamp < noon) == early]  # fmt: skip
         assert sum(inside) == value

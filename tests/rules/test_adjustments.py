@@ -134,7 +134,7 @@ def test_a_part_that_a_daily_window_leaves_out_can_be_decided() -> None:
 
     def holds(moved: dict[Cell, list[Entry]]) -> list[tuple[int, int]]:
         plan = plan_day(
-            DAY, [daily], usage, payers, {}, NOW, splits={"org": segments}, moved=moved
+            DAY, [daily], usage, payers, {}, NOW, segments_of={"org": segments}, moved=moved
         )  # fmt: skip
         return [(hold.start, hold.difference) for hold in plan.holds]
 

@@ -279,5 +279,5 @@ def test_without_secrets_it_says_what_to_set(tmp_path: Path) -> None:
 
 
 def _address(handler: Handler) -> tuple[str, int]:
-    parts = urlsplit(handler.base)
-    return str(parts.hostname), int(parts.port or 0)
+    segments = urlsplit(handler.base)
+    return str(segments.hostname), int(segments.port or 0)

@@ -80,7 +80,7 @@ def _meter(story: CellStory) -> dict[str, Any]:
         "meter": story.cell.event_name,
         "events": story.events,
         "held": story.held[0].as_json() if story.held else None,
-        "held_parts": [held.as_json() for held in story.held],
+        "holds": [held.as_json() for held in story.held],
         "verifications": story.verifications,
         "history": story.history,
     }

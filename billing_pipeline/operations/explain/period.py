@@ -49,7 +49,7 @@ def explain_period(
             "no usage, no report. Ids are exact, capital letters and spaces included."
         )
     names = [meter for meter in meters if any(row.meter == meter for row in rows)]
-    days = sorted({part.day for row in rows for part in row.parts})
+    days = sorted({segment.day for row in rows for segment in row.segments})
     explained = {day: explain_day(rooms, organization, day, names) for day in days}
     lines = [_line(row, organization, explained) for row in rows]
     links = [link for line in lines for link in line["links"]]
@@ -98,16 +98,16 @@ def _line(row: Row, organization: str, days: dict[date, dict[str, Any]]) -> dict
         "links": [link.as_json() for link in links],
         "parts": [
             {
-                "day": part.day.isoformat(),
-                "from": datetime.fromtimestamp(part.start, UTC).isoformat(),
-                "to": datetime.fromtimestamp(part.end, UTC).isoformat(),
-                "organization_id": part.organization,
-                "readings": part.readings,
-                "snapshot": part.snapshot,
-                "ledger": part.ledger,
-                "causes": [cause.text for cause in part.causes],
+                "day": segment.day.isoformat(),
+                "from": datetime.fromtimestamp(segment.start, UTC).isoformat(),
+                "to": datetime.fromtimestamp(segment.end, UTC).isoformat(),
+                "organization_id": segment.organization,
+                "readings": segment.readings,
+                "snapshot": segment.snapshot,
+                "ledger": segment.ledger,
+                "causes": [cause.text for cause in segment.causes],
             }
-            for part in row.parts
+            for segment in row.segments
         ],
     }
 

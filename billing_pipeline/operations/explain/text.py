@@ -37,14 +37,14 @@ def _period(document: dict[str, Any]) -> Tree:
         branch = tree.add(Text(headline(line), "bold"))
         branch.add(f"period {line['period_start']} to {line['period_end']}, {_invoice(line)}")
         _add_links(branch, line["links"])
-        for part in line["parts"]:
-            whole = part["from"].endswith("T00:00:00+00:00") and part["to"].endswith(
+        for segment in line["parts"]:
+            whole = segment["from"].endswith("T00:00:00+00:00") and segment["to"].endswith(
                 "T00:00:00+00:00"
             )
-            span = "" if whole else f" from {part['from'][11:19]} to {part['to'][11:19]}"
-            why = f" ({'; '.join(part['causes'])})" if part["causes"] else ""
+            span = "" if whole else f" from {segment['from'][11:19]} to {segment['to'][11:19]}"
+            why = f" ({'; '.join(segment['causes'])})" if segment["causes"] else ""
             branch.add(
-                f"{part['day']}{span}: {part['readings']} read, {part['ledger']} reported{why}"
+                f"{segment['day']}{span}: {segment['readings']} read, {segment['ledger']} reported{why}"
             )
     days = tree.add(Text("day by day", "bold"))
     for day in document["days"]:
@@ -81,9 +81,9 @@ def _day(document: dict[str, Any]) -> Tree:
             )
         for event in meter["events"]:
             _add_event(branch, event)
-        for held in meter["held_parts"]:
-            part = f" (from {held['part_from']})" if held["part_from"] else ""
-            branch.add(f"held{part}: {held['value']}, {held['explanation']}")
+        for held in meter["holds"]:
+            segment = f" (from {held['part_from']})" if held["segment_from"] else ""
+            branch.add(f"held{segment}: {held['value']}, {held['explanation']}")
         if not meter["events"] and not meter["held"]:
             branch.add("nothing was reported")
     snapshot = document["snapshot"]

@@ -1,4 +1,4 @@
-"""An event says which part of a split day it speaks of."""
+"""An event says which part of a day with segments it speaks of."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,5 +10,5 @@ BIG = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    op.add_column("meter_events", sa.Column("part_start", BIG))
-    op.add_column("meter_events", sa.Column("part_end", BIG))
+    op.add_column("meter_events", sa.Column("segment_start", BIG))
+    op.add_column("meter_events", sa.Column("segment_end", BIG))
