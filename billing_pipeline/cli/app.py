@@ -56,7 +56,8 @@ customers_app = typer.Typer(
 events_app = typer.Typer(no_args_is_help=True, help="What Stripe said, as webhooks stored it.")
 gate_app = typer.Typer(no_args_is_help=True, help="Days whose counts are implausible.")
 adjustments_app = typer.Typer(
-    no_args_is_help=True, help="Usage that its own period takes no more: carry it or write it off."
+    no_args_is_help=True,
+    help="Usage that its own period no longer accepts: carry it or write it off.",
 )
 sandbox_app = typer.Typer(no_args_is_help=True, help="A local Stripe, and sample readings.")
 app.add_typer(meters_app, name="meters")

@@ -44,7 +44,7 @@ def changed_readings(
     """Bill again the days of the last 34 whose files changed, or that were never counted.
 
     Older days that were counted are looked at in turn, a few at a time: what comes for them can
-    only be carried forward, but it must not go unnoticed.
+    only be carried into the current period, but it must not go unnoticed.
     """
     with billing.open("changed_readings") as rooms:
         before = json.loads(context.cursor) if context.cursor else {}

@@ -1,4 +1,4 @@
-"""What people decided about usage that its own period takes no more: a book of double entries."""
+"""What people decided about usage that its own period no longer accepts: a book of double entries."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from billing_pipeline.rules.model import (
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """A decision: the amount of a closed cell's part that was carried forward or written off."""
+    """A decision: the amount of a closed cell's part that was carried into the current period or written off."""
 
     id: str
     cell: Cell
     at: int
     """In the part of the day that it is about (unix seconds)."""
     amount: int
-    held_as: str
+    hold_reason: str
     """Why it could not be reported where it belongs."""
     approved: bool
     reason: str
@@ -50,7 +50,7 @@ class Adjustment:
             "organization_id": self.cell.organization_id,
             "meter": self.cell.event_name,
             "amount": self.amount,
-            "held_as": self.held_as,
+            "hold_reason": self.hold_reason,
             "decision": "approved" if self.approved else "dismissed",
             "reason": self.reason,
             "run": self.run,
@@ -69,13 +69,13 @@ class AdjustmentBook:
         self._engine = engine
         self._run = run
 
-    def moved(
+    def adjustments(
         self, days: Sequence[date], connection: Connection | None = None
     ) -> dict[date, dict[Cell, list[Entry]]]:
         """What adjustments add to the cells of these days."""
         if connection is None:
             with self._engine.begin() as own:
-                return self.moved(days, own)
+                return self.adjustments(days, own)
         found: dict[date, dict[Cell, list[Entry]]] = {day: defaultdict(list) for day in days}
         columns = adjustment_entries.c
         for row in connection.execute(
@@ -118,7 +118,7 @@ class AdjustmentBook:
             select(adjustment_entries)
             .where(
                 adjustment_entries.c.adjustment_id.in_([row.id for row in rows]),
-                adjustment_entries.c.carried_out.is_(False),
+                adjustment_entries.c.taken_out.is_(False),
             )
             .order_by(adjustment_entries.c.id)
         ):
@@ -129,7 +129,7 @@ class AdjustmentBook:
                 Cell(row.usage_day, row.organization_id, row.event_name),
                 row.at,
                 row.amount,
-                row.held_as,
+                row.hold_reason,
                 row.approved,
                 row.reason,
                 row.run,
@@ -154,7 +154,7 @@ class AdjustmentBook:
                 event_name=cell.event_name,
                 at=adjustment.at,
                 amount=adjustment.amount,
-                held_as=adjustment.held_as,
+                hold_reason=adjustment.hold_reason,
                 approved=adjustment.approved,
                 reason=adjustment.reason,
                 run=self._run,
@@ -172,7 +172,7 @@ class AdjustmentBook:
                     "event_name": entry.cell.event_name,
                     "at": entry.at,
                     "amount": entry.amount,
-                    "carried_out": entry is out,
+                    "taken_out": entry is out,
                 }
                 for entry in (out, *adjustment.entries)
             ],

@@ -33,7 +33,7 @@ from billing_pipeline.ledger.tables import (
     undone_cells,
     verifications,
 )
-from billing_pipeline.rules.adjustments import CARRIED
+from billing_pipeline.rules.adjustments import DECIDED_BY_PEOPLE
 from billing_pipeline.rules.agreement import CLOCKS_APART
 from billing_pipeline.rules.model import (
     HOLD_EXPLANATIONS,
@@ -98,12 +98,12 @@ class HeldUsage:
 @dataclass(frozen=True, slots=True)
 class LeftOut:
     """A cell, or the part of it around `instant` (unix seconds; None: all of it), that is not as
-    it should be: `target` is what it should be, `held_as` why any of it is held."""
+    it should be: `target` is what it should be, `hold_reason` why any of it is held."""
 
     cell: Cell
     instant: int | None
     target: int
-    held_as: frozenset[str] = frozenset()
+    hold_reason: frozenset[str] = frozenset()
     was_refused: bool = False
 
 
@@ -551,7 +551,7 @@ class Inquiry:
         ).one_or_none()
         return None if row is None else _held(row)
 
-    def carried(self) -> list[HeldUsage]:
+    def open_adjustments(self) -> list[HeldUsage]:
         """The usage that waits for a person to decide what becomes of its amount."""
         with self._engine.begin() as connection:
             rows = connection.execute(
@@ -593,7 +593,7 @@ def _shown() -> ColumnElement[bool]:
 
 
 def _for_good() -> list[ColumnElement[bool]]:
-    return [held_usage.c.reason.in_(list(CARRIED)), held_usage.c.difference != 0]
+    return [held_usage.c.reason.in_(list(DECIDED_BY_PEOPLE)), held_usage.c.difference != 0]
 
 
 def _refused() -> Select[Any]:

@@ -557,7 +557,7 @@ class Ledger:
             )
             for key in wanted & ids.keys()
         ]
-        self._move(connection, now, {State.PLANNED}, outcomes)
+        self._change_state(connection, now, {State.PLANNED}, outcomes)
         return {cell for cell, revision in wanted - ids.keys()}
 
     def _put_to_rest(self, connection: Connection, plan: DayPlan, now: datetime) -> None:
@@ -580,7 +580,7 @@ class Ledger:
             for row in rows
             if (_cell(row), row.revision) in plan.moot
         ]
-        self._move(connection, now, {State.REJECTED}, outcomes)
+        self._change_state(connection, now, {State.REJECTED}, outcomes)
 
     def _replace_holds(
         self,
@@ -649,7 +649,7 @@ class Ledger:
                 select(meter_events.c.id).where(meter_events.c.state == State.SENDING)
             ).all()
             outcomes = [Outcome(id, State.AMBIGUOUS, error_message="interrupted") for id in ids]
-            self._move(connection, now, {State.SENDING}, outcomes)
+            self._change_state(connection, now, {State.SENDING}, outcomes)
         return len(ids)
 
     def deliverable(
@@ -685,7 +685,7 @@ class Ledger:
         they were read.
         """
         with writing(self.engine) as connection:
-            return self._move(
+            return self._change_state(
                 connection,
                 now,
                 {State.PLANNED, State.AMBIGUOUS},
@@ -695,9 +695,9 @@ class Ledger:
     def record(self, outcomes: Sequence[Outcome], now: datetime, *, was: set[State]) -> None:
         """Commit what the attempts taught us about events in one of the states `was`."""
         with writing(self.engine) as connection:
-            self._move(connection, now, was, outcomes)
+            self._change_state(connection, now, was, outcomes)
 
-    def _move(
+    def _change_state(
         self,
         connection: Connection,
         now: datetime,
@@ -708,7 +708,7 @@ class Ledger:
 
         Returns the ids of the rows that were changed.
         """
-        moved: set[int] = set()
+        changed_ids: set[int] = set()
         for start in range(0, len(outcomes), CHUNK):
             chunk = outcomes[start : start + CHUNK]
             by_id = {outcome.id: outcome for outcome in chunk}
@@ -720,7 +720,7 @@ class Ledger:
             ).all()
             if not rows:
                 continue
-            moved |= {row.id for row in rows}
+            changed_ids |= {row.id for row in rows}
             uncounted = {row.usage_day for row in rows if by_id[row.id].error_code == NOT_COUNTED}
             reopen(connection, uncounted, self.run)  # what they said is to be said again
             connection.execute(
@@ -754,7 +754,7 @@ class Ledger:
                     for row in rows
                 ],
             )
-        return moved
+        return changed_ids
 
     def _remember(
         self, connection: Connection, now: datetime, changes: list[dict[str, Any]]
@@ -801,7 +801,7 @@ class Ledger:
                     id, State.REJECTED, error_code=error.code, error_message=told
                 )
             self._keep_error(connection, report, error, len(matched))
-        self._move(connection, now, {State.AMBIGUOUS, *SENT}, list(outcomes.values()))
+        self._change_state(connection, now, {State.AMBIGUOUS, *SENT}, list(outcomes.values()))
         doubtful = connection.scalars(
             select(meter_events.c.id).where(
                 meter_events.c.state == State.VERIFIED,
@@ -811,7 +811,7 @@ class Ledger:
             )
         ).all()
         again = f"to be verified again: {report.event_id} reports errors"
-        self._move(
+        self._change_state(
             connection,
             now,
             {State.VERIFIED},
@@ -973,7 +973,7 @@ class Ledger:
                         zeros.append(rows[after])
             told = "to be verified again: the value before it is new"
             again = {row.id: Outcome(row.id, State.ACCEPTED, error_message=told) for row in zeros}
-            self._move(connection, now, {State.VERIFIED}, list(again.values()))
+            self._change_state(connection, now, {State.VERIFIED}, list(again.values()))
         return {row.usage_day for row in zeros}
 
     def newest_before(self, event_name: str, customer: str, timestamp: int) -> Before | None:
@@ -1043,7 +1043,7 @@ class Ledger:
             Outcome(id, State.REJECTED, error_code=report.code, error_message=told)
             for id in check.missing
         ]
-        taken = self._move(connection, now, {State.ACCEPTED}, outcomes)
+        taken = self._change_state(connection, now, {State.ACCEPTED}, outcomes)
         connection.execute(
             update(meter_errors)
             .where(meter_errors.c.event_id == report.event_id, meter_errors.c.code == report.code)
@@ -1080,7 +1080,7 @@ class Ledger:
                 doubted = bool(check.missing) and self._take_back(connection, check, now)
                 if check.outcome == "agrees" and not doubted:
                     verified += check.figure.pending_ids
-            self._move(
+            self._change_state(
                 connection, now, {State.ACCEPTED}, [Outcome(id, State.VERIFIED) for id in verified]
             )
 

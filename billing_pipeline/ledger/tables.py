@@ -157,14 +157,14 @@ gate_approvals = Table(
 adjustments = Table(
     "adjustments",
     metadata,
-    # What people decided about usage that its own period takes no more.
+    # What people decided about usage that its own period no longer accepts.
     Column("id", String(40), primary_key=True),
     Column("usage_day", Date, nullable=False),
     Column("organization_id", Text, nullable=False),
     Column("event_name", String(100), nullable=False),
     Column("at", BigInt, nullable=False),  # in the part of the day that it is about
     Column("amount", BigInt, nullable=False),
-    Column("held_as", String(50), nullable=False),  # why it could not be reported
+    Column("hold_reason", String(50), nullable=False),  # why it could not be reported
     Column("approved", Boolean, nullable=False),  # else it was written off
     Column("reason", Text, nullable=False),
     Column("run", String(255), nullable=False),
@@ -183,7 +183,7 @@ adjustment_entries = Table(
     Column("event_name", String(100), nullable=False),
     Column("at", BigInt, nullable=False),  # unix seconds: the part of the day that holds it
     Column("amount", BigInt, nullable=False),
-    Column("carried_out", Boolean, nullable=False),
+    Column("taken_out", Boolean, nullable=False),
 )
 
 history = Table(

@@ -1,4 +1,4 @@
-"""Carry-forward: what becomes of usage that its own period takes no more. A person decides.
+"""Carry-forward: what becomes of usage that its own period no longer accepts. A person decides.
 
     held for good → approved: reported in the organization's current period
                   → dismissed: written off, with the reason on record
@@ -26,8 +26,8 @@ from billing_pipeline.operations.reporting import (
 )
 from billing_pipeline.rules.adjustments import (
     Entry,
-    carry,
-    entered,
+    adjusted_by,
+    allocate,
 )
 from billing_pipeline.rules.eligibility import (
     Eligibility,
@@ -50,7 +50,7 @@ from billing_pipeline.settings import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class OpenAdjustment:
     """An amount that waits for a decision. The id stands for just this amount: a later reading
     of the same closed day makes it another one."""
 
@@ -70,19 +70,19 @@ class Carried:
         }
 
 
-def carried(rooms: Rooms) -> list[Carried]:
+def open_adjustments(rooms: Rooms) -> list[OpenAdjustment]:
     """Every amount that waits for a decision."""
-    return [_carried(rooms, held) for held in rooms.inquiry.carried()]
+    return [_open_adjustment(rooms, held) for held in rooms.inquiry.open_adjustments()]
 
 
-def _carried(rooms: Rooms, held: HeldUsage) -> Carried:
+def _open_adjustment(rooms: Rooms, held: HeldUsage) -> OpenAdjustment:
     cell, at = held.cell, held.start or day_start(held.cell.usage_day)
     content = json.dumps(
         [cell.usage_day.isoformat(), cell.organization_id, cell.event_name, at,
          held.difference, rooms.adjustments.number(cell, at)]
     )  # fmt: skip
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return Carried(f"adj-{cell.usage_day:%Y%m%d}-{digest}", cell, at, held.difference, held)
+    return OpenAdjustment(f"adj-{cell.usage_day:%Y%m%d}-{digest}", cell, at, held.difference, held)
 
 
 def approve(rooms: Rooms, id: str, reason: str) -> Adjustment:
@@ -101,10 +101,10 @@ def dismiss(rooms: Rooms, id: str, reason: str) -> Adjustment:
     return _decide(rooms, _open(rooms, id, reason), reason, None)
 
 
-def _open(rooms: Rooms, id: str, reason: str) -> Carried:
+def _open(rooms: Rooms, id: str, reason: str) -> OpenAdjustment:
     if not reason.strip():
         raise ConfigurationError("a decision needs a reason: it stays on record")
-    found = next((each for each in carried(rooms) if each.id == id), None)
+    found = next((each for each in open_adjustments(rooms) if each.id == id), None)
     if found is None:
         raise ConfigurationError(
             f"no amount {id} waits for a decision (it may have been decided, or have changed with "
@@ -114,7 +114,7 @@ def _open(rooms: Rooms, id: str, reason: str) -> Carried:
 
 
 def _decide(
-    rooms: Rooms, found: Carried, reason: str, entries: Sequence[Entry] | None
+    rooms: Rooms, found: OpenAdjustment, reason: str, entries: Sequence[Entry] | None
 ) -> Adjustment:
     decision = Adjustment(
         found.id,
@@ -136,7 +136,7 @@ def _decide(
     return decision
 
 
-def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
+def _room_for(rooms: Rooms, found: OpenAdjustment) -> list[Entry]:
     """Where in the current period the amount is reported: in the latest days that take it."""
     cell, now = found.cell, rooms.clock()
     meters = {
@@ -170,7 +170,7 @@ def _room_for(rooms: Rooms, found: Carried) -> list[Entry]:
         day -= timedelta(days=1)
     # A day that is counted is reported at once; today, when it is over.
     takers.sort(key=lambda taker: taker[0].usage_day == now.date())
-    entries = carry(found.amount, takers)
+    entries = allocate(found.amount, takers)
     if entries is None:
         units = sum(units for _, _, units in takers)
         raise ConfigurationError(
@@ -220,15 +220,15 @@ def _taker(
     ]
     if not fit:
         return None
-    moved = rooms.adjustments.moved([day])[day].get(cell, ())
-    units = fit[-1].usage.of(meter.measure) + entered(moved, fit[-1])
+    adjustments = rooms.adjustments.adjustments([day])[day].get(cell, ())
+    units = fit[-1].usage.of(meter.measure) + adjusted_by(adjustments, fit[-1])
     return cell, fit[-1].start, max(0, units)
 
 
 def document(rooms: Rooms) -> dict[str, Any]:
     """What waits for a decision, and what was decided."""
     return {
-        "open": [each.as_json() for each in carried(rooms)],
+        "open": [each.as_json() for each in open_adjustments(rooms)],
         "decided": [each.as_json() for each in rooms.adjustments.decided()],
     }
 
@@ -239,7 +239,7 @@ def story(rooms: Rooms, id: str) -> dict[str, Any]:
     Raises ConfigurationError for an unknown id.
     """
     decision = next(iter(rooms.adjustments.decided(id=id)), None)
-    waiting = next((each for each in carried(rooms) if each.id == id), None)
+    waiting = next((each for each in open_adjustments(rooms) if each.id == id), None)
     if decision is None and waiting is None:
         raise ConfigurationError(f"no adjustment {id}: `billing adjustments list` shows them")
     segment = decision or waiting

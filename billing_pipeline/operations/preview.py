@@ -162,7 +162,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
         with suppress(StripeUnreachable):  # then as last seen will do for a preview
             meters = asyncio.run(look_up(rooms.gateway, specs)).meters
     payers = rooms.payers()
-    recorded, moved = rooms.ledger.recorded(days), rooms.adjustments.moved(days)
+    recorded, adjustments = rooms.ledger.recorded(days), rooms.adjustments.adjustments(days)
     inputs, recent, preview = rooms.inquiry.inputs(days), Recent(rooms), Preview()
     for day in days:
         try:
@@ -185,7 +185,7 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             rooms.clock(),
             segments_of=segments_of,
             gated=behind_gate(judge_gate(rooms, snapshot, recent, approved)),
-            moved=moved[day],
+            adjustments=adjustments[day],
             retry_rejected=retry_rejected,
         )
         preview.causes[day] = why(inputs.get(day), snapshot.counted)

@@ -26,7 +26,7 @@ from billing_pipeline.operations.reporting import (
 )
 from billing_pipeline.rules.adjustments import (
     Entry,
-    entered,
+    adjusted_by,
 )
 from billing_pipeline.rules.agreement import possible_figures
 from billing_pipeline.rules.model import (
@@ -351,7 +351,7 @@ class _Day:
     segments: Mapping[tuple[str, int, int], Usage]
     """By organization, start and end (seconds of the day): parts that single periods take in."""
     recorded: Mapping[Cell, Sequence[RecordedEvent]]
-    moved: Mapping[Cell, Sequence[Entry]]
+    adjustments: Mapping[Cell, Sequence[Entry]]
     held: Mapping[Cell, Sequence[HeldSegment]]
     refused: Mapping[Cell, str]
     undone: Mapping[Cell, str]
@@ -399,7 +399,7 @@ class _Day:
                 for span, both in zip(segments, counts[organization], strict=True)
             },
             rooms.ledger.recorded([day])[day],
-            rooms.adjustments.moved([day])[day],
+            rooms.adjustments.adjustments([day])[day],
             held,
             {
                 Cell(day, row["organization_id"], row["meter"]): str(row["error_message"])
@@ -483,7 +483,7 @@ def _facts(tally: _Tally, look: _Day, organization: str, segment: Segment) -> Ce
         segment,
         look.recorded.get(cell, ()),
         look.held.get(cell, ()),
-        entered(look.moved.get(cell, ()), segment),
+        adjusted_by(look.adjustments.get(cell, ()), segment),
         look.refused.get(cell),
         look.undone.get(cell),
         look.stale,

@@ -142,7 +142,7 @@ class UsageReporter:
                 at=instant,
                 shared=shared,
                 payers=payers,
-                moved=self._adjustments.moved([day], connection)[day].get(cell, ()),
+                adjustments=self._adjustments.adjustments([day], connection)[day].get(cell, ()),
             )
             plan = DayPlan(day)
             plan.add(cell, [] if outcome is None else [outcome], recorded)

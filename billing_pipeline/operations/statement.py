@@ -408,7 +408,7 @@ def _plan(
                 only_split=partly,
                 gated=behind_gate(findings),
                 undone=undone,
-                moved=rooms.adjustments.moved([day], connection)[day],
+                adjustments=rooms.adjustments.adjustments([day], connection)[day],
                 retry_rejected=retry_rejected,
             )
             rooms.ledger.write_plan(
@@ -690,7 +690,10 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     left_out: dict[date, list[LeftOut]] = defaultdict(list)
     for each in rooms.inquiry.left_out():
         left_out[each.cell.usage_day].append(each)
-    recorded, moved = rooms.ledger.recorded(list(left_out)), rooms.adjustments.moved(list(left_out))
+    recorded, adjustments = (
+        rooms.ledger.recorded(list(left_out)),
+        rooms.adjustments.adjustments(list(left_out)),
+    )
     found, now = set(), rooms.clock().timestamp()
     for day, items in left_out.items():
         boundaries = period_boundaries(rooms, meters, payers, day)
@@ -722,7 +725,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
             if not segment:
                 continue  # its part of today is not over
             start, end = segment[-1]
-            entries = moved[day].get(item.cell, [])
+            entries = adjustments[day].get(item.cell, [])
             segment = next((s for s in again.get(organization, ()) if s.start == start), None)
             if segment is not None:
                 usage = segment.usage
@@ -743,11 +746,11 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 shared=customer in shared[meter.event_name],
                 undone=item.cell in undone,
                 payers=payers,
-                moved=entries,
+                adjustments=entries,
             )
             if any(
                 isinstance(each, MeterEvent)
-                or (isinstance(each, Hold) and each.reason not in item.held_as)
+                or (isinstance(each, Hold) and each.reason not in item.hold_reason)
                 for each in outcomes
             ):
                 found.add(day)

@@ -10,7 +10,7 @@ Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` 
 - `recorded_value`    what Stripe has recorded for a cell, as far as the ledger knows
 - `gates`       whether a day's counts are plausible, or wait for a person
 - `planning`    the rules: (target, what was reported, the meter, now) → event, hold or nothing
-- `adjustments` what becomes of usage that its own period takes no more
+- `adjustments` what becomes of usage that its own period no longer accepts
 - `agreement`   whether Stripe's summary agrees with what was accepted
 - `reconciling` from readings to invoice, each difference with a cause
 """

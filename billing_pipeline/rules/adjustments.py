@@ -1,4 +1,4 @@
-"""Carry-forward: usage that its own period takes no more, resolved by a person's decision.
+"""Carry-forward: usage that its own period no longer accepts, resolved by a person's decision.
 
 Kept as double entries. What is carried out of a closed cell is entered there with the opposite
 sign, so that nothing is owed there any more; what was approved is entered in cells of the
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from billing_pipeline.rules.model import Cell, HoldReason
 from billing_pipeline.rules.segments import Segment
 
-CARRIED = frozenset(
+DECIDED_BY_PEOPLE = frozenset(
     {
         HoldReason.PERIOD_CLOSED,
         HoldReason.TOO_OLD,
@@ -35,12 +35,12 @@ class Entry:
     amount: int
 
 
-def entered(entries: Iterable[Entry], segment: Segment) -> int:
+def adjusted_by(entries: Iterable[Entry], segment: Segment) -> int:
     """What adjustments add to a segment."""
     return sum(entry.amount for entry in entries if segment.holds(entry.at))
 
 
-def carry(amount: int, rooms: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
+def allocate(amount: int, rooms: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
     """Where an approved amount goes, given (cell, instant, units reported there) by preference.
 
     More units go to the first. Fewer units are taken where there are some, never below zero;

@@ -15,7 +15,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
-from billing_pipeline.rules.adjustments import CARRIED, Entry, entered
+from billing_pipeline.rules.adjustments import DECIDED_BY_PEOPLE, Entry, adjusted_by
 from billing_pipeline.rules.eligibility import Eligibility, Payers
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
@@ -102,7 +102,7 @@ def plan_cell(
     at: int | None = None,
     shared: bool = False,
     payers: Payers = NOBODY,
-    moved: Sequence[Entry] = (),
+    adjustments: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> Outcome | None:
     """The next report about a cell of a day that is not split, or why there is none.
@@ -123,7 +123,7 @@ def plan_cell(
         at=at,
         shared=shared,
         payers=payers,
-        moved=moved,
+        adjustments=adjustments,
         retry_rejected=retry_rejected,
     )
     return outcomes[0] if outcomes else None
@@ -142,7 +142,7 @@ def plan_segments(
     gated: bool = False,
     undone: bool = False,
     payers: Payers = NOBODY,
-    moved: Sequence[Entry] = (),
+    adjustments: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> list[Outcome]:
     """What is to be reported about a cell, segment by segment; empty where nothing is.
@@ -150,12 +150,12 @@ def plan_segments(
     `customer` is the organization's customer today, `recorded` every event recorded about the cell so
     far, `shared` whether other organizations have the same customer, `gated` whether the counts
     wait for a person, `undone` whether a person took back what was reported from these counts,
-    `payers` where the customers' eligibility stand, `moved` what adjustments add to the cell. Of several
+    `payers` where the customers' eligibility stand, `adjustments` what adjustments add to the cell. Of several
     events only the first may be sent before it is resolved.
     Raises UsageDefect for a target that no correct counting can produce.
     """
     if any(s.state in UNRESOLVED - {State.PLANNED} for s in recorded):
-        owed = [s.usage.of(meter.measure) + entered(moved, s) for s in segments]
+        owed = [s.usage.of(meter.measure) + adjusted_by(adjustments, s) for s in segments]
         return [Waiting(cell, sum(owed))]
     firm = [s for s in recorded if s.state is not State.PLANNED]
     only = _only_segment(
@@ -164,7 +164,9 @@ def plan_segments(
     outcomes: list[Outcome] = []
     for segment in segments:
         if only is not None and segment is not only:
-            left_out = check_target(segment.usage.of(meter.measure)) + entered(moved, segment)
+            left_out = check_target(segment.usage.of(meter.measure)) + adjusted_by(
+                adjustments, segment
+            )
             if left_out:
                 reason = HoldReason.DAILY_WINDOW
                 outcomes.append(Hold(cell, left_out, left_out, reason, segment.start, left_out))
@@ -190,7 +192,7 @@ def plan_segments(
             gated=gated,
             undone=undone,
             payers=payers,
-            adjusted=entered(moved, segment),
+            adjusted=adjusted_by(adjustments, segment),
             retry_rejected=retry_rejected,
         )
         if outcome is None:
@@ -281,7 +283,7 @@ def _next(
         return Hold(cell, value, target, HoldReason.BELOW_ZERO, difference=owed)
     if reason is not None:
         first_zero = at_stripe is None and target == 0
-        decided = reason in CARRIED and owed == 0 and not first_zero
+        decided = reason in DECIDED_BY_PEOPLE and owed == 0 and not first_zero
         return None if decided else Hold(cell, value, target, reason, 0, owed)
     if (
         last is not None
@@ -349,7 +351,7 @@ def plan_day(
     only_split: bool = False,
     gated: Container[str] = (),
     undone: Container[Cell] = (),
-    moved: Mapping[Cell, Sequence[Entry]] | None = None,
+    adjustments: Mapping[Cell, Sequence[Entry]] | None = None,
     retry_rejected: bool = False,
 ) -> DayPlan:
     """Plan every cell of a usage day.
@@ -360,15 +362,15 @@ def plan_day(
     `segments_of` gives the segments of organizations whose periods end inside the day; with
     `only_split` nothing else is planned, because the day itself is not over. `gated` are the
     organizations whose counts wait for a person, `undone` the cells of which a run was undone,
-    `moved` what adjustments add to the cells.
+    `adjustments` what adjustments add to the cells.
     """
     plan = DayPlan(usage_day)
-    segments_of, moved = segments_of or {}, moved or {}
+    segments_of, adjustments = segments_of or {}, adjustments or {}
     customers = payers.customers
     for meter in meters:
         organizations = set(usage) | {
             cell.organization_id
-            for cell in (*recorded, *moved)
+            for cell in (*recorded, *adjustments)
             if cell.event_name == meter.event_name
         }
         if meter.formula is Formula.LAST:
@@ -392,7 +394,7 @@ def plan_day(
                 gated=organization_id in gated,
                 undone=cell in undone,
                 payers=payers,
-                moved=moved.get(cell, ()),
+                adjustments=adjustments.get(cell, ()),
                 retry_rejected=retry_rejected,
             )
             plan.add(cell, outcomes, history)
@@ -401,7 +403,7 @@ def plan_day(
                 for recorded in history
                 if recorded.state is State.REJECTED and recorded.error_code not in HARMLESS
             ]
-            segments, entries = segments_of.get(organization_id, [day]), moved.get(cell, ())
+            segments, entries = segments_of.get(organization_id, [day]), adjustments.get(cell, ())
             if refused and not outcomes and _nothing_is_owed(meter, segments, history, entries):
                 plan.moot.extend(refused)
     return plan
@@ -411,7 +413,7 @@ def _nothing_is_owed(
     meter: Meter,
     segments: Sequence[Segment],
     recorded: Sequence[RecordedEvent],
-    moved: Sequence[Entry],
+    adjustments: Sequence[Entry],
 ) -> bool:
     """Whether Stripe has of every part of a cell what it should, without what it refused."""
     for segment in segments:
@@ -419,7 +421,9 @@ def _nothing_is_owed(
         held = recorded_value(meter, [s for s in recorded if segment.holds(s.timestamp)])
         if meter.formula is Formula.LAST and held != target:
             return False
-        if meter.formula is Formula.SUM and (held or 0) != target + entered(moved, segment):
+        if meter.formula is Formula.SUM and (held or 0) != target + adjusted_by(
+            adjustments, segment
+        ):
             return False
     return True
 

@@ -130,7 +130,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
     refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
     for day in world.days():
         recorded = rooms.ledger.recorded([day])[day]
-        moved = rooms.adjustments.moved([day])[day]
+        adjustments = rooms.adjustments.adjustments([day])[day]
         held = defaultdict(list)
         for each in rooms.inquiry.held([day]):
             held[each.cell].append(each)
@@ -149,7 +149,9 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     )
                     inside = [s for s in history if s.state in SENT and start <= s.timestamp < end]
                     still_valid = _recorded_total(inside, formula)
-                    adjusted = sum(e.amount for e in moved.get(cell, ()) if start <= e.at < end)
+                    adjusted = sum(
+                        e.amount for e in adjustments.get(cell, ()) if start <= e.at < end
+                    )
                     told = (
                         f"{organization} {day} {meter} [{start}, {end}): "
                         f"{still_valid} of {truth}{adjusted:+}"
@@ -337,11 +339,11 @@ def _every_difference_has_a_cause(world: World, rooms: Rooms) -> Iterator[str]:
 
 
 def _decisions_are_kept(world: World, rooms: Rooms) -> Iterator[str]:
-    """Exactly what people decided is on record, and what was carried forward is carried whole."""
+    """Exactly what people decided is on record, and what was carried into the current period is carried whole."""
     decided = rooms.adjustments.decided()
     if {each.id: each.approved for each in decided} != world.verdicts:
         yield f"decided were {world.verdicts}, on record are {decided}"
-    entries = rooms.adjustments.moved(
+    entries = rooms.adjustments.adjustments(
         list(set(world.days()) | {e.cell.usage_day for d in decided for e in d.entries})
     )
     written_off = sum(each.amount for each in decided if not each.approved)
@@ -349,9 +351,9 @@ def _decisions_are_kept(world: World, rooms: Rooms) -> Iterator[str]:
     if left != -written_off:
         yield f"adjustments leave {left}, and {written_off} were written off"
     for each in decided:
-        carried = sum(entry.amount for entry in each.entries)
-        if carried != (each.amount if each.approved else 0):
-            yield f"{each.id}: {each.amount} were decided, {carried} carried forward"
+        open_adjustments = sum(entry.amount for entry in each.entries)
+        if open_adjustments != (each.amount if each.approved else 0):
+            yield f"{each.id}: {each.amount} were decided, {open_adjustments} carried into the current period"
 
 
 def _what_stripe_said_is_known(world: World) -> Iterator[str]:

@@ -294,7 +294,7 @@ class World:
         """A person carries an amount of a closed period forward, or writes it off."""
         self.steps.disarm()
         rooms = self.rooms("person")
-        waiting = adjustments.carried(rooms)
+        waiting = adjustments.open_adjustments(rooms)
         if not waiting:
             return
         amount, approved = chance.choice(waiting), chance.random() < 0.7
@@ -307,7 +307,7 @@ class World:
         self.steps.disarm()
         if self.rooms("person").adjustments.decided(id=amount.id):
             self.verdicts[amount.id] = approved
-        told = "carried forward" if approved else "written off"
+        told = "carried into the current period" if approved else "written off"
         died = ": dies" if self.crashes > before else ""
         self.log.append(f"{amount.amount:+} of {amount.cell} is {told}{died}")
 
@@ -513,7 +513,7 @@ class World:
 
     def _clear_the_desk(self) -> None:
         """People decide on much of what waits for them."""
-        for _ in range(len(adjustments.carried(self.rooms("person")))):
+        for _ in range(len(adjustments.open_adjustments(self.rooms("person")))):
             if self.chance.random() < 0.8:
                 self.decide(self.chance)
         if self.chance.random() < 0.5:

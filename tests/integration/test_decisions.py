@@ -120,7 +120,7 @@ def something_to_do(world: World, chance: random.Random) -> list[str]:
     rooms = world.rooms("looking")
     with rooms.ledger.engine.begin() as connection:
         runs = list(connection.scalars(text("SELECT run FROM runs ORDER BY started_at, run")))
-    waiting = [each.id for each in adjustments.carried(rooms)]
+    waiting = [each.id for each in adjustments.open_adjustments(rooms)]
     gates = [str(gate.day) for gate in closed_gates(rooms)]
     rooms.close()
     why = ["--reason", "by the test"]
@@ -187,7 +187,7 @@ def resolve(world: World, output: Path) -> None:
         assert code in (0, 1), document
         rooms = world.rooms("resolving")
         gates = [str(gate.day) for gate in closed_gates(rooms, DAYS)]
-        waiting = [each.id for each in adjustments.carried(rooms)]
+        waiting = [each.id for each in adjustments.open_adjustments(rooms)]
         rooms.close()
         for day in gates:
             finished(["gate", "approve", "--day", day, "--reason", "resolved"], output)

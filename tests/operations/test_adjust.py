@@ -27,11 +27,11 @@ def finish(world: World) -> None:
     raise AssertionError("the sensor would run for ever")
 
 
-def late(world: World, readings: int) -> adjustments.Carried:
+def late(world: World, readings: int) -> adjustments.OpenAdjustment:
     """The closed day turns out to have had so many readings."""
     world.write_readings(CLOSED, {"acme": {"s": readings}})
     world.bill([CLOSED])
-    [waiting] = [w for w in adjustments.carried(world.rooms()) if w.cell.event_name == SUM]
+    [waiting] = [w for w in adjustments.open_adjustments(world.rooms()) if w.cell.event_name == SUM]
     return waiting
 
 
@@ -58,7 +58,7 @@ def test_a_late_file_of_a_closed_period_is_approved_and_stated_in_the_current_on
     assert in_stripe(closed) == before | {LATEST.isoformat(): 17}
     assert invoiced(closed) == 30
     rooms = closed.rooms()
-    assert adjustments.carried(rooms) == []
+    assert adjustments.open_adjustments(rooms) == []
     assert rooms.inquiry.held([CLOSED, LATEST]) == []
     story = adjustments.story(rooms, waiting.id)
     assert (story["decision"], story["reason"], story["run"]) == (
@@ -99,14 +99,14 @@ def test_more_is_taken_back_than_there_is(closed: World) -> None:
     closed.bill([LATEST - timedelta(days=n) for n in range(3)])
     with pytest.raises(ConfigurationError, match="only 3"):
         adjustments.approve(closed.rooms(), waiting.id, "why")
-    assert waiting.id in [each.id for each in adjustments.carried(closed.rooms())]
+    assert waiting.id in [each.id for each in adjustments.open_adjustments(closed.rooms())]
 
 
 def test_a_dismissed_amount_stays_on_record_and_later_readings_ask_anew(closed: World) -> None:
     waiting = late(closed, 17)
     adjustments.dismiss(closed.rooms(), waiting.id, "below what we bill for")
     finish(closed)
-    assert adjustments.carried(closed.rooms()) == []
+    assert adjustments.open_adjustments(closed.rooms()) == []
     assert closed.bill([CLOSED]).sent == 0
     assert closed.rooms().inquiry.held([CLOSED]) == []
     [decided] = adjustments.document(closed.rooms())["decided"]
@@ -132,13 +132,13 @@ def test_a_last_value_is_only_written_off(closed: World) -> None:
     closed.write_readings(CLOSED, {"acme": {"s": 10, "t": 0, "u": 0}})
     closed.write_readings(CLOSED, {"acme": {"t": 1}}, "late.jsonl")
     closed.bill([CLOSED])
-    by_meter = {each.cell.event_name: each for each in adjustments.carried(closed.rooms())}
+    by_meter = {each.cell.event_name: each for each in adjustments.open_adjustments(closed.rooms())}
     assert {name: each.amount for name, each in by_meter.items()} == {SUM: 1, LAST: 1}
     with pytest.raises(ConfigurationError, match="dismiss it"):
         adjustments.approve(closed.rooms(), by_meter[LAST].id, "why")
     adjustments.dismiss(closed.rooms(), by_meter[LAST].id, "the period is billed")
     closed.bill([CLOSED])
-    assert [each.cell.event_name for each in adjustments.carried(closed.rooms())] == [SUM]
+    assert [each.cell.event_name for each in adjustments.open_adjustments(closed.rooms())] == [SUM]
 
 
 def test_two_people_decide_at_once_and_one_of_them_is_told(closed: World) -> None:

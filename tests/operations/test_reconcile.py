@@ -59,7 +59,9 @@ def test_late_readings_of_a_closed_period_are_a_difference_with_its_cause(closed
     assert found.is_right
     assert found.verified.verified < found.verified.cells
     # Carried into the current period: in both there is a cause, and together they add up.
-    [waiting] = [w for w in adjustments.carried(closed.rooms()) if w.cell.event_name == SUM]
+    [waiting] = [
+        w for w in adjustments.open_adjustments(closed.rooms()) if w.cell.event_name == SUM
+    ]
     adjustments.approve(closed.rooms(), waiting.id, "the gateway was offline")
     closed.bill([LATEST])
     found = reconciled(closed)

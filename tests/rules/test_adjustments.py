@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from billing_pipeline.rules.adjustments import (
     Entry,
-    carry,
+    allocate,
 )
 from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.model import (
@@ -52,27 +52,27 @@ def at_noon(amount: int) -> list[Entry]:
 
 
 def test_an_entry_is_stated_as_a_correction_of_just_its_amount() -> None:
-    event = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, moved=at_noon(5))
+    event = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, adjustments=at_noon(5))
     assert isinstance(event, MeterEvent)
     assert (event.value, event.target) == (5, 15)
-    back = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, moved=at_noon(-4))
+    back = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, adjustments=at_noon(-4))
     assert isinstance(back, MeterEvent)
     assert (back.value, back.target) == (-4, 6)
 
 
 def test_an_entry_in_another_part_of_time_adds_nothing() -> None:
     elsewhere = [Entry(CELL, day_end(DAY), 5)]
-    assert plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, moved=elsewhere) is None
+    assert plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, adjustments=elsewhere) is None
 
 
 def test_no_day_falls_below_zero() -> None:
-    held = plan_cell(SUM, CELL, 3, "cus", reported(10), NOW, moved=at_noon(-5))
+    held = plan_cell(SUM, CELL, 3, "cus", reported(10), NOW, adjustments=at_noon(-5))
     assert isinstance(held, Hold)
     assert (held.reason, held.value, held.difference) == (HoldReason.BELOW_ZERO, -12, -12)
 
 
 def test_a_cell_that_only_an_adjustment_speaks_of_is_planned() -> None:
-    plan = plan_day(DAY, [SUM], {}, Payers({"org": "cus"}), {}, NOW, moved={CELL: at_noon(7)})
+    plan = plan_day(DAY, [SUM], {}, Payers({"org": "cus"}), {}, NOW, adjustments={CELL: at_noon(7)})
     assert [(e.cell, e.value) for e in plan.events] == [(CELL, 7)]
 
 
@@ -83,9 +83,14 @@ def test_what_was_decided_is_held_no_more_and_what_came_later_is(
     held = plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER)
     decided = held.difference if isinstance(held, Hold) else 0
     assert decided == then - before
-    moved = at_noon(-decided)
-    assert plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER, moved=moved) is None
-    again = plan_cell(SUM, CELL, later, "cus", reported(before), LONG_AFTER, moved=moved)
+    adjustments = at_noon(-decided)
+    assert (
+        plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER, adjustments=adjustments)
+        is None
+    )
+    again = plan_cell(
+        SUM, CELL, later, "cus", reported(before), LONG_AFTER, adjustments=adjustments
+    )
     assert (again.difference if isinstance(again, Hold) else 0) == later - then
 
 
@@ -94,10 +99,13 @@ def test_a_dismissed_last_value_stays_dismissed_and_is_never_stated(before: int,
     recorded = reported(before)
     held = plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER)
     if isinstance(held, Hold):
-        moved = at_noon(-held.difference)
-        assert plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER, moved=moved) is None
+        adjustments = at_noon(-held.difference)
+        assert (
+            plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER, adjustments=adjustments)
+            is None
+        )
         # Where it may be reported after all, it is reported as it is.
-        event = plan_cell(LAST, CELL, then, "cus", recorded, NOW, moved=moved)
+        event = plan_cell(LAST, CELL, then, "cus", recorded, NOW, adjustments=adjustments)
         assert isinstance(event, MeterEvent)
         assert event.value == then
     else:
@@ -113,7 +121,7 @@ def test_an_amount_is_carried_whole_or_not_at_all(amount: int, units: list[int])
         (Cell(DAY + timedelta(days=n), "org", "readings"), day_start(DAY) + n * 86_400, unit)
         for n, unit in enumerate(units)
     ]
-    entries = carry(amount, rooms)
+    entries = allocate(amount, rooms)
     if entries is None:
         assert not units or -amount > sum(units)
         return
@@ -132,9 +140,9 @@ def test_a_part_that_a_daily_window_leaves_out_can_be_decided() -> None:
     ]
     payers, usage = Payers({"org": "cus"}), {"org": Usage(7, 7)}
 
-    def holds(moved: dict[Cell, list[Entry]]) -> list[tuple[int, int]]:
+    def holds(adjustments: dict[Cell, list[Entry]]) -> list[tuple[int, int]]:
         plan = plan_day(
-            DAY, [daily], usage, payers, {}, NOW, segments_of={"org": segments}, moved=moved
+            DAY, [daily], usage, payers, {}, NOW, segments_of={"org": segments}, adjustments=adjustments
         )  # fmt: skip
         return [(hold.start, hold.difference) for hold in plan.holds]
 

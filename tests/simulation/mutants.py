@@ -152,7 +152,7 @@ MUTANTS = (
         "uncounted.clear()",
     ),
     Mutant(
-        "what is carried forward leaves the closed period",
+        "what is carried into the current period leaves the closed period",
         "billing_pipeline/ledger/adjustments.py",
         "out = Entry(cell, adjustment.at, -adjustment.amount)",
         "out = Entry(cell, adjustment.at, 0)",

@@ -100,10 +100,10 @@ def test_every_organization_and_day_equals_a_count_with_sets(
 
 def test_moved_by_whole_days_the_counts_stay(tmp_path: Path) -> None:
     load_sample(tmp_path / "readings", date(2026, 3, 1))
-    moved = take_snapshot(
+    adjustments = take_snapshot(
         Engine("1GB"),
         Folder(str(tmp_path / "readings")),
         Folder(str(tmp_path / "snapshots")),
         date(2026, 3, 1),
     )
-    assert sum(o.active_sensors for o in moved.organizations) == 26
+    assert sum(o.active_sensors for o in adjustments.organizations) == 26

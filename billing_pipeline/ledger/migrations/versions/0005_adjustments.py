@@ -1,4 +1,4 @@
-"""Carry-forward: decisions about usage that its own period takes no more."""
+"""Carry-forward: decisions about usage that its own period no longer accepts."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,7 @@ def upgrade() -> None:
         sa.Column("event_name", sa.String(100), nullable=False),
         sa.Column("at", BIG, nullable=False),
         sa.Column("amount", BIG, nullable=False),
-        sa.Column("held_as", sa.String(50), nullable=False),
+        sa.Column("hold_reason", sa.String(50), nullable=False),
         sa.Column("approved", sa.Boolean(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("run", sa.String(255), nullable=False),
@@ -34,7 +34,7 @@ def upgrade() -> None:
         sa.Column("event_name", sa.String(100), nullable=False),
         sa.Column("at", BIG, nullable=False),
         sa.Column("amount", BIG, nullable=False),
-        sa.Column("carried_out", sa.Boolean(), nullable=False),
+        sa.Column("taken_out", sa.Boolean(), nullable=False),
     )
     op.create_index("ix_adjustment_entries_usage_day", "adjustment_entries", ["usage_day"])
     op.add_column(
