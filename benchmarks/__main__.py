@@ -20,7 +20,7 @@ HOME = Path("var/bench")
 class Part:
     """A benchmark: what it is told to say while it works, and how it is measured."""
 
-    told: str
+    message: str
     measure: Callable[[argparse.Namespace], dict[str, list[dict[str, Any]]]]
 
 
@@ -106,7 +106,7 @@ def main() -> None:
     document: dict[str, Any] = {"machine": machine()}
     for name, part in PARTS.items():
         if asked.what in (name, "all"):
-            print(f"{part.told} …", file=sys.stderr)
+            print(f"{part.message} …", file=sys.stderr)
             document |= part.measure(asked)
     if asked.json:
         print(json.dumps(document))

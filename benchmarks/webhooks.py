@@ -111,9 +111,9 @@ def _make_bodies(number: int) -> list[str]:
         items.append({"price": sandbox.billing.make_price(price)["id"]})
     customer = sandbox.account.make_customer({"name": "org-00001"})["id"]
     sandbox.billing.subscribe({"customer": customer, "items": items})
-    told = notification(sandbox.account.news.events[-1])
+    message = notification(sandbox.account.news.events[-1])
     ids = (sha256(str(n).encode()).hexdigest()[:24] for n in range(number))  # in no order
-    return [json.dumps({**told, "id": f"evt_{id}"}, indent=2) for id in ids]
+    return [json.dumps({**message, "id": f"evt_{id}"}, indent=2) for id in ids]
 
 
 def _at_once(

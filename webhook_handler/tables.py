@@ -1,4 +1,4 @@
-"""The event records: one row for each event of Stripe's, whoever delivered it and how often.
+"""The event records: one row for each Stripe event, whoever delivered it and how often.
 
 What Stripe said (everything up to `payload`) is written once. `state` and what follows it belong
 to the pipeline, which applies each event and marks it in one transaction.

@@ -100,7 +100,7 @@ From = Annotated[date, typer.Option("--from", parser=_day, metavar="DAY", help="
 To = Annotated[date, typer.Option("--to", parser=_day, metavar="DAY", help="Last UTC day too.")]
 RetryRejected = Annotated[
     bool,
-    typer.Option("--retry-rejected", help="Report again what Stripe refused, once that is mended."),
+    typer.Option("--retry-rejected", help="Report again what Stripe refused, once that is fixed."),
 ]
 
 
@@ -111,8 +111,8 @@ def main() -> NoReturn:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except typer.TyperException as error:  # wrong use
-        told = error.format_message() or "a command is missing"
-        _fail(f"{told}\n`billing COMMAND --help` shows how it is used.", 2)
+        message = error.format_message() or "a command is missing"
+        _fail(f"{message}\n`billing COMMAND --help` shows how it is used.", 2)
     except ConfigurationError as error:
         _fail(str(error), 2)
     except StripeUnreachable as error:
@@ -465,8 +465,8 @@ def customers_list(as_json: Json = False) -> None:
             customer = row["stripe_customer_id"] + (" (deleted)" if row["deleted"] else "")
             table.add_row(row["organization_id"], customer, row["source"], recorded or "none known")
         out.print(table)
-        for told in document["contradictions"]:
-            out.print(Text.assemble(("look at this: ", "yellow"), told))
+        for message in document["contradictions"]:
+            out.print(Text.assemble(("look at this: ", "yellow"), message))
 
     _print(as_json, document, show)
 

@@ -119,8 +119,8 @@ def show_run(console: Console, document: dict[str, Any]) -> None:
 
 def compared_later(number: int) -> str:
     """A line on figures that wait for the reads of another day; empty where there are none."""
-    told = "figures are compared with Stripe another day: its reads have a monthly budget"
-    return f"{number} {told} (BILLING_VERIFICATION_READS).\n" if number else ""
+    message = "figures are compared with Stripe another day: its reads have a monthly budget"
+    return f"{number} {message} (BILLING_VERIFICATION_READS).\n" if number else ""
 
 
 def events_line(events: dict[str, int], sent: int | None = None) -> str:
@@ -155,12 +155,12 @@ def attention(document: dict[str, Any]) -> list[RenderableType]:
         [{**gate, "organization": gate["organization_id"] or "(all)"}
          for gate in document.get("gates", [])],
         ("day", "organization", "text"),
-        "Mend the readings, or let a day through: `billing gate approve --day DAY --reason …`.",
+        "Fix the readings, or let a day through: `billing gate approve --day DAY --reason …`.",
     )  # fmt: skip
     panels += _table_panel(
         "Refused by Stripe", document.get("rejected", []),
         ("day", "organization_id", "meter", "customer", "value", "error_message"),
-        "A mended mapping is enough for the next run; what was mended in Stripe needs "
+        "A fixed mapping is enough for the next run; what was fixed in Stripe needs "
         f"`billing run --from {document.get('from')} --to {document.get('to')} --retry-rejected`.",
     )  # fmt: skip
     panels += _table_panel(

@@ -25,7 +25,7 @@ from billing_pipeline.customers.tables import (
     customers,
     deleted_customers,
     invoices,
-    learnt_customers,
+    learned_customers,
     subscriptions,
 )
 from billing_pipeline.database import upsert_all, writing
@@ -67,7 +67,7 @@ class Known:
     """Who is whose customer, by a person's word and by Stripe's."""
 
     imported: dict[str, str]
-    learnt: dict[str, set[str]]
+    learned: dict[str, set[str]]
     deleted: set[str]
 
     @property
@@ -83,30 +83,30 @@ class Known:
 
     def contradictions(self) -> list[str]:
         """What a person should look at, in words."""
-        told = [
+        message = [
             f"{organization}: Stripe's events name {len(found)} customers ({', '.join(found)}); "
             "its usage is held until the right one is imported"
             for organization, found in self.undecided.items()
         ]
         for organization, customer in self.imported.items():
-            other = sorted(self.learnt.get(organization, set()) - {customer} - self.deleted)
+            other = sorted(self.learned.get(organization, set()) - {customer} - self.deleted)
             if other:
-                told.append(
+                message.append(
                     f"{organization}: imported as {customer}, but Stripe's events say "
                     f"{', '.join(other)}; the imported one is used"
                 )
-        told += [
+        message += [
             f"{organization}: its customer {customer} was deleted in Stripe; its usage is held"
             for organization, customer in self.customers.items()
             if customer in self.deleted
         ]
-        return sorted(told)
+        return sorted(message)
 
     def _by_events(self) -> dict[str, list[str]]:
         """Living customers by organization; the deleted ones where none lives."""
         return {
             organization: sorted((found - self.deleted) or found)
-            for organization, found in self.learnt.items()
+            for organization, found in self.learned.items()
         }
 
 
@@ -168,18 +168,18 @@ class CustomerDirectory:
 
     def known(self, file: Path | None = None) -> Known:
         """All that is known of who is whose customer; `file` as if it were imported."""
-        learnt: dict[str, set[str]] = defaultdict(set)
+        learned: dict[str, set[str]] = defaultdict(set)
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(customers.c.organization_id, customers.c.stripe_customer_id)
             )
             imported = {row.organization_id: row.stripe_customer_id for row in rows}
-            for row in connection.execute(select(learnt_customers)):
-                learnt[row.organization_id].add(row.stripe_customer_id)
+            for row in connection.execute(select(learned_customers)):
+                learned[row.organization_id].add(row.stripe_customer_id)
             deleted = set(connection.scalars(select(deleted_customers.c.stripe_customer_id)))
         if file is not None:
             imported |= _read(file)[0]
-        return Known(imported, dict(learnt), deleted)
+        return Known(imported, dict(learned), deleted)
 
     def mapping(self, file: Path | None = None) -> dict[str, str]:
         """Every organization with its Stripe customer id; `file` as if it were imported."""

@@ -2,7 +2,7 @@
 
 An object's row shows its newest event; an older one never overwrites it. Stripe's times have a
 resolution of one second: of two events of one second neither is known to be the newer one, so
-the object itself is asked for. What only grows (customers learnt, customers deleted, periods
+the object itself is asked for. What only grows (customers learned, customers deleted, periods
 seen) needs no order at all. So the result does not depend on the order of arrival.
 """
 
@@ -26,7 +26,7 @@ from billing_pipeline.customers.tables import (
     billing_periods,
     deleted_customers,
     invoices,
-    learnt_customers,
+    learned_customers,
     subscriptions,
 )
 from billing_pipeline.database import upsert
@@ -194,8 +194,8 @@ def _learn(connection: Connection, organization: str, customer: str, source: Sou
     key = {"organization_id": organization, "stripe_customer_id": customer}
     _add(
         connection,
-        learnt_customers,
-        {**key, "learnt_at": source.created, "event_id": source.event_id},
+        learned_customers,
+        {**key, "learned_at": source.created, "event_id": source.event_id},
     )
 
 

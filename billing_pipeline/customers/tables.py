@@ -22,13 +22,13 @@ customers = Table(
     Column("changed_at", UtcDateTime, nullable=False),
 )
 
-learnt_customers = Table(
-    "learnt_customers",
+learned_customers = Table(
+    "learned_customers",
     metadata,
     # Every customer that an event has named for an organization.
     Column("organization_id", Text, primary_key=True),
     Column("stripe_customer_id", ID, primary_key=True),
-    Column("learnt_at", UtcDateTime, nullable=False),
+    Column("learned_at", UtcDateTime, nullable=False),
     Column("event_id", ID, nullable=False),
 )
 

@@ -18,13 +18,13 @@ def alert_sensor(
     with billing.open("alert_sensor") as rooms:
         found = alerts(rooms)
         url = rooms.settings.billing_alert_url
-    told = "; ".join(alert.text for alert in found) or "all is well again"
+    message = "; ".join(alert.text for alert in found) or "all is well again"
     state = hashlib.sha256(json.dumps(sorted((a.kind, a.count) for a in found)).encode())
     changed = state.hexdigest() != (context.cursor or hashlib.sha256(b"[]").hexdigest())
     if url is not None and changed:
-        post(url.get_secret_value(), f"billing-pipeline: {told}", found)
+        post(url.get_secret_value(), f"billing-pipeline: {message}", found)
     context.update_cursor(state.hexdigest())
-    return dg.SkipReason(told)
+    return dg.SkipReason(message)
 
 
 @dg.run_failure_sensor(monitor_all_code_locations=False)
@@ -32,8 +32,8 @@ def failed_runs(context: dg.RunFailureSensorContext) -> None:
     """Tell of every run that failed (BILLING_ALERT_URL)."""
     url = load_settings().billing_alert_url
     run = context.dagster_run
-    told = f"the run {run.run_id} of {run.job_name} failed: {context.failure_event.message}"
+    message = f"the run {run.run_id} of {run.job_name} failed: {context.failure_event.message}"
     if url is not None:
-        post(url.get_secret_value(), f"billing-pipeline: {told}")
+        post(url.get_secret_value(), f"billing-pipeline: {message}")
     else:
-        context.log.error(told)
+        context.log.error(message)

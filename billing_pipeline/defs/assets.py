@@ -61,7 +61,7 @@ class BillingConfig(dg.Config):
     """Options of a run."""
 
     retry_rejected: bool = False
-    """Report again what Stripe refused, after its cause was mended there."""
+    """Report again what Stripe refused, after its cause was fixed there."""
     reason: str = ""
     """Why this run is made; kept with all that it says."""
     recount: bool = False
@@ -135,7 +135,7 @@ def _count(
             elif selected & {"meter_events", "verification"}:
                 outcome.error = "the day is not over yet: counted, but not reported"
         except DAY_ERRORS as error:
-            outcome.error = _told(rooms, error)
+            outcome.error = _message(rooms, error)
             if "usage_snapshot" in selected:
                 yield _checked(specs.CONSERVATION, day, False, {"error": outcome.error})
         if billing.progress is not None:
@@ -143,7 +143,7 @@ def _count(
     return ready
 
 
-def _told(rooms: Rooms, error: Exception) -> str:
+def _message(rooms: Rooms, error: Exception) -> str:
     if isinstance(error, duckdb.OutOfMemoryException):
         limit = rooms.settings.memory_limit
         return f"not enough memory to count this day: raise BILLING_MEMORY_LIMIT (now {limit})"
@@ -299,7 +299,7 @@ def _raise_what_failed(billing: Billing) -> None:
         lines.append(f"delivery stopped: {stopped}; the rest stays planned")
     if lines:
         failure = dg.Failure("\n".join(lines), allow_retries=False)
-        # Stripe may come back soon; a broken file stays broken until somebody mends it.
+        # Stripe may come back soon; a broken file stays broken until somebody fixes it.
         if stopped and not billing.outcome.reporting.denied and billing.unattended:
             raise dg.RetryRequested(STRIPE_RETRIES, STRIPE_RETRY_SECONDS) from failure
         raise failure

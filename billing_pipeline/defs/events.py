@@ -26,7 +26,7 @@ from billing_pipeline.stripe_events.backstop import fetch_missed
 def subscriptions(
     context: dg.AssetExecutionContext, billing: dg.ResourceParam[Billing]
 ) -> Iterator[Any]:
-    """Apply every event of Stripe's that is due, each and its mark in one transaction."""
+    """Apply every Stripe event that is due, each and its mark in one transaction."""
     try:
         with billing.open(context.run.run_id) as rooms:
             applied = apply_events(rooms)
@@ -70,7 +70,7 @@ def subscriptions(
                 check_name=specs.CONTRADICTIONS.name,
                 severity=dg.AssetCheckSeverity.WARN,
                 metadata={"contradictions": metadata.table(
-                    [{"what": told} for told in known.contradictions()])},
+                    [{"what": message} for message in known.contradictions()])},
             ),
         ],
     )  # fmt: skip

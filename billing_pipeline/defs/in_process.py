@@ -84,6 +84,6 @@ def run_days(
     if not result.success:
         failures = [e.step_failure_data for e in result.all_events if e.is_step_failure]
         causes = [data.error for data in failures if data.error is not None]
-        told = "\n".join((c.cause or c).message.strip() for c in causes) or "the run failed"
-        error = told.removeprefix("dagster._core.definitions.events.Failure: ")
+        message = "\n".join((c.cause or c).message.strip() for c in causes) or "the run failed"
+        error = message.removeprefix("dagster._core.definitions.events.Failure: ")
     return billing.outcome, result.run_id, error

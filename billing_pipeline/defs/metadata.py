@@ -116,7 +116,7 @@ def of_preview(lines: Sequence[PlanLine], why: str) -> dict[str, Any]:
 
 
 def of_applied(applied: Applied) -> dict[str, Any]:
-    """What became of the events of Stripe's that were due."""
+    """What became of the Stripe events that were due."""
     return {
         "processed": len(applied.processed),
         "ignored": len(applied.ignored),

@@ -89,7 +89,7 @@ def stripe_event_sensor(
         now = rooms.clock()
         due = [(event.id, event.attempts) for event in rooms.inbox.due(now)]
         counts = rooms.inbox.counts()
-        # What the checks of the asset show: when a person has mended it, they turn green.
+        # What the checks of the asset show: when a person has fixed it, they turn green.
         trouble = [r["event_id"] for r in rooms.inquiry.open_reports(now)]
         trouble += rooms.customers.known(rooms.settings.billing_customers_file).contradictions()
     before = json.loads(context.cursor) if context.cursor else {}
@@ -143,7 +143,7 @@ def _older_days(rooms: Rooms, turn: str | None) -> tuple[list[date], date | None
 def _changed(
     rooms: Rooms, days: Iterable[date]
 ) -> tuple[dict[date, str], list[dg.AssetObservation]]:
-    """Of these days those to count anew, with a mark of what lies there, and what was seen."""
+    """Of these days those to count again, with a mark of what lies there, and what was seen."""
     reasons: dict[date, str] = {}
     seen = []
     for day in days:

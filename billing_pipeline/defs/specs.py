@@ -170,7 +170,7 @@ VERIFIED = dg.AssetCheckSpec(
 STRIPE_EVENTS = dg.AssetSpec(
     "stripe_events",
     description=(
-        "One row per event of Stripe's, stored by the webhook handler. Observed here; the "
+        "One row per Stripe event, stored by the webhook handler. Observed here; the "
         "pipeline applies each once and marks it."
     ),
     group_name="stripe",
@@ -207,12 +207,12 @@ SUBSCRIPTIONS = dg.AssetSpec(
 EVENTS_APPLIED = dg.AssetCheckSpec(
     "events_applied",
     asset=SUBSCRIPTIONS.key,
-    description="Every event of Stripe's that was due could be applied.",
+    description="Every Stripe event that was due could be applied.",
 )
 METER_ERRORS = dg.AssetCheckSpec(
     "meter_errors",
     asset=SUBSCRIPTIONS.key,
-    description="No open report of Stripe's about usage that it took and did not count.",
+    description="No open Stripe error reports about usage that it took and did not count.",
 )
 UNBILLED = dg.AssetCheckSpec(
     "unbilled",

@@ -143,7 +143,7 @@ class AdjustmentBook:
         """Write a decision down, in the caller's transaction.
 
         The closed cell's hold (that of the part from `held_start`) ends; the days in which an
-        approved amount is to be reported are planned anew.
+        approved amount is to be reported are planned again.
         """
         cell = adjustment.cell
         connection.execute(

@@ -223,7 +223,7 @@ class Inquiry:
             return [(name, events, verified) for name, events, verified in rows]
 
     def planned_from(self) -> dict[date, str]:
-        """What each day was last planned from, as an id; empty where it is to be planned anew."""
+        """What each day was last planned from, as an id; empty where it is to be planned again."""
         with self._engine.begin() as connection:
             rows = connection.execute(select(planned_days.c.usage_day, planned_days.c.snapshot_id))
             return {row.usage_day: row.snapshot_id for row in rows}

@@ -264,7 +264,7 @@ class Ledger:
             if earlier != meter.meter_id and connection.execute(sent.limit(1)).first():
                 raise ConfigurationError(
                     f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this ledger "
-                    f"has reported usage to {earlier}: another account, or a meter made anew. "
+                    f"has reported usage to {earlier}: another account, or a meter made again. "
                     "Use a ledger of its own (BILLING_DATABASE_URL)."
                 )
         return None
@@ -451,7 +451,7 @@ class Ledger:
             return not any(connection.execute(each.limit(1)).first() for each in unrest)
 
     def reopen(self, days: Collection[date], connection: Connection | None = None) -> None:
-        """Remember that these days are to be planned anew, whatever may crash before they are."""
+        """Remember that these days are to be planned again, whatever may crash before they are."""
         if connection is None:
             with writing(self.engine) as own:
                 return self.reopen(days, own)
@@ -459,7 +459,7 @@ class Ledger:
         return None
 
     def boundary(self, connection: Connection, instants: Collection[int]) -> None:
-        """Have days planned anew, of any age, in which a period was learnt to end (unix seconds).
+        """Have days planned again, of any age, in which a period was learned to end (unix seconds).
 
         Of recent days the sensor sees that by itself; of older ones nobody would ask again.
         """
@@ -569,13 +569,13 @@ class Ledger:
                 meter_events.c.usage_day == plan.usage_day, meter_events.c.state == State.REJECTED
             )
         )
-        told = "nothing is owed any more; before: "
+        message = "nothing is owed any more; before: "
         outcomes = [
             Outcome(
                 row.id,
                 State.REJECTED,
                 error_code=SUPERSEDED,
-                error_message=f"{told}{row.error_code}: {row.error_message}",
+                error_message=f"{message}{row.error_code}: {row.error_message}",
             )
             for row in rows
             if (_cell(row), row.revision) in plan.moot
@@ -796,9 +796,9 @@ class Ledger:
         for error in report.errors:
             matched = {named[sample].id for sample in error.samples if sample in named}
             for id in matched:
-                told = f"reported by {report.event_id}: {error.message}"
+                message = f"reported by {report.event_id}: {error.message}"
                 outcomes[id] = Outcome(
-                    id, State.REJECTED, error_code=error.code, error_message=told
+                    id, State.REJECTED, error_code=error.code, error_message=message
                 )
             self._keep_error(connection, report, error, len(matched))
         self._change_state(connection, now, {State.AMBIGUOUS, *SENT}, list(outcomes.values()))
@@ -971,8 +971,10 @@ class Ledger:
                     after = bisect_right(rows, value.timestamp, key=lambda row: row.timestamp)
                     if after < len(rows) and not rows[after].value:
                         zeros.append(rows[after])
-            told = "to be verified again: the value before it is new"
-            again = {row.id: Outcome(row.id, State.ACCEPTED, error_message=told) for row in zeros}
+            message = "to be verified again: the value before it is new"
+            again = {
+                row.id: Outcome(row.id, State.ACCEPTED, error_message=message) for row in zeros
+            }
             self._change_state(connection, now, {State.VERIFIED}, list(again.values()))
         return {row.usage_day for row in zeros}
 
@@ -1038,9 +1040,9 @@ class Ledger:
             return False
         if not check.customer_gone and now - expected.last_accepted_at < TAKE_BACK_AFTER:
             return True
-        told = f"reported by {report.event_id}: not named, and not in Stripe's summary"
+        message = f"reported by {report.event_id}: not named, and not in Stripe's summary"
         outcomes = [
-            Outcome(id, State.REJECTED, error_code=report.code, error_message=told)
+            Outcome(id, State.REJECTED, error_code=report.code, error_message=message)
             for id in check.missing
         ]
         taken = self._change_state(connection, now, {State.ACCEPTED}, outcomes)
@@ -1086,7 +1088,7 @@ class Ledger:
 
 
 def reopen(connection: Connection, days: Collection[date], run: str) -> None:
-    """Have days planned anew; what they were planned from stays known, to say what changed."""
+    """Have days planned again; what they were planned from stays known, to say what changed."""
     known = planned_days.c
     _forget_plans(connection, days, run)
     there = set(connection.scalars(select(known.usage_day).where(known.usage_day.in_(days))))
@@ -1095,7 +1097,7 @@ def reopen(connection: Connection, days: Collection[date], run: str) -> None:
 
 
 def _forget_plans(connection: Connection, days: Collection[date], run: str) -> None:
-    """Those of these days that were planned once are to be planned anew."""
+    """Those of these days that were planned once are to be planned again."""
     connection.execute(
         update(planned_days)
         .where(planned_days.c.usage_day.in_(days))
@@ -1174,7 +1176,7 @@ def _change(
 
 
 def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
-    """A row's new values: facts once learnt (first attempt, acceptance, request) are kept."""
+    """A row's new values: facts once learned (first attempt, acceptance, request) are kept."""
     tried = outcome.state is State.SENDING
     accepted = outcome.state is State.ACCEPTED
     return {

@@ -15,7 +15,7 @@ from billing_pipeline.operations.reporting import Rooms, unbilled
 from billing_pipeline.stripe_events.inbox import EventState
 
 OLDEST_EVENT = timedelta(minutes=15)
-"""An event of Stripe's that waits longer has met nobody who applies it, or cannot be applied."""
+"""An Stripe event that waits longer has met nobody who applies it, or cannot be applied."""
 
 TIMEOUT_SECONDS = 10
 
@@ -38,7 +38,7 @@ def alerts(rooms: Rooms) -> list[Alert]:
         ("mismatches", len(rooms.inquiry.checks(None, "mismatch")),
          "figures where Stripe's summary differs from the ledger: `billing verify`"),
         ("meter_errors", len(rooms.inquiry.open_reports(now)),
-         "error reports of Stripe's that are open: the check `meter_errors` shows them"),
+         "error Stripe error reports that are open: the check `meter_errors` shows them"),
         ("unbilled_events", len(unbilled(rooms)),
          "meter events that Stripe took after the invoice of their period was final"),
         ("closed_usage", rooms.inquiry.held_for_good(),
@@ -46,14 +46,14 @@ def alerts(rooms: Rooms) -> list[Alert]:
         ("closed_gates", len(rooms.inquiry.gated()),
          "days wait because their counts are implausible: `billing gate list`"),
         ("failed_events", rooms.inbox.counts()[EventState.FAILED],
-         "events of Stripe's that could not be applied: `billing events list --state failed`"),
+         "Stripe events that could not be applied: `billing events list --state failed`"),
         ("contradictions", len(rooms.customers.known(
             rooms.settings.billing_customers_file).contradictions()),
          "contradictions about who pays: `billing customers list`"),
     ]  # fmt: skip
     oldest = rooms.inbox.oldest_waiting()
     if oldest is not None and now - oldest > OLDEST_EVENT:
-        text = f"or more events of Stripe's wait since {oldest:%Y-%m-%d %H:%M} UTC: is {SENSOR} on?"
+        text = f"or more Stripe events wait since {oldest:%Y-%m-%d %H:%M} UTC: is {SENSOR} on?"
         found.append(("oldest_unprocessed_event", 1, text))
     return [Alert(kind, count, f"{count} {text}") for kind, count, text in found if count]
 

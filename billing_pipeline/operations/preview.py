@@ -65,7 +65,7 @@ class FileChange:
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a day is planned anew: its files and counts, then and now. All counts are of rows."""
+    """Why a day is planned again: its files and counts, then and now. All counts are of rows."""
 
     first: bool
     """Whether the day was never planned before."""
@@ -78,10 +78,12 @@ class Cause:
         """In one line."""
         if self.first:
             return f"first count: {len(self.files)} files, {self.counts['readings'][1]} readings"
-        told = [f"{f.name} {f.change} ({f.rows_before} → {f.rows} rows)" for f in self.files[:3]]
-        told += [f"and {len(self.files) - 3} more files"] if len(self.files) > 3 else []
-        told += [f"{now - before:+d} {COUNTS[name]}" for name, (before, now) in self.counts.items()]
-        return "; ".join(told) or "its readings have not changed since it was last planned"
+        message = [f"{f.name} {f.change} ({f.rows_before} → {f.rows} rows)" for f in self.files[:3]]
+        message += [f"and {len(self.files) - 3} more files"] if len(self.files) > 3 else []
+        message += [
+            f"{now - before:+d} {COUNTS[name]}" for name, (before, now) in self.counts.items()
+        ]
+        return "; ".join(message) or "its readings have not changed since it was last planned"
 
 
 def why(before: str | None, counted: CountedDay) -> Cause:

@@ -3,7 +3,7 @@
 One row per billing period (or, where no subscription is known, calendar month), organization and
 meter, with the difference at each step and its cause. A month has the periods that end in it; the
 month that runs has those that run, too, each as far as it is over. Changes nothing, but for sensor
-activity that is counted anew where files have changed.
+activity that is counted again where files have changed.
 """
 
 from __future__ import annotations
@@ -585,8 +585,8 @@ def _row(tally: _Tally, found: StripesFigures, late: Late, now: datetime) -> Row
     )
     more = _invoice_causes(tally, figures, late)
     if figures.keeps_one and stripe == 0 and tally.unsure_at > tally.newest_at:
-        told = "a zero whose outcome stayed unknown was counted, and could not be reported again"
-        more.append(Cause(Step.STRIPE, told, None))
+        message = "a zero whose outcome stayed unknown was counted, and could not be reported again"
+        more.append(Cause(Step.STRIPE, message, None))
     figures = replace(figures, causes=(*figures.causes, *more))
     return Row(
         tally.span,
@@ -618,23 +618,25 @@ def _invoice_causes(tally: _Tally, figures: Reconciled, late: Late) -> list[Caus
         return []
     if period.invoice_id is None:
         if period.cut_short:
-            told = ("the subscription was cancelled inside the period, and no invoice for it is "
+            message = ("the subscription was cancelled inside the period, and no invoice for it is "
                     "known: without `invoice_now` Stripe drops the usage")  # fmt: skip
         elif period.status is not None and period.status not in INVOICED_STATUSES:
-            told = f"its subscription is {period.status} in Stripe, which makes no invoice for it"
+            message = (
+                f"its subscription is {period.status} in Stripe, which makes no invoice for it"
+            )
         else:
             return []
-        return [Cause(Step.INVOICE, told, None)]
+        return [Cause(Step.INVOICE, message, None)]
     causes = []
     if missed := late.get((period.invoice_id, tally.meter.event_name), ()):
-        told = f"{len(missed)} event(s) were taken, or tried again, after the invoice was final"
+        message = f"{len(missed)} event(s) were taken, or tried again, after the invoice was final"
         if tally.meter.formula is Formula.LAST:
-            return [Cause(Step.INVOICE, told, None)]
+            return [Cause(Step.INVOICE, message, None)]
         surely = sum(value for value, certain in missed if certain)
         perhaps = [value for value, certain in missed if not certain]
         amounts = {-surely - more for more in possible_figures(0, perhaps, replaces=False) or ()}
         amount = int(difference) if difference in amounts else -surely
-        causes.append(Cause(Step.INVOICE, told, amount))
+        causes.append(Cause(Step.INVOICE, message, amount))
         difference -= amount
     if figures.invoiced == 0 and difference > 0:
         causes.append(Cause(Step.INVOICE, "a total below zero bills 0", int(difference)))

@@ -194,7 +194,7 @@ class ReportOutcome:
     stopped: str | None = None
     """Why delivery ended early (Stripe unreachable, key refused); the rest stays planned."""
     denied: bool = False
-    """Whether it was the key, which only a person can mend."""
+    """Whether it was the key, which only a person can fix."""
     planned_from: dict[date, str] = field(default_factory=dict)
     """The snapshot each planned day was planned from."""
     not_planned: dict[date, str] = field(default_factory=dict)
@@ -204,7 +204,7 @@ class ReportOutcome:
     problems: list[str] = field(default_factory=list)
     """Lines of the customers file that were left out."""
     applied: Applied = field(default_factory=Applied)
-    """What became of the events of Stripe's that were waiting."""
+    """What became of the Stripe events that were waiting."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def contact(rooms: Rooms) -> Contact:
 
     First reports are the same for every meter we accept, and corrections need a meter that
     was seen before; so planning without Stripe plans what planning with it would.
-    Raises ConfigurationError for what must be mended before anything is sent.
+    Raises ConfigurationError for what must be fixed before anything is sent.
     """
     specs = rooms.settings.billing_meters
     try:
@@ -232,7 +232,7 @@ def contact(rooms: Rooms) -> Contact:
 
 
 def reopen_for(rooms: Rooms, day: date) -> None:
-    """Have a day planned anew that is about to be counted.
+    """Have a day planned again that is about to be counted.
 
     The window of a later day's parts reaches into it. Of days that Stripe still takes something
     for, `unfinished_days` sees that by itself.
@@ -246,7 +246,7 @@ def reopen_for(rooms: Rooms, day: date) -> None:
 def counted_already(rooms: Rooms, day: date) -> Snapshot | None:
     """The day's snapshot if it says what its files say now: counting again would give the same.
 
-    None as well where it cannot be read, so that it is taken anew.
+    None as well where it cannot be read, so that it is taken again.
     """
     with suppress(*DAY_ERRORS):
         if rooms.usage.is_current(day):
@@ -319,7 +319,7 @@ def report_days(
 
 
 def apply_events(rooms: Rooms, progress: Progress | None = None) -> Applied:
-    """Apply the events of Stripe's that are due. Raises ConfigurationError without a key."""
+    """Apply the Stripe events that are due. Raises ConfigurationError without a key."""
 
     def watch(done: int, total: int) -> None:
         if progress is not None:
@@ -533,7 +533,7 @@ def closed_gates(rooms: Rooms, days: Sequence[date] | None = None) -> list[Close
 def approve_gate(rooms: Rooms, day: date, reason: str) -> list[Finding]:
     """Let a day through as it was counted; returns what was implausible about it.
 
-    A later count of other readings is judged anew. Raises ConfigurationError when the day does
+    A later count of other readings is judged again. Raises ConfigurationError when the day does
     not wait at the gate, or no reason is given.
     """
     if not reason.strip():
@@ -651,7 +651,7 @@ def unfinished_days(rooms: Rooms) -> list[date]:
     first = max(today - OLDEST, rooms.settings.billing_start_day)
     for n in range((today - first).days):
         day = first + timedelta(days=n)
-        with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted anew
+        with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted again
             snapshot_id = rooms.usage.snapshot_id(day)
             if snapshot_id is not None:
                 boundaries = period_boundaries(rooms, meters, payers, day)
@@ -664,7 +664,7 @@ def _is_whole(rooms: Rooms, day: date) -> bool:
     """Whether there is a snapshot of the day to plan from."""
     try:
         return rooms.usage.snapshot_id(day) is not None
-    except DAY_ERRORS:  # it is to be counted anew first
+    except DAY_ERRORS:  # it is to be counted again first
         return False
 
 
@@ -673,7 +673,7 @@ def _let_through(rooms: Rooms) -> set[date]:
     waiting, found = rooms.inquiry.gated(), set()
     recent = Recent(rooms)
     for day, organizations in waiting.items():
-        with suppress(*DAY_ERRORS):  # such a day is counted anew first
+        with suppress(*DAY_ERRORS):  # such a day is counted again first
             snapshot = rooms.usage.snapshot(day)
             if snapshot is not None:
                 approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
@@ -700,7 +700,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
         undone = rooms.inquiry.undone(day)
         counted: dict[str, Usage] | None = None
         again: dict[str, list[Segment]] = {}
-        with suppress(*DAY_ERRORS):  # such a day is counted anew first
+        with suppress(*DAY_ERRORS):  # such a day is counted again first
             snapshot = rooms.usage.snapshot(day)
             counted = None if snapshot is None else usage_by_organization(snapshot)
             refused = {item.cell.organization_id for item in items if item.was_refused}

@@ -56,20 +56,20 @@ def implausible(
     now, before = _readings(usage), [_readings(day) for day in recent]
     usual = median(before)
     if usual >= gates.least_readings:
-        told = _off(now, usual, gates.whole_low, gates.whole_high)
-        if told:
-            found.append(Finding(None, now, usual, f"{told}, all organizations together"))
+        message = _off(now, usual, gates.whole_low, gates.whole_high)
+        if message:
+            found.append(Finding(None, now, usual, f"{message}, all organizations together"))
         present = median(_present(day) for day in recent)
-        if not told and _present(usage) < gates.whole_low * present:
+        if not message and _present(usage) < gates.whole_low * present:
             text = f"{_present(usage)} organizations have readings; {present:g} are usual"
             found.append(Finding(None, now, usual, text))
     for organization in sorted({*usage, *(o for day in recent for o in day)}):
         readings = usage.get(organization, Usage()).reading_volume
         usual = median(day.get(organization, Usage()).reading_volume for day in recent)
         if usual >= gates.least_readings:
-            told = _off(readings, usual, gates.organization_low, gates.organization_high)
-            if told:
-                found.append(Finding(organization, readings, usual, told))
+            message = _off(readings, usual, gates.organization_low, gates.organization_high)
+            if message:
+                found.append(Finding(organization, readings, usual, message))
     return found
 
 

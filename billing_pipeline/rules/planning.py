@@ -45,7 +45,7 @@ HARMLESS = frozenset({NOT_COUNTED, SUPERSEDED})
 """Unlike Stripe's refusals these say nothing against a report, so it may be made again."""
 
 METER_AWAY = frozenset({"archived_meter", "no_meter"})
-"""Error codes of a meter that was inactive; a later change of the meter may have mended it."""
+"""Error codes of a meter that was inactive; a later change of the meter may have fixed it."""
 
 
 NOBODY = Payers()

@@ -155,10 +155,10 @@ class CellFacts:
             yield _cause("by adjustments: `billing adjustments list`", self.adjusted)
         for segment in self.held:
             if segment.start == 0 or self.segment.holds(segment.start):
-                told = f"held: {HOLD_EXPLANATIONS[segment.reason]}"
+                message = f"held: {HOLD_EXPLANATIONS[segment.reason]}"
                 if segment.reason is HoldReason.UNDONE and self.undone:
-                    told = f"undone: {self.undone}"
-                yield _cause(told, -segment.value)
+                    message = f"undone: {self.undone}"
+                yield _cause(message, -segment.value)
         for each in self.recorded:
             if each.state in UNRESOLVED and self.segment.holds(each.timestamp):
                 yield _cause(f"not resolved yet: revision {each.revision} is {each.state}",

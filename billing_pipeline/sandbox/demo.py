@@ -2,7 +2,7 @@
 
 The webhook handler runs beside it as a real process. The story: each organization checks out
 (that is how we learn its customer), but for one a person imported a customer that does not exist;
-Stripe takes its usage and reports later that it was not counted; once the mapping is mended it is
+Stripe takes its usage and reports later that it was not counted; once the mapping is fixed it is
 sent again; then one organization's period ends, and its invoice becomes final.
 
 Everything lies under var/demo, but for Dagster's own records: those are the real instance's, so
@@ -90,7 +90,7 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
             )
             story = {"webhooks": dict(sandbox.post.answers)}
             if not known:
-                story |= _mend(sandbox, rooms, days) | {"gates": _approve(rooms)}
+                story |= _fix_customer(sandbox, rooms, days) | {"gates": _approve(rooms)}
                 again, run_id, error = run_days(
                     first, last_day, By("billing demo"), progress=progress
                 )
@@ -226,7 +226,7 @@ def _await_mail(sandbox: Sandbox) -> None:
         time.sleep(0.05)
 
 
-def _mend(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str, Any]:
+def _fix_customer(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str, Any]:
     """Stripe reports what it did not count; the customer that checked out takes its place."""
     sandbox.tick()
     _await_mail(sandbox)
@@ -238,7 +238,7 @@ def _mend(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str, Any]:
         "rejected": len(rooms.inquiry.rejected(days)),
         "contradictions": known.contradictions(),
     }
-    [customer] = known.learnt[MISSPELT]
+    [customer] = known.learned[MISSPELT]
     _write_customers({MISSPELT: customer})
     return story
 
@@ -366,7 +366,7 @@ def _show_story(console: Console, story: dict[str, Any], events: dict[str, int])
     if "rejected" in story:
         codes = sorted({report["code"] for report in story["error_reports"]})
         console.print(
-            f"Every customer was learnt from a checkout. For {MISSPELT} somebody had imported "
+            f"Every customer was learned from a checkout. For {MISSPELT} somebody had imported "
             f"another one:\n  {'; '.join(story['contradictions'])}\n"
             f"Stripe took its usage and reported later that it was not counted ({', '.join(codes)}"
             f"): {story['rejected']} events rejected, and sent again to the right customer."

@@ -157,8 +157,8 @@ class Account:
             meter["status_transitions"] = {"deactivated_at": gone}
         self._keep("meter", meter)
         if "status" in changes:
-            told = "deactivated" if changes["status"] == "inactive" else "reactivated"
-            self.news.tell(f"billing.meter.{told}", meter, self.now())
+            message = "deactivated" if changes["status"] == "inactive" else "reactivated"
+            self.news.tell(f"billing.meter.{message}", meter, self.now())
         return meter
 
     def _active(self, event_name: str) -> dict[str, Any] | None:
@@ -309,9 +309,9 @@ class Account:
         )
         for event in self.events[self._reported :]:
             if event.problem is not None:
-                told = f"{event.problem}: the event {event.identifier} was not counted."
+                message = f"{event.problem}: the event {event.identifier} was not counted."
                 key = event.key or event.identifier
-                problems[event.event_name][event.problem].append((key, told))
+                problems[event.event_name][event.problem].append((key, message))
         for event_name, errors in sorted(problems.items()):
             named = [m["id"] for m in self.meters.values() if m["event_name"] == event_name]
             self.news.report(named[-1] if named else None, dict(errors), self.now())

@@ -1,4 +1,4 @@
-"""Delivering the sandbox's events to a URL as Stripe does: signed anew each time, more than once,
+"""Delivering the sandbox's events to a URL as Stripe does: signed again each time, more than once,
 in any order, late, and again until they are answered with 2xx. Chance comes from the seed.
 """
 

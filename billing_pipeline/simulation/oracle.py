@@ -77,7 +77,7 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                     where = (row["customer"], meter, row["day"])
                     sent = row["state"] in SENT
                     event = counted.get(row["identifier"])
-                    told = f"{organization} {day} {meter} r{row['revision']} {row['value']:+}"
+                    message = f"{organization} {day} {meter} r{row['revision']} {row['value']:+}"
                     # Where newer values replace older ones, an event may be reported again whose
                     # absence is not certain: the figure is right either way.
                     # And what a deleted customer has is on no bill.
@@ -87,15 +87,15 @@ def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
                     doubtful |= row["customer"] not in world.account.customers
                     doubtful |= meter == LAST and _makes_no_difference(row, counted.values())
                     if sent != (event is not None) and where not in flagged and not doubtful:
-                        yield f"{told}: {row['state']} here, counted there: {event is not None}"
+                        yield f"{message}: {row['state']} here, counted there: {event is not None}"
                     if event is not None and (
                         (event.customer, event.value, event.timestamp)
                         != (row["customer"], row["value"], row["timestamp"])
                         or not day_start(day) <= event.timestamp < day_end(day)
                     ):
-                        yield f"{told}: Stripe has something else: {event}"
+                        yield f"{message}: Stripe has something else: {event}"
                     if (organization, row["customer"]) not in world.ever_mapped:
-                        yield f"{told}: reported for {row['customer']}, never its customer"
+                        yield f"{message}: reported for {row['customer']}, never its customer"
     for identifier in counted.keys() - ours.keys():
         yield f"Stripe counts {identifier}, which the ledger does not know"
 
@@ -152,7 +152,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     adjusted = sum(
                         e.amount for e in adjustments.get(cell, ()) if start <= e.at < end
                     )
-                    told = (
+                    message = (
                         f"{organization} {day} {meter} [{start}, {end}): "
                         f"{still_valid} of {truth}{adjusted:+}"
                     )
@@ -162,13 +162,13 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         if hold.reason == HoldReason.BELOW_ZERO:
                             so = formula == "sum" and truth + adjusted < 0
                         if not so:
-                            yield f"{told}: held as {hold.reason}, which is not so"
+                            yield f"{message}: held as {hold.reason}, which is not so"
                     if formula == "sum":
                         truth += adjusted
                     owed = truth if formula == "last" else truth - (still_valid or 0)
                     if still_valid is None and truth == 0 and formula == "last":
                         if _owes_a_zero(world, rooms, cell, recorded, start):
-                            yield f"{told}: the zero was not reported"
+                            yield f"{message}: the zero was not reported"
                         continue
                     if still_valid == truth or (still_valid is None and truth == 0):
                         continue
@@ -185,7 +185,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     if (day.isoformat(), organization, meter) in refused:
                         continue
                     reasons = [(h.start, h.value, h.reason) for h in held[cell]]
-                    yield f"{told}, and no reason is given; held: {reasons}"
+                    yield f"{message}, and no reason is given; held: {reasons}"
 
 
 def _is_over_and_bare(world: World, cell: Cell, end: int) -> bool:
@@ -311,8 +311,8 @@ def _closed_stays_closed(world: World, rooms: Rooms) -> Iterator[str]:
             continue  # a period of another subscription may be open still
         since = known.get(event["invoice"])
         if since is not None and datetime.fromisoformat(event["first_attempt_at"]) > since:
-            told = f"{event['identifier']} was first sent after {event['invoice']}"
-            yield f"{told} was known as final"
+            message = f"{event['identifier']} was first sent after {event['invoice']}"
+            yield f"{message} was known as final"
 
 
 def _total(meter: str, rows: Sequence[dict[str, Any]]) -> int:

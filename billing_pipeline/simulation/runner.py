@@ -20,7 +20,7 @@ from billing_pipeline.stripe_api import retrying
 HAPPENINGS = (
     *["readings_come"] * 5, "readings_go", *["run"] * 5, *["run_unfinished"] * 2, "verify",
     *["webhooks_come"] * 3, *["apply"] * 2, "backstop", "overlap", *["time_passes"] * 7,
-    *["faults_change"] * 2, "map_anew", "check_out", "subscribe", *["change_subscription"] * 2,
+    *["faults_change"] * 2, "map_again", "check_out", "subscribe", *["change_subscription"] * 2,
     "delete_customer", "meter_comes_and_goes", "count", *["decide"] * 2, "let_through",
     "a_month_passes", *["undo"] * 2,
 )  # fmt: skip

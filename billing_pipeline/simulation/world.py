@@ -209,7 +209,7 @@ class World:
 
     # People and customers --------------------------------------------------------------------
 
-    def map_anew(self, chance: Random) -> None:
+    def map_again(self, chance: Random) -> None:
         """A person maps an organization: to a new customer, an old one, or one that is not."""
         organization = chance.choice(ORGANIZATIONS)
         known = sorted(self.account.customers)
@@ -307,9 +307,9 @@ class World:
         self.steps.disarm()
         if self.rooms("person").adjustments.decided(id=amount.id):
             self.verdicts[amount.id] = approved
-        told = "carried into the current period" if approved else "written off"
+        message = "carried into the current period" if approved else "written off"
         died = ": dies" if self.crashes > before else ""
-        self.log.append(f"{amount.amount:+} of {amount.cell} is {told}{died}")
+        self.log.append(f"{amount.amount:+} of {amount.cell} is {message}{died}")
 
     def let_through(self, chance: Random) -> None:
         """A person lets a day through the gate."""

@@ -99,7 +99,7 @@ def deliver(
     """Send what is planned or ambiguous for these days; resolve what may not be sent again.
 
     What may not be reported any more on the customer's eligibility (`payers`), such as for a period that
-    was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned anew.
+    was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned again.
     With `leftovers`, only what an earlier delivery left ambiguous, whose cells wait for it.
     Events of meters that are not among `meters` stay as they are.
 

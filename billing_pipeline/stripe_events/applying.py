@@ -115,9 +115,9 @@ def _apply_one(
     except Exception as error:
         if isinstance(error, DBAPIError) and _is_the_databases_fault(error):
             raise
-        told = _told(error)
-        failed = inbox.postpone(event, told, clock())
-        (applied.failed if failed else applied.postponed)[event.id] = told
+        message = _message(error)
+        failed = inbox.postpone(event, message, clock())
+        (applied.failed if failed else applied.postponed)[event.id] = message
 
 
 def _is_the_databases_fault(error: DBAPIError) -> bool:
@@ -132,7 +132,7 @@ def _is_the_databases_fault(error: DBAPIError) -> bool:
     return state is not None and state[:2] in ("08", "25", "40", "53", "57", "58")
 
 
-def _told(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """An error in words, without what the event itself says: that may be private."""
     if isinstance(error, ValidationError):
         problems = error.errors(include_input=False, include_url=False, include_context=False)

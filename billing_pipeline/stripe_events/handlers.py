@@ -77,8 +77,8 @@ def handles(*types: str) -> Callable[[Handler], Handler]:
 def checkout_completed(desk: Desk, event: StoredEvent) -> str | None:
     """An organization became a customer."""
     session = CheckoutObject.model_validate(event.object)
-    learnt = take_checkout(desk.connection, session, _source(event))
-    return None if learnt else "it names no organization, or has no customer"
+    learned = take_checkout(desk.connection, session, _source(event))
+    return None if learned else "it names no organization, or has no customer"
 
 
 @handles("customer.deleted")

@@ -162,7 +162,7 @@ def day_folder(day: date) -> str:
 
 
 def activity_for(engine: Engine, readings: Folder, snapshots: Folder, day: date) -> CountedDay:
-    """The activity of a day as it lies there, counted anew only if its files have changed.
+    """The activity of a day as it lies there, counted again only if its files have changed.
 
     Raises UnusableInput, ConservationError.
     """
@@ -353,7 +353,7 @@ def proven_by(
 ) -> dict[str, tuple[int, int]]:
     """By organization: sensors with a reading on any of these days, and readings on the last.
 
-    From sensor activity that says what the files say now, counted anew where they have changed.
+    From sensor activity that says what the files say now, counted again where they have changed.
     Raises UnusableInput, ConservationError.
     """
     for day in days:

@@ -345,8 +345,10 @@ def _quoted(text: str) -> str:
 
 def _reason(error: Exception) -> str:
     """DuckDB's reason in one line, without its advice on options that are not the reader's."""
-    told = str(error).split("Possible fixes")[0].split("Possible Solution")[0].split("\n\nLINE")[0]
-    return "; ".join(line.strip() for line in told.splitlines() if line.strip())[:500]
+    message = (
+        str(error).split("Possible fixes")[0].split("Possible Solution")[0].split("\n\nLINE")[0]
+    )
+    return "; ".join(line.strip() for line in message.splitlines() if line.strip())[:500]
 
 
 def day_start_ns(day: date) -> int:

@@ -106,11 +106,11 @@ def count_on_spark(
         query = sql("count").replace("$blanks", ":blanks")
         counted = session.sql(query, args={"blanks": blanks}).toArrow()
     except errors as error:
-        told = str(error)
-        if any(sign in told for sign in _UNREADABLE):
-            raise SparkCannotRead(_cause(told)) from error
+        message = str(error)
+        if any(sign in message for sign in _UNREADABLE):
+            raise SparkCannotRead(_cause(message)) from error
         _session.cache_clear()
-        raise SparkUnavailable(f"Spark could not count {usage_day}: {_cause(told)}") from error
+        raise SparkUnavailable(f"Spark could not count {usage_day}: {_cause(message)}") from error
     files = len(day.rows) - len(by_spark)
     return counted, f"spark; {files} file(s) read by DuckDB" if files else "spark"
 
@@ -179,9 +179,9 @@ def _errors() -> tuple[type[Exception], ...]:
     return (PySparkException, Py4JError, OSError)  # the last: Spark's process has ended
 
 
-def _cause(told: str) -> str:
+def _cause(message: str) -> str:
     """The innermost cause of a Java error, else its first line."""
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith("Caused by:")]
     return ([*causes[-1:], *lines, "no reason given"])[0][:500]
 

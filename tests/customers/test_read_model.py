@@ -32,7 +32,7 @@ from billing_pipeline.customers.tables import (
     customers,
     deleted_customers,
     invoices,
-    learnt_customers,
+    learned_customers,
     subscriptions,
 )
 from billing_pipeline.database import open_database, writing
@@ -40,7 +40,7 @@ from billing_pipeline.rules.eligibility import DEFAULT_POLICY
 from billing_pipeline.rules.model import HoldReason
 
 BEGUN = datetime(2026, 3, 1, tzinfo=UTC)
-TABLES = (learnt_customers, deleted_customers, subscriptions, billing_periods, invoices)
+TABLES = (learned_customers, deleted_customers, subscriptions, billing_periods, invoices)
 STATUSES = ["incomplete", "active", "past_due", "paused", "resting", "canceled"]
 INVOICE_STATUSES = ["draft", "open", "paid", "void"]
 
@@ -119,8 +119,8 @@ def apply(
             match event["kind"]:
                 case "subscription":
                     seen = SubscriptionObject.model_validate(event["object"])
-                    told = None if asked is None else SubscriptionObject.model_validate(asked)
-                    take_subscription(connection, seen, source, told)
+                    message = None if asked is None else SubscriptionObject.model_validate(asked)
+                    take_subscription(connection, seen, source, message)
                 case "invoice":
                     bill = InvoiceObject.model_validate(event["object"])
                     answer = None if asked is None else InvoiceObject.model_validate(asked)
@@ -147,7 +147,7 @@ def state(engine: Engine) -> dict[str, list[dict[str, Any]]]:
             rows = [dict(row._mapping) for row in connection.execute(select(table))]
             for row in rows:
                 row.pop("event_id", None)
-                row.pop("learnt_at", None)
+                row.pop("learned_at", None)
             found[table.name] = sorted(rows, key=repr)
     return found
 

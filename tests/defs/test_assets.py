@@ -190,10 +190,10 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(runner: Runner) -> None:
     assert result.success
     assert result.get_asset_materialization_events() == []
     [observed] = result.get_asset_observation_events()
-    told = observed.event_specific_data.asset_observation  # type: ignore[union-attr]
-    assert (told.asset_key, told.partition) == (dg.AssetKey("meter_events"), day.isoformat())
-    assert told.metadata["cause"].value == "readings.jsonl changed (3 → 6 rows); +3 readings"
-    lines = str(told.metadata["plan"].value).splitlines()
+    message = observed.event_specific_data.asset_observation  # type: ignore[union-attr]
+    assert (message.asset_key, message.partition) == (dg.AssetKey("meter_events"), day.isoformat())
+    assert message.metadata["cause"].value == "readings.jsonl changed (3 → 6 rows); +3 readings"
+    lines = str(message.metadata["plan"].value).splitlines()
     assert any("temperature_readings" in x and "correct" in x and " 5 " in x for x in lines)
     assert len(runner.world.sandbox.account.events) == events
     after = (runner.world.home / "snapshots" / f"usage_day={day}" / "usage.parquet").read_bytes()

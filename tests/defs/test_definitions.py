@@ -69,8 +69,10 @@ def test_every_asset_tells_what_it_is(graph: dg.Definitions) -> None:
         assert spec.kinds
         schema = spec.metadata["dagster/column_schema"]
         assert len(schema.columns) >= 4
-        told = spec.description.lower()
-        partitions = usage_days if "day" in told else billing_months if "month" in told else None
+        message = spec.description.lower()
+        partitions = (
+            usage_days if "day" in message else billing_months if "month" in message else None
+        )
         assert spec.partitions_def == partitions
 
 

@@ -235,9 +235,9 @@ def test_the_alert_hook_hears_of_a_change_once_and_of_its_end(
         world.bill([yesterday()])
         cursor = tick(alert_sensor, cursor).cursor
         cursor = tick(alert_sensor, cursor).cursor
-        [told] = heard
-        assert told["alerts"] == [{"kind": "rejected_events", "count": 2}]
-        assert "refused" in told["text"]
+        [message] = heard
+        assert message["alerts"] == [{"kind": "rejected_events", "count": 2}]
+        assert "refused" in message["text"]
         world.make_customers(["acme"])
         world.bill([yesterday()])
         tick(alert_sensor, cursor)

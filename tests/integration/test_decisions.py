@@ -97,9 +97,9 @@ def start(arguments: list[str], output: Path) -> subprocess.Popen[bytes]:
 def finished(arguments: list[str], output: Path) -> tuple[int, dict[str, Any]]:
     process = start(arguments, output)
     process.wait(180)
-    told = output.read_text()
-    assert told, output.with_suffix(".err").read_text()[-3000:]
-    return process.returncode, json.loads(told)
+    message = output.read_text()
+    assert message, output.with_suffix(".err").read_text()[-3000:]
+    return process.returncode, json.loads(message)
 
 
 def change(world: World, usage: Usage, chance: random.Random) -> None:

@@ -43,10 +43,10 @@ def finish(process: subprocess.Popen[bytes], output: Path) -> dict[str, Any]:
     assert text, output.with_suffix(".err").read_text()[-3000:]
     document: dict[str, Any] = json.loads(text)
     if process.returncode != 0:
-        told = {key: value for key, value in document.items() if key != "days" and value}
+        message = {key: value for key, value in document.items() if key != "days" and value}
         errors = {day["day"]: day["error"] for day in document["days"] if day["error"]}
         stderr = output.with_suffix(".err").read_text()[-3000:]
-        pytest.fail(f"exit {process.returncode}: {json.dumps(told)}, days {errors}, {stderr}")
+        pytest.fail(f"exit {process.returncode}: {json.dumps(message)}, days {errors}, {stderr}")
     return document
 
 

@@ -91,14 +91,14 @@ def test_two_thousand_events_survive_repetition_disorder_and_killed_workers(
         answers = dict(world.sandbox.post.answers)
     assert answers["200"] > EVENTS * 1.5
     assert set(answers) <= {"200", "error"}, "a dying worker answers nothing, never something else"
-    told = {event["id"]: event for event in world.sandbox.account.news.events}
-    assert world.sandbox.post.taken == set(told)
+    message = {event["id"]: event for event in world.sandbox.account.news.events}
+    assert world.sandbox.post.taken == set(message)
     engine = make_engine(database_url)
     with engine.begin() as connection:
         stored = connection.execute(select(stripe_events.c.id, stripe_events.c.type)).all()
         redelivered = connection.scalar(select(func.sum(stripe_events.c.redeliveries))) or 0
     engine.dispose()
-    assert sorted(row.id for row in stored) == sorted(told)
+    assert sorted(row.id for row in stored) == sorted(message)
     # Every 200 was a row or a redelivery; a commit whose answer was lost is one more.
     assert answers["200"] <= len(stored) + redelivered <= answers["200"] + answers.get("error", 0)
     rooms = world.rooms()

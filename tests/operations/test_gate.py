@@ -92,7 +92,7 @@ def test_a_person_lets_exactly_these_counts_through(steady: World) -> None:
     assert unfinished_days(rooms) == []
     with pytest.raises(ConfigurationError, match="nothing to approve"):
         approve_gate(rooms, day, "again")
-    # Other counts than those that were seen are judged anew.
+    # Other counts than those that were seen are judged again.
     steady.write_readings(day, {"acme": {"s": 1}})
     steady.bill([day])
     assert [gate.day for gate in closed_gates(rooms)] == [day]

@@ -138,8 +138,8 @@ def test_a_paused_subscription_makes_no_invoice_and_the_row_says_so(closed: Worl
     paused = [r for r in found.rows if r.status == "missing" and r.span.end == end]
     assert paused
     assert all(r.is_right for r in paused)
-    told = {c.text for r in paused for c in r.figures.causes if c.step is Step.INVOICE}
-    assert told == {"its subscription is paused in Stripe, which makes no invoice for it"}
+    message = {c.text for r in paused for c in r.figures.causes if c.step is Step.INVOICE}
+    assert message == {"its subscription is paused in Stripe, which makes no invoice for it"}
 
 
 def test_without_a_key_what_is_known_here_is_compared(

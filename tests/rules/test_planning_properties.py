@@ -110,7 +110,7 @@ def test_whatever_happened_stripe_ends_at_the_target_and_nothing_is_said_twice(
     for target, fate in history:
         event = step(meter, stripe, recorded, target, fate, retry=False)
         planned += [event] if event else []
-    # The world becomes quiet: what was refused is mended, and everything is accepted.
+    # The world becomes quiet: what was refused is fixed, and everything is accepted.
     event = step(meter, stripe, recorded, final, "accepted", retry=True)
     planned += [event] if event else []
 

@@ -58,7 +58,7 @@ MUTANTS = (
         "if held_by_stripe is None and target == 0:",
     ),
     Mutant(
-        "an event of Stripe's that comes late is applied (no cursor over ids or times)",
+        "an Stripe event that comes late is applied (no cursor over ids or times)",
         "billing_pipeline/stripe_events/inbox.py",
         ".where(_due(now))",
         ".where(_due(now), stripe_events.c.created >= func.coalesce("

@@ -115,7 +115,7 @@ def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) 
     requests = world.sandbox.seen["meter_events"]
     assert world.bill(usage).sent == 0
     assert world.sandbox.seen["meter_events"] == requests
-    world.write_customers(world.customers)  # mended: another customer is another report
+    world.write_customers(world.customers)  # fixed: another customer is another report
     assert world.bill(usage).sent == 2
     assert world.billed() == world.due(usage)
 

@@ -83,7 +83,7 @@ def test_a_stored_500_is_not_taken_for_an_answer_and_is_settled_after_a_day(
     report_days(rooms, [day])
     assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
     world.sandbox.faults = Faults()
-    report_days(rooms, [day])  # Stripe replays its stored 500: nothing is learnt, nothing lost
+    report_days(rooms, [day])  # Stripe replays its stored 500: nothing is learned, nothing lost
     assert states(rooms, day, "temperature_readings")[0][0] == "ambiguous"
     assert world.billed() == {}
     world.advance(hours=24)

@@ -47,10 +47,10 @@ def s3_port() -> Iterator[int]:
         [sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
         assert server.stdout is not None
-        told = re.fullmatch(r"serving (\d+)\n", server.stdout.readline())
-        assert told, "the S3 server did not start"
+        message = re.fullmatch(r"serving (\d+)\n", server.stdout.readline())
+        assert message, "the S3 server did not start"
         try:
-            yield int(told.group(1))
+            yield int(message.group(1))
         finally:
             server.kill()
 

@@ -115,9 +115,9 @@ def test_an_address_of_spark_that_cannot_be_is_refused_and_not_shown(
     remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BILLING_SPARK_REMOTE", remote)
-    with pytest.raises(ConfigurationError, match="BILLING_SPARK_REMOTE") as told:
+    with pytest.raises(ConfigurationError, match="BILLING_SPARK_REMOTE") as message:
         load_settings()
-    assert "SECRET" not in str(told.value)
+    assert "SECRET" not in str(message.value)
 
 
 def test_what_spark_says_of_its_address_is_not_repeated(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_ids_that_are_no_text_fail_the_day_on_spark_too(engine: Engine, lake: La
 def test_a_spark_that_is_not_there_fails_the_day_soon_and_names_no_file(lake: Lake) -> None:
     lake.write(table(["a"], ["s"], [1]))
     nobody = Engine("512MB", spark="sc://127.0.0.1:9/;token=secret")
-    with pytest.raises(SparkUnavailable, match=r"sc://127\.0\.0\.1:9 cannot be reached") as told:
+    with pytest.raises(SparkUnavailable, match=r"sc://127\.0\.0\.1:9 cannot be reached") as message:
         lake.count(nobody)
-    assert "secret" not in str(told.value) + repr(nobody)
+    assert "secret" not in str(message.value) + repr(nobody)
     with pytest.raises(SparkUnavailable, match="cannot be reached"):
         lake.count(Engine("512MB", spark="sc://127.0.0.1:99999"))
 

@@ -202,5 +202,5 @@ def _of_files(rooms: Rooms, day: date, snapshot: Snapshot) -> Iterator[Link]:
         except (OSError, UnusableInput) as error:
             yield Link(f"{file.name} lies there as it was counted", False, str(error))
         else:
-            told = f"sha256 {file.sha256[:16]}…, {file.size} bytes, {file.rows} rows"
-            yield Link(f"{file.name} lies there as it was counted", same, told)
+            message = f"sha256 {file.sha256[:16]}…, {file.size} bytes, {file.rows} rows"
+            yield Link(f"{file.name} lies there as it was counted", same, message)

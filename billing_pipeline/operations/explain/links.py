@@ -13,7 +13,7 @@ class Link:
 
     what: str
     holds: bool | None
-    told: str
+    message: str
 
     def as_json(self) -> dict[str, Any]:
         """As `billing explain --json` prints it."""

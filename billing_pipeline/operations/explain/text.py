@@ -24,8 +24,8 @@ def show_explanation(console: Console, document: dict[str, Any]) -> None:
         if document["sensors"]:
             console.print(_sensors(document))
     checked = document["checked"]
-    told = f"{checked['hold']} links checked and right, {checked['broken']} broken"
-    console.print(Text(f"{told}.", "bold red" if checked["broken"] else "green"))
+    message = f"{checked['hold']} links checked and right, {checked['broken']} broken"
+    console.print(Text(f"{message}.", "bold red" if checked["broken"] else "green"))
 
 
 def _period(document: dict[str, Any]) -> Tree:
@@ -124,8 +124,8 @@ def _add_event(branch: Tree, event: dict[str, Any]) -> None:
 
 def _add_links(tree: Tree, links: Iterable[dict[str, Any]]) -> None:
     for link in links:
-        told = f" ({link['told']})" if link["told"] else ""
-        tree.add(Text.assemble(MARKS[link["holds"]], link["what"] + told))
+        message = f" ({link['message']})" if link["detail"] else ""
+        tree.add(Text.assemble(MARKS[link["holds"]], link["what"] + message))
 
 
 def _sensors(document: dict[str, Any]) -> Table:

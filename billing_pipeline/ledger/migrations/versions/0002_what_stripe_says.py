@@ -1,4 +1,4 @@
-"""What Stripe's events say: learnt customers, subscriptions, periods, invoices, meter errors."""
+"""What Stripe's events say: learned customers, subscriptions, periods, invoices, meter errors."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,10 +20,10 @@ def upgrade() -> None:
     )
     _hold_parts_of_days()
     op.create_table(
-        "learnt_customers",
+        "learned_customers",
         sa.Column("organization_id", sa.Text(), primary_key=True),
         sa.Column("stripe_customer_id", ID, primary_key=True),
-        sa.Column("learnt_at", AT, nullable=False),
+        sa.Column("learned_at", AT, nullable=False),
         sa.Column("event_id", ID, nullable=False),
     )
     op.create_table(
@@ -80,7 +80,7 @@ def upgrade() -> None:
 
 
 def _hold_parts_of_days() -> None:
-    """A held part of a day has a start. SQLite changes no primary key: the table is made anew."""
+    """A held part of a day has a start. SQLite changes no primary key: the table is made again."""
     before = sa.table(
         "held_usage",
         sa.column("usage_day", sa.Date()),
@@ -114,7 +114,7 @@ def downgrade() -> None:
         "billing_periods",
         "subscriptions",
         "deleted_customers",
-        "learnt_customers",
+        "learned_customers",
     ):
         op.drop_table(name)
     op.drop_column("meters", "changed_at")

@@ -1,4 +1,4 @@
-"""What was undone, and by which run; days to be planned anew; indexes by customer and by run."""
+"""What was undone, and by which run; days to be planned again; indexes by customer and by run."""
 
 import sqlalchemy as sa
 from alembic import op
