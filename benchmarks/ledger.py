@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from billing_pipeline.operations.reporting import Rooms, unfinished_days, utc_now
+from billing_pipeline.operations.reporting import Context, unfinished_days, utc_now
 from pydantic import SecretStr
 from sqlalchemy import Engine, event, text
 
@@ -59,14 +59,14 @@ def measure_ledger(home: Path, events: int, *, plans: bool = False) -> list[dict
             billing_readings_uri=name,
             billing_snapshots_uri=name,
         )
-        with Rooms.open(settings, "benchmark") as rooms:
+        with Context.open(settings, "benchmark") as context:
             day = utc_now().date() - timedelta(days=1)
             organizations = events // (DAYS * len(METERS))
-            _fill(rooms.ledger.engine, day, organizations)
-            watch = _Watch(rooms.ledger.engine)
+            _fill(context.ledger.engine, day, organizations)
+            watch = _Watch(context.ledger.engine)
             return [
                 watch.timed(what, ask, plans=plans)
-                for what, ask in _questions(rooms, day, organizations).items()
+                for what, ask in _questions(context, day, organizations).items()
             ]
 
 
@@ -80,8 +80,8 @@ def _fill(database: Engine, last: date, organizations: int) -> None:
         connection.execute(text("VACUUM ANALYZE meter_events"))
 
 
-def _questions(rooms: Rooms, day: date, organizations: int) -> dict[str, Callable[[], Any]]:
-    ledger, inquiry = rooms.ledger, rooms.inquiry
+def _questions(context: Context, day: date, organizations: int) -> dict[str, Callable[[], Any]]:
+    ledger, inquiry = context.ledger, context.inquiry
     recent = [day - timedelta(days=n) for n in range(34)]
     stamp = int(time.time())
     closed = [
@@ -95,7 +95,7 @@ def _questions(rooms: Rooms, day: date, organizations: int) -> dict[str, Callabl
         "what is to be verified, 34 days": lambda: ledger.expected_figures(
             recent, METERS, unverified_only=True
         ),
-        "unfinished days": lambda: unfinished_days(rooms),
+        "unfinished days": lambda: unfinished_days(context),
         "counts of a day": lambda: inquiry.counts([day]),
         "counts of 34 days": lambda: inquiry.counts(recent),
         "held and refused": lambda: (inquiry.left_out(), inquiry.rejected()),

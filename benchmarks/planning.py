@@ -20,7 +20,7 @@ from typing import Any
 
 import duckdb
 from billing_pipeline.operations.reporting import (
-    Rooms,
+    Context,
     count_usage,
     counted_already,
     report_days,
@@ -40,7 +40,7 @@ from billing_pipeline.stripe_api.catalogue import ensure_meters
 DAYS = 34
 """As far back as Stripe takes anything."""
 
-NOBODY = "http://127.0.0.1:9"
+NO_PAYERS = "http://127.0.0.1:9"
 """An address where nothing answers: planning goes on without Stripe, and nothing is sent."""
 
 
@@ -86,12 +86,12 @@ def _databases(home: Path, names: Sequence[str]) -> Iterator[tuple[Path, dict[st
 def _one_day(folder: Path, organizations: int, url: str) -> dict[str, Any]:
     day = utc_now().date() - timedelta(days=1)
     customers = {f"org-{n:05}": f"cus_{n:06}" for n in range(organizations)}
-    with open_rooms(folder, url, NOBODY, customers) as rooms:
+    with open_rooms(folder, url, NO_PAYERS, customers) as context:
         write_readings(folder / "readings", [day], organizations)
-        count_usage(rooms, day)
-        first = _timed(lambda: report_days(rooms, [day]))
-        again = _timed(lambda: report_days(rooms, [day]))
-        counts = rooms.inquiry.counts([day])
+        count_usage(context, day)
+        first = _timed(lambda: report_days(context, [day]))
+        again = _timed(lambda: report_days(context, [day]))
+        counts = context.inquiry.counts([day])
     assert counts["planned"] == 2 * organizations, counts
     return {"organizations": organizations, "plan a day s": first, "plan it again s": again}
 
@@ -104,18 +104,18 @@ def _backfill(folder: Path, organizations: int, url: str) -> dict[str, Any]:
     customers = make_customers(state, organizations)
     with running_sandbox(state, 0) as base:
         write_readings(folder / "readings", days, organizations)
-        with open_rooms(folder, url, base, customers, make_meters=True) as rooms:
-            counting = _timed(lambda: [count_usage(rooms, day) for day in days])
-        with open_rooms(folder, url, NOBODY, customers) as rooms:
-            planning = _timed(lambda: report_days(rooms, days))
-            _take_for_verified(rooms)
-        with open_rooms(folder, url, base, customers) as rooms:
+        with open_rooms(folder, url, base, customers, make_meters=True) as context:
+            counting = _timed(lambda: [count_usage(context, day) for day in days])
+        with open_rooms(folder, url, NO_PAYERS, customers) as context:
+            planning = _timed(lambda: report_days(context, days))
+            _take_for_verified(context)
+        with open_rooms(folder, url, base, customers) as context:
             begun = time.perf_counter()
-            assert all(counted_already(rooms, day) for day in days)
-            reporting = report_days(rooms, days)
-            report = verify_days(rooms, days)
+            assert all(counted_already(context, day) for day in days)
+            reporting = report_days(context, days)
+            report = verify_days(context, days)
             seconds = time.perf_counter() - begun
-            counts = rooms.inquiry.counts(days)
+            counts = context.inquiry.counts(days)
     assert (reporting.sent, report.agreed, reporting.stopped) == (0, 0, None), reporting
     assert counts["verified"] == 2 * organizations * len(days), counts
     return {
@@ -144,7 +144,7 @@ def write_readings(folder: Path, days: list[date], organizations: int) -> None:
 @contextmanager
 def open_rooms(
     folder: Path, url: str, base: str, customers: dict[str, str], *, make_meters: bool = False
-) -> Iterator[Rooms]:
+) -> Iterator[Context]:
     folder.mkdir(parents=True, exist_ok=True)
     mapping = folder / "customers.csv"
     lines = [f"{organization},{customer}\n" for organization, customer in customers.items()]
@@ -159,16 +159,16 @@ def open_rooms(
         billing_customers_file=mapping,
         billing_verification_reads=10**7,
     )
-    with Rooms.open(settings, "benchmark") as rooms:
+    with Context.open(settings, "benchmark") as context:
         if make_meters:
-            asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters, rooms.ledger))
-        yield rooms
+            asyncio.run(ensure_meters(context.gateway, settings.billing_meters, context.ledger))
+        yield context
 
 
-def _take_for_verified(rooms: Rooms) -> None:
+def _take_for_verified(context: Context) -> None:
     """As if Stripe had taken all of it, hours ago, and shown it in its summaries."""
     then = utc_now() - timedelta(hours=5)
-    with rooms.ledger.engine.begin() as connection:
+    with context.ledger.engine.begin() as connection:
         connection.execute(
             update(meter_events).values(
                 state=State.VERIFIED, first_attempt_at=then, last_attempt_at=then, accepted_at=then

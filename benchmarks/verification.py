@@ -34,15 +34,15 @@ def _measure(home: Path, organizations: int) -> dict[str, Any]:
         url = f"sqlite:///{folder}/billing.db"
         with (
             running_sandbox(state, 0) as base,
-            open_rooms(folder, url, base, customers, make_meters=True) as rooms,
+            open_rooms(folder, url, base, customers, make_meters=True) as context,
         ):
             write_readings(folder / "readings", [day], organizations)
-            count_usage(rooms, day)
+            count_usage(context, day)
             begun = time.perf_counter()
-            reporting = report_days(rooms, [day])
+            reporting = report_days(context, [day])
             sending = time.perf_counter() - begun
             cpu, begun = time.process_time(), time.perf_counter()
-            report = verify_days(rooms, [day], everything=True)
+            report = verify_days(context, [day], everything=True)
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
     figures = 2 * organizations
     assert (reporting.sent, reporting.stopped) == (figures, None), reporting.stopped

@@ -42,7 +42,7 @@ def close_period(world: World) -> World:
     assert invoiced(world) == 30
     world.advance(days=3)
     world.bill(days[3:])
-    assert unfinished_days(world.rooms()) == []
+    assert unfinished_days(world.context()) == []
     return world
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import stripe
 from billing_pipeline.operations.reporting import (
+    Context,
     ReportOutcome,
-    Rooms,
     apply_events,
     count_usage,
     report_days,
@@ -60,7 +60,7 @@ class World:
             "BILLING_DATABASE_URL": f"sqlite:///{home}/billing.db",
             "BILLING_CUSTOMERS_FILE": str(home / "customers.csv"),
         }
-        self._rooms: list[Rooms] = []
+        self._open: list[Context] = []
         (home / "readings").mkdir()
         self.write_customers({})
 
@@ -73,14 +73,14 @@ class World:
         self.offset += step
         self.sandbox.clock.offset += step.total_seconds()
 
-    def rooms(self, run: str = "test") -> Rooms:
-        rooms = Rooms.open(load_settings(), run, self.clock)
-        self._rooms.append(rooms)
-        return rooms
+    def context(self, run: str = "test") -> Context:
+        context = Context.open(load_settings(), run, self.clock)
+        self._open.append(context)
+        return context
 
     def close(self) -> None:
-        for rooms in self._rooms:
-            rooms.ledger.engine.dispose()
+        for context in self._open:
+            context.ledger.engine.dispose()
 
     # Setting the scene -----------------------------------------------------------------------
 
@@ -88,8 +88,8 @@ class World:
         return stripe.StripeClient(KEY, base_addresses={"api": self.base})
 
     def make_meters(self) -> None:
-        rooms = self.rooms()
-        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
+        context = self.context()
+        asyncio.run(ensure_meters(context.gateway, context.settings.billing_meters, context.ledger))
 
     def make_meter(self, event_name: str, formula: str, window: str | None = None) -> str:
         given: dict[str, Any] = {
@@ -135,18 +135,18 @@ class World:
 
     # Acting ----------------------------------------------------------------------------------
 
-    def bill(self, days: Iterable[date], rooms: Rooms | None = None) -> ReportOutcome:
+    def bill(self, days: Iterable[date], context: Context | None = None) -> ReportOutcome:
         """Count, state and verify, without Dagster."""
-        rooms = rooms or self.rooms()
+        context = context or self.context()
         days = list(days)
         for day in days:
-            count_usage(rooms, day)
-        reporting = report_days(rooms, days)
-        verify_days(rooms, days)
+            count_usage(context, day)
+        reporting = report_days(context, days)
+        verify_days(context, days)
         return reporting
 
     def verify(self, days: Iterable[date]) -> VerificationReport:
-        return verify_days(self.rooms(), list(days), everything=True)
+        return verify_days(self.context(), list(days), everything=True)
 
     # What Stripe says ------------------------------------------------------------------------
 
@@ -157,8 +157,8 @@ class World:
     def receive(self) -> list[str]:
         """Store all that the sandbox has told so far, as the webhook handler does."""
         self.sandbox.tick()
-        rooms = self.rooms()
-        store = EventStore(rooms.inbox.engine)
+        context = self.context()
+        store = EventStore(context.inbox.engine)
         stored = []
         for event in self.sandbox.account.news.events:
             body = json.dumps(notification(event))
@@ -169,7 +169,7 @@ class World:
     def apply(self) -> Applied:
         """Receive and apply all that the sandbox has told so far."""
         self.receive()
-        return apply_events(self.rooms())
+        return apply_events(self.context())
 
     def make_subscription(self, customer: str, **given: Any) -> dict[str, Any]:
         """A subscription to both meters; its period is a month from its start on."""

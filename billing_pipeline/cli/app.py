@@ -38,8 +38,8 @@ from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.preview import Preview, preview_days
 from billing_pipeline.operations.preview import dry_run as dry_run_days
 from billing_pipeline.operations.reporting import (
-    By,
-    Rooms,
+    Actor,
+    Context,
     approve_gate,
     closed_gates,
     unfinished_days,
@@ -169,24 +169,24 @@ def run(
     if dry_run:
         with _progress() as progress:
             found = dry_run_days(
-                _rooms(settings), days, retry_rejected=retry_rejected, progress=progress
+                _open(settings), days, retry_rejected=retry_rejected, progress=progress
             )
         _show_preview(found, days, as_json)
     settings.require_key()
     from billing_pipeline.cli.report import exit_code, run_document, show_run
     from billing_pipeline.defs import run_days
 
-    rooms = _rooms(settings)
+    context = _open(settings)
     with _progress() as progress:
         outcome, run_id, error = run_days(
             first,
             last,
-            By(_who(), reason),
+            Actor(_who(), reason),
             retry_rejected=retry_rejected,
             recount=recount,
             progress=progress,
         )
-    document = run_document(rooms, days, outcome, run_id, error)
+    document = run_document(context, days, outcome, run_id, error)
     _print(as_json, document, lambda: show_run(out, document))
     raise typer.Exit(exit_code(document, outcome))
 
@@ -198,9 +198,7 @@ def plan(
     """Show what would be sent for the snapshots there are; write and send nothing."""
     settings = load_settings()
     days = _span(settings, first, last)
-    _show_preview(
-        preview_days(_rooms(settings), days, retry_rejected=retry_rejected), days, as_json
-    )
+    _show_preview(preview_days(_open(settings), days, retry_rejected=retry_rejected), days, as_json)
 
 
 def _show_preview(preview: Preview, days: list[date], as_json: bool) -> NoReturn:
@@ -232,10 +230,10 @@ def undo(
 
     settings = load_settings()
     settings.require_key()
-    rooms = _rooms(settings)
+    context = _open(settings)
     with _progress() as progress:
-        undone = undo_run(rooms, run, By(_who(), reason), dry_run=dry_run, progress=progress)
-    document = undone_document(rooms, undone)
+        undone = undo_run(context, run, Actor(_who(), reason), dry_run=dry_run, progress=progress)
+    document = undone_document(context, undone)
     _print(as_json, document, lambda: show_undone(out, document, undone))
     wrong = undone.left or undone.reporting.stopped or document["unresolved"]
     raise typer.Exit(1 if wrong else 0)
@@ -258,11 +256,11 @@ def verify(
 
     settings = load_settings()
     settings.require_key()
-    rooms = _rooms(settings)
+    context = _open(settings)
     days = _span(settings, first, last)
     with _progress() as progress:
-        report = verify_days(rooms, days, wait_seconds=wait, everything=True, progress=progress)
-    document = verification_document(rooms, days, report)
+        report = verify_days(context, days, wait_seconds=wait, everything=True, progress=progress)
+    document = verification_document(context, days, report)
 
     def show() -> None:
         out.print(f"Compared {document['compared']} figures: {report.agreed} agree.")
@@ -305,15 +303,15 @@ def explain(
     names = [spec.event_name for spec in settings.billing_meters]
     if meter is not None and meter not in names:
         raise typer.BadParameter(f"no meter is called {meter!r}; there are {', '.join(names)}")
-    rooms, meters = _rooms(settings), [meter] if meter else names
+    context, meters = _open(settings), [meter] if meter else names
     if day is not None:
-        document = explain_day(rooms, organization, day, meters)
+        document = explain_day(context, organization, day, meters)
     else:
         assert period is not None
         with _progress() as progress:
-            document = explain_period(rooms, organization, period, meters, progress=progress)
+            document = explain_period(context, organization, period, meters, progress=progress)
     if html is not None:
-        write_page(html, document, f"{rooms.clock():%Y-%m-%d %H:%M} UTC")
+        write_page(html, document, f"{context.clock():%Y-%m-%d %H:%M} UTC")
         document["page"] = str(html)
     _print(as_json, document, lambda: show_explanation(out, document))
     raise typer.Exit(1 if document["checked"]["broken"] else 0)
@@ -334,10 +332,10 @@ def reconcile(
     from billing_pipeline.cli.report import show_reconciliation
     from billing_pipeline.operations.reconcile import reconcile_month
 
-    rooms = _rooms(load_settings())
+    context = _open(load_settings())
     chosen = None if organization is None else [organization]
     with _progress() as progress:
-        found = reconcile_month(rooms, month, organizations=chosen, progress=progress)
+        found = reconcile_month(context, month, organizations=chosen, progress=progress)
     _print(as_json, found.as_json(), lambda: show_reconciliation(out, found))
     raise typer.Exit(0 if found.is_right else 1)
 
@@ -350,11 +348,11 @@ def meters_ensure(as_json: Json = False) -> None:
     """Make the meters that are missing in Stripe; refuse those that differ."""
     from billing_pipeline.stripe_api.catalogue import ensure_meters
 
-    rooms = _rooms(load_settings())
+    context = _open(load_settings())
     catalogue, made = asyncio.run(
-        ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger)
+        ensure_meters(context.gateway, context.settings.billing_meters, context.ledger)
     )
-    rooms.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, rooms.clock())
+    context.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, context.clock())
     _show_meters(catalogue, made, as_json)
 
 
@@ -363,8 +361,10 @@ def meters_list(as_json: Json = False) -> None:
     """Show the meters in Stripe that usage is reported to."""
     from billing_pipeline.stripe_api.catalogue import look_up
 
-    rooms = _rooms(load_settings())
-    _show_meters(asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters)), [], as_json)
+    context = _open(load_settings())
+    _show_meters(
+        asyncio.run(look_up(context.gateway, context.settings.billing_meters)), [], as_json
+    )
 
 
 def _show_meters(catalogue: Any, made: list[str], as_json: bool) -> None:
@@ -410,10 +410,10 @@ def customers_import(
     as_json: Json = False,
 ) -> None:
     """Take over which organization is which Stripe customer."""
-    rooms = _rooms(load_settings())
-    report = rooms.customers.import_file(file, rooms.clock())
-    today = rooms.clock().date()
-    unfinished = [day for day in unfinished_days(rooms) if day < today]
+    context = _open(load_settings())
+    report = context.customers.import_file(file, context.clock())
+    today = context.clock().date()
+    unfinished = [day for day in unfinished_days(context) if day < today]
     document = {
         "added": report.added,
         "changed": report.changed,
@@ -440,7 +440,7 @@ def customers_import(
 def customers_list(as_json: Json = False) -> None:
     """Show which organization is which Stripe customer."""
     settings = load_settings()
-    directory = _rooms(settings).customers
+    directory = _open(settings).customers
     known = directory.known(settings.billing_customers_file)
     owned = directory.subscriptions_of(set(known.customers.values()))
     document: dict[str, Any] = {
@@ -477,7 +477,7 @@ def customers_list(as_json: Json = False) -> None:
 @gate_app.command("list")
 def gate_list(as_json: Json = False) -> None:
     """Show the days that wait because their counts are implausible, and why."""
-    found = closed_gates(_rooms(load_settings()))
+    found = closed_gates(_open(load_settings()))
     document = {
         "gates": [
             {"day": gate.day.isoformat(), "snapshot_id": gate.snapshot_id,
@@ -510,9 +510,9 @@ def gate_approve(
     as_json: Json = False,
 ) -> None:
     """Let a day through the gate as it is counted now; the next run reports it."""
-    rooms = _rooms(load_settings())
-    findings = approve_gate(rooms, day, reason)
-    rooms.ledger.begin(_who(), reason.strip(), rooms.clock())
+    context = _open(load_settings())
+    findings = approve_gate(context, day, reason)
+    context.ledger.begin(_who(), reason.strip(), context.clock())
     document = {
         "day": day.isoformat(),
         "reason": reason.strip(),
@@ -536,7 +536,7 @@ AdjustmentIds = Annotated[list[str], typer.Argument(help="Ids, from `billing adj
 @adjustments_app.command("list")
 def adjustments_list(as_json: Json = False) -> None:
     """Show the amounts that wait for a decision, and what was decided."""
-    document = adjustments.document(_rooms(load_settings()))
+    document = adjustments.document(_open(load_settings()))
 
     def show() -> None:
         if not document["open"]:
@@ -570,7 +570,7 @@ def adjustments_show(
     as_json: Json = False,
 ) -> None:
     """Show one amount, what was decided about it, and every event behind it."""
-    document = adjustments.story(_rooms(load_settings()), id)
+    document = adjustments.story(_open(load_settings()), id)
     _print(as_json, document, lambda: out.print_json(data=document, default=str))
 
 
@@ -587,11 +587,11 @@ def adjustments_dismiss(ids: AdjustmentIds, reason: Reason, as_json: Json = Fals
 
 
 def _adjust(
-    ids: list[str], decide: Callable[[Rooms, str, str], Any], reason: str, as_json: bool
+    ids: list[str], decide: Callable[[Context, str, str], Any], reason: str, as_json: bool
 ) -> None:
-    rooms = _rooms(load_settings())
-    decided = [decide(rooms, id, reason).as_json() for id in ids]
-    rooms.ledger.begin(_who(), reason.strip(), rooms.clock())
+    context = _open(load_settings())
+    decided = [decide(context, id, reason).as_json() for id in ids]
+    context.ledger.begin(_who(), reason.strip(), context.clock())
 
     def show() -> None:
         for row in decided:
@@ -635,7 +635,7 @@ def events_list(
     """Show the events that Stripe sent, and what became of each."""
     from billing_pipeline.stripe_events.inbox import EventState
 
-    inbox = _rooms(load_settings()).inbox
+    inbox = _open(load_settings()).inbox
     wanted = None if state is None else EventState(state)
     document: dict[str, Any] = {
         "counts": inbox.counts(),
@@ -660,7 +660,7 @@ def events_show(
     as_json: Json = False,
 ) -> None:
     """Show one event as it came, and what became of it."""
-    found = _rooms(load_settings()).inbox.records(ids=[event_id])
+    found = _open(load_settings()).inbox.records(ids=[event_id])
     if not found:
         raise typer.BadParameter(f"no event {event_id} was stored")
     _print(as_json, found[0], lambda: out.print_json(data=found[0], default=str))
@@ -679,12 +679,12 @@ def events_replay(
 
     if not event_ids and type is None and state is None:
         raise typer.BadParameter("name events, or a --type or a --state")
-    rooms = _rooms(load_settings())
+    context = _open(load_settings())
     wanted = None if state is None else EventState(state)
-    replayed = rooms.inbox.replay(event_ids or (), type, wanted)
-    unknown = sorted(set(event_ids or ()) - {row["id"] for row in rooms.inbox.records(
+    replayed = context.inbox.replay(event_ids or (), type, wanted)
+    unknown = sorted(set(event_ids or ()) - {row["id"] for row in context.inbox.records(
         ids=event_ids or ("",), limit=len(event_ids or ()) + 1)})  # fmt: skip
-    applied = apply_events(rooms)
+    applied = apply_events(context)
     document = {"replayed": replayed, "unknown": unknown, **vars(applied)}
 
     def show() -> None:
@@ -880,7 +880,7 @@ def ui(
 def migrate(as_json: Json = False) -> None:
     """Bring the database's schema up to date, as every command does when it opens it."""
     settings = load_settings()
-    _rooms(settings)  # opening it is all
+    _open(settings)  # opening it is all
     shown = settings.masked()["BILLING_DATABASE_URL"]
     _print(as_json, {"database": shown}, lambda: out.print(f"{shown} is up to date."))
 
@@ -921,10 +921,10 @@ def _who() -> str:
         return f"user {os.getuid()}"
 
 
-def _rooms(settings: Settings) -> Rooms:
-    rooms = Rooms.open(settings, f"cli-{utc_now():%Y%m%dT%H%M%S}-{os.getpid()}")
-    _at_the_end.callback(rooms.close)
-    return rooms
+def _open(settings: Settings) -> Context:
+    context = Context.open(settings, f"cli-{utc_now():%Y%m%dT%H%M%S}-{os.getpid()}")
+    _at_the_end.callback(context.close)
+    return context
 
 
 def _span(settings: Settings, first: date, last: date) -> list[date]:

@@ -15,7 +15,7 @@ from rich.text import Text
 from billing_pipeline.defs import DayOutcome, RunOutcome
 from billing_pipeline.operations.preview import Preview
 from billing_pipeline.operations.reconcile import Reconciliation
-from billing_pipeline.operations.reporting import Rooms
+from billing_pipeline.operations.reporting import Context
 from billing_pipeline.operations.undo import Undone
 from billing_pipeline.stripe_api.verification import VerificationReport
 
@@ -23,11 +23,11 @@ NEEDS_A_PERSON = 1
 
 
 def run_document(
-    rooms: Rooms, days: Sequence[date], outcome: RunOutcome, run_id: str, error: str | None
+    context: Context, days: Sequence[date], outcome: RunOutcome, run_id: str, error: str | None
 ) -> dict[str, Any]:
     """The answer of `billing run`."""
-    events = rooms.inquiry.counts(days)
-    mismatches = rooms.inquiry.checks(days, "mismatch")
+    events = context.inquiry.counts(days)
+    mismatches = context.inquiry.checks(days, "mismatch")
     return {
         "from": days[0].isoformat(),
         "to": days[-1].isoformat(),
@@ -38,8 +38,8 @@ def run_document(
         "verified": events["verified"],
         "unconfirmed": events["accepted"],
         "mismatched": len(mismatches),
-        "held": [held.as_json() for held in rooms.inquiry.held(days)],
-        "rejected": rooms.inquiry.rejected(days),
+        "held": [held.as_json() for held in context.inquiry.held(days)],
+        "rejected": context.inquiry.rejected(days),
         "mismatches": mismatches,
         "gates": [
             {"day": day.isoformat(), **asdict(finding)}
@@ -266,12 +266,12 @@ def show_reconciliation(console: Console, found: Reconciliation) -> None:
     )
 
 
-def undone_document(rooms: Rooms, undone: Undone) -> dict[str, Any]:
+def undone_document(context: Context, undone: Undone) -> dict[str, Any]:
     """The answer of `billing undo`."""
-    events = rooms.inquiry.counts(undone.days)
+    events = context.inquiry.counts(undone.days)
     return {
         "run": undone.run,
-        "undone_by": rooms.ledger.run,
+        "undone_by": context.ledger.run,
         "days": [day.isoformat() for day in undone.days],
         "reported": [line.as_json() for line in undone.lines],
         "left": undone.left,
@@ -301,11 +301,11 @@ def show_undone(console: Console, document: dict[str, Any], undone: Undone) -> N
 
 
 def verification_document(
-    rooms: Rooms, days: Sequence[date], report: VerificationReport
+    context: Context, days: Sequence[date], report: VerificationReport
 ) -> dict[str, Any]:
     """The answer of `billing verify`."""
-    events = rooms.inquiry.counts(days)
-    mismatches = rooms.inquiry.checks(days, "mismatch")
+    events = context.inquiry.counts(days)
+    mismatches = context.inquiry.checks(days, "mismatch")
     return {
         "from": days[0].isoformat(),
         "to": days[-1].isoformat(),
@@ -316,8 +316,8 @@ def verification_document(
         "unconfirmed": events["accepted"],
         "mismatched": len(mismatches),
         "mismatches": mismatches,
-        "held": [held.as_json() for held in rooms.inquiry.held(days)],
-        "rejected": rooms.inquiry.rejected(days),
+        "held": [held.as_json() for held in context.inquiry.held(days)],
+        "rejected": context.inquiry.rejected(days),
         "unresolved": unresolved(events),
         "unread": report.unread,
         "not_compared": report.postponed,

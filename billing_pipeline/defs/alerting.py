@@ -15,9 +15,9 @@ def alert_sensor(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SkipReason:
     """Tell what needs a person, whenever that changes (BILLING_ALERT_URL)."""
-    with billing.open("alert_sensor") as rooms:
-        found = alerts(rooms)
-        url = rooms.settings.billing_alert_url
+    with billing.open("alert_sensor") as ctx:
+        found = alerts(ctx)
+        url = ctx.settings.billing_alert_url
     message = "; ".join(alert.text for alert in found) or "all is well again"
     state = hashlib.sha256(json.dumps(sorted((a.kind, a.count) for a in found)).encode())
     changed = state.hexdigest() != (context.cursor or hashlib.sha256(b"[]").hexdigest())

@@ -20,8 +20,8 @@ from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.operations.preview import dry_run
 from billing_pipeline.operations.reporting import (
-    By,
-    Rooms,
+    Actor,
+    Context,
     approve_gate,
     closed_gates,
     count_usage,
@@ -46,7 +46,7 @@ STRIPE_RETRIES, STRIPE_RETRY_SECONDS = 3, 120
 """While Stripe cannot be reached a run tries again by itself; then the sensors take over."""
 
 
-WHO_TAG = "billing/who"
+BY_TAG = "billing/by"
 """The run tag that names who started a run."""
 
 STARTERS = ("dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "user")
@@ -102,18 +102,18 @@ def bill_usage_days(
     days = [date.fromisoformat(key) for key in context.partition_keys]
     billing.outcome = RunOutcome()
     try:
-        with billing.open(context.run.run_id) as rooms:
+        with billing.open(context.run.run_id) as ctx:
             if config.dry_run:
-                yield from _preview(rooms, billing, days, config)
+                yield from _preview(ctx, billing, days, config)
                 return
             if selected & {"sensor_activity", "usage_snapshot"}:
-                days = yield from _count(rooms, billing, days, selected, recount=config.recount)
+                days = yield from _count(ctx, billing, days, selected, recount=config.recount)
             if "meter_events" in selected:
-                by = By(_started_by(context.run.tags), config.reason)
+                by = Actor(_started_by(context.run.tags), config.reason)
                 by_a_person = not set(context.run.tags) & set(BY_ITSELF)
-                yield from _state(rooms, billing, days, config, by, by_a_person=by_a_person)
+                yield from _state(ctx, billing, days, config, by, by_a_person=by_a_person)
             if "verification" in selected:
-                yield from _verify(rooms, billing, days, config)
+                yield from _verify(ctx, billing, days, config)
     except ConfigurationError as error:
         billing.outcome.configuration_error = str(error)
         raise dg.Failure(str(error), allow_retries=False) from None
@@ -121,21 +121,21 @@ def bill_usage_days(
 
 
 def _count(
-    rooms: Rooms, billing: Billing, days: list[date], selected: set[str], *, recount: bool
+    ctx: Context, billing: Billing, days: list[date], selected: set[str], *, recount: bool
 ) -> Generator[Any, None, list[date]]:
     """Count each day that has changed; returns the days whose checks passed."""
     ready = []
     for number, day in enumerate(days, start=1):
         outcome = billing.outcome.days[day] = DayOutcome()
         try:
-            known = None if recount else counted_already(rooms, day)
-            yield from _count_one(rooms, day, selected, known, outcome)
-            if is_over(day, rooms.clock()) or ends_inside(rooms, day):
+            known = None if recount else counted_already(ctx, day)
+            yield from _count_one(ctx, day, selected, known, outcome)
+            if is_over(day, ctx.clock()) or ends_inside(ctx, day):
                 ready.append(day)
             elif selected & {"meter_events", "verification"}:
                 outcome.error = "the day is not over yet: counted, but not reported"
         except DAY_ERRORS as error:
-            outcome.error = _message(rooms, error)
+            outcome.error = _message(ctx, error)
             if "usage_snapshot" in selected:
                 yield _checked(specs.CONSERVATION, day, False, {"error": outcome.error})
         if billing.progress is not None:
@@ -143,9 +143,9 @@ def _count(
     return ready
 
 
-def _message(rooms: Rooms, error: Exception) -> str:
+def _message(ctx: Context, error: Exception) -> str:
     if isinstance(error, duckdb.OutOfMemoryException):
-        limit = rooms.settings.memory_limit
+        limit = ctx.settings.memory_limit
         return f"not enough memory to count this day: raise BILLING_MEMORY_LIMIT (now {limit})"
     if isinstance(error, UnusableInput):
         return str(error)
@@ -153,60 +153,58 @@ def _message(rooms: Rooms, error: Exception) -> str:
 
 
 def _count_one(
-    rooms: Rooms, day: date, selected: set[str], known: Snapshot | None, outcome: DayOutcome
+    ctx: Context, day: date, selected: set[str], known: Snapshot | None, outcome: DayOutcome
 ) -> Events:
     """Count a day, or tell of its `known` snapshot as if it had just been taken."""
     if "sensor_activity" in selected:
         counted = (
-            known.counted
-            if known
-            else count_day(rooms.engine, rooms.readings, rooms.snapshots, day)
+            known.counted if known else count_day(ctx.engine, ctx.readings, ctx.snapshots, day)
         )
         outcome.counted = counted
         yield dg.AssetObservation(
             specs.READINGS.key,
             partition=day.isoformat(),
             metadata={
-                "folder": dg.MetadataValue.path(rooms.readings.path(folder_name(day))),
+                "folder": dg.MetadataValue.path(ctx.readings.path(folder_name(day))),
                 "files": len(counted.files),
                 "rows": counted.rows_read,
             },
             tags={"dagster/data_version": counted.activity_id},
         )
         yield _materialized(
-            specs.SENSOR_ACTIVITY, day, metadata.of_activity(rooms, counted), counted.activity_id
+            specs.SENSOR_ACTIVITY, day, metadata.of_activity(ctx, counted), counted.activity_id
         )
     if "usage_snapshot" in selected:
-        snapshot = known or count_usage(rooms, day)
+        snapshot = known or count_usage(ctx, day)
         outcome.counted, outcome.snapshot_id = snapshot.counted, snapshot.snapshot_id
         yield _materialized(
-            specs.USAGE_SNAPSHOT, day, metadata.of_snapshot(rooms, snapshot), snapshot.snapshot_id
+            specs.USAGE_SNAPSHOT, day, metadata.of_snapshot(ctx, snapshot), snapshot.snapshot_id
         )
         conserved = {"rows_read": snapshot.counted.rows_read}
         yield _checked(specs.CONSERVATION, day, snapshot.counted.conserved, conserved)
-        over = is_over(day, rooms.clock())
+        over = is_over(day, ctx.clock())
         # Where a billing period has ended inside today, that part of it can be reported already.
-        segment = not over and ends_inside(rooms, day)
+        segment = not over and ends_inside(ctx, day)
         yield _checked(
             specs.COMPLETENESS,
             day,
             over,
-            {"at": rooms.clock().isoformat()},
+            {"at": ctx.clock().isoformat()},
             dg.AssetCheckSeverity.WARN if segment else dg.AssetCheckSeverity.ERROR,
         )
 
 
 def _started_by(tags: Mapping[str, str]) -> str:
     """Who started a run: a person, a schedule, a sensor."""
-    if WHO_TAG in tags:
-        return tags[WHO_TAG]
+    if BY_TAG in tags:
+        return tags[BY_TAG]
     found = [f"{name.partition('/')[2] or name} {tags[name]}" for name in STARTERS if name in tags]
     return ", ".join(found) or "Dagster"
 
 
-def _preview(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
+def _preview(ctx: Context, billing: Billing, days: list[date], config: BillingConfig) -> Events:
     """A dry run: each day's plan as an observation, and no materialization."""
-    preview = dry_run(rooms, days, retry_rejected=config.retry_rejected, progress=billing.progress)
+    preview = dry_run(ctx, days, retry_rejected=config.retry_rejected, progress=billing.progress)
     for day in days:
         lines = [line for line in preview.lines if line.day == day]
         why = preview.errors.get(day) or preview.causes[day].text
@@ -222,20 +220,20 @@ def _preview(rooms: Rooms, billing: Billing, days: list[date], config: BillingCo
 
 
 def _state(
-    rooms: Rooms,
+    ctx: Context,
     billing: Billing,
     days: list[date],
     config: BillingConfig,
-    by: By,
+    by: Actor,
     *,
     by_a_person: bool,
 ) -> Events:
     """Report the days; each gets its own materialization and check."""
     if config.approve_gate:
-        for gate in closed_gates(rooms, days):
-            approve_gate(rooms, gate.day, config.approve_gate)
+        for gate in closed_gates(ctx, days):
+            approve_gate(ctx, gate.day, config.approve_gate)
     reporting = report_days(
-        rooms,
+        ctx,
         days,
         by=by,
         retry_rejected=config.retry_rejected,
@@ -246,7 +244,7 @@ def _state(
     for day, error in reporting.not_planned.items():
         billing.outcome.days.setdefault(day, DayOutcome()).error = error
     for day, version in reporting.planned_from.items():
-        facts = metadata.of_events(rooms, day)
+        facts = metadata.of_events(ctx, day)
         yield _materialized(specs.METER_EVENTS, day, facts, version)
         findings = reporting.gates.get(day, [])
         yield _checked(
@@ -261,7 +259,7 @@ def _state(
             },
         )  # fmt: skip
         waiting = sum(facts[s] for s in ("planned", "sending", "ambiguous", "held"))
-        refused = len(rooms.inquiry.rejected([day]))
+        refused = len(ctx.inquiry.rejected([day]))
         yield _checked(
             specs.DELIVERY,
             day,
@@ -270,16 +268,16 @@ def _state(
         )
 
 
-def _verify(rooms: Rooms, billing: Billing, days: list[date], config: BillingConfig) -> Events:
+def _verify(ctx: Context, billing: Billing, days: list[date], config: BillingConfig) -> Events:
     """Verify the days; what still lags is a warning, a difference that lasts an error."""
     report = verify_days(
-        rooms, days, wait_seconds=config.verify_wait_seconds, progress=billing.progress
+        ctx, days, wait_seconds=config.verify_wait_seconds, progress=billing.progress
     )
     billing.outcome.verification = report
     for day in days:
-        facts = metadata.of_verification(rooms, day)
+        facts = metadata.of_verification(ctx, day)
         yield _materialized(specs.VERIFICATION, day, facts)
-        unconfirmed = rooms.inquiry.counts([day])["accepted"]
+        unconfirmed = ctx.inquiry.counts([day])["accepted"]
         yield _checked(
             specs.AGREEMENT,
             day,

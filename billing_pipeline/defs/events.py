@@ -28,11 +28,11 @@ def subscriptions(
 ) -> Iterator[Any]:
     """Apply every Stripe event that is due, each and its mark in one transaction."""
     try:
-        with billing.open(context.run.run_id) as rooms:
-            applied = apply_events(rooms)
-            reports = rooms.inquiry.open_reports(rooms.clock())
-            late = unbilled(rooms)
-            known = rooms.customers.known(rooms.settings.billing_customers_file)
+        with billing.open(context.run.run_id) as ctx:
+            applied = apply_events(ctx)
+            reports = ctx.inquiry.open_reports(ctx.clock())
+            late = unbilled(ctx)
+            known = ctx.customers.known(ctx.settings.billing_customers_file)
     except ConfigurationError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     troubled = applied.failed | applied.postponed
@@ -88,9 +88,9 @@ def find_missed_events(
     context: dg.OpExecutionContext, config: BackstopConfig, billing: dg.ResourceParam[Billing]
 ) -> None:
     """Store the events that Stripe lists and no webhook delivered."""
-    with billing.open(context.run_id) as rooms:
-        now = rooms.clock()
+    with billing.open(context.run_id) as ctx:
+        now = ctx.clock()
         since = now - timedelta(hours=config.hours)
-        listed, missing = fetch_missed(rooms.inbox, rooms.gateway, since, now)
+        listed, missing = fetch_missed(ctx.inbox, ctx.gateway, since, now)
     context.log.info(f"{listed} events listed since {since:%Y-%m-%d %H:%M}, {len(missing)} missed")
     context.add_output_metadata({"listed": listed, "missed": len(missing)})

@@ -13,10 +13,10 @@ from pathlib import Path
 import dagster as dg
 from filelock import FileLock
 
-from billing_pipeline.defs.assets import WHO_TAG
+from billing_pipeline.defs.assets import BY_TAG
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
-from billing_pipeline.operations.reporting import By, Progress
+from billing_pipeline.operations.reporting import Actor, Progress
 from billing_pipeline.settings import ConfigurationError
 
 
@@ -46,7 +46,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 def run_days(
     first: date,
     last: date,
-    by: By,
+    by: Actor,
     *,
     retry_rejected: bool = False,
     recount: bool = False,
@@ -65,7 +65,7 @@ def run_days(
             tags={
                 "dagster/asset_partition_range_start": first.isoformat(),
                 "dagster/asset_partition_range_end": last.isoformat(),
-                WHO_TAG: by.who,
+                BY_TAG: by.who,
             },
             run_config={
                 "ops": {

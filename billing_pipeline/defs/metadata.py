@@ -11,7 +11,7 @@ import pandas as pd
 
 from billing_pipeline.operations.preview import PlanLine
 from billing_pipeline.operations.reconcile import Reconciliation, Row
-from billing_pipeline.operations.reporting import Rooms
+from billing_pipeline.operations.reporting import Context
 from billing_pipeline.stripe_events.applying import Applied
 from billing_pipeline.usage.activity import ACTIVITY_FILE, CountedDay, day_folder
 from billing_pipeline.usage.snapshot import SNAPSHOT_FILE, Snapshot
@@ -30,13 +30,13 @@ def table(rows: Sequence[dict[str, Any]], most: int = LARGEST) -> dg.MarkdownMet
     return dg.MetadataValue.md(shown + more)
 
 
-def of_activity(rooms: Rooms, counted: CountedDay) -> dict[str, Any]:
+def of_activity(ctx: Context, counted: CountedDay) -> dict[str, Any]:
     """Counts, files and quarantine of a counted day."""
     return {
         **_counts(counted),
         "dagster/row_count": counted.sensors,
         "path": dg.MetadataValue.path(
-            rooms.snapshots.path(day_folder(counted.usage_day), ACTIVITY_FILE)
+            ctx.snapshots.path(day_folder(counted.usage_day), ACTIVITY_FILE)
         ),
         "files": table([{"file": f.name, "rows": f.rows, "bytes": f.size} for f in counted.files]),
         "folder": "found" if counted.folder_exists else "no folder: zero readings",
@@ -50,7 +50,7 @@ def of_activity(rooms: Rooms, counted: CountedDay) -> dict[str, Any]:
     }
 
 
-def of_snapshot(rooms: Rooms, snapshot: Snapshot) -> dict[str, Any]:
+def of_snapshot(ctx: Context, snapshot: Snapshot) -> dict[str, Any]:
     """Counts, identity and the largest organizations of a snapshot."""
     largest = sorted(snapshot.organizations, key=lambda o: o.reading_volume, reverse=True)
     return {
@@ -58,7 +58,7 @@ def of_snapshot(rooms: Rooms, snapshot: Snapshot) -> dict[str, Any]:
         "dagster/row_count": len(snapshot.organizations),
         "snapshot_id": snapshot.snapshot_id,
         "path": dg.MetadataValue.path(
-            rooms.snapshots.path(day_folder(snapshot.usage_day), SNAPSHOT_FILE)
+            ctx.snapshots.path(day_folder(snapshot.usage_day), SNAPSHOT_FILE)
         ),
         "files": ", ".join(f.name for f in snapshot.counted.files) or "(none)",
         "window_days": len(snapshot.window),
@@ -75,9 +75,9 @@ def of_snapshot(rooms: Rooms, snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def of_events(rooms: Rooms, day: date) -> dict[str, Any]:
+def of_events(ctx: Context, day: date) -> dict[str, Any]:
     """The day's events by state, and what is held or refused."""
-    counts = rooms.inquiry.counts([day])
+    counts = ctx.inquiry.counts([day])
     return {
         **counts,
         "dagster/row_count": sum(counts.values()) - counts["held"],
@@ -85,14 +85,14 @@ def of_events(rooms: Rooms, day: date) -> dict[str, Any]:
             [
                 {"organization": h.cell.organization_id, "meter": h.cell.event_name,
                  "value": h.value, "reason": h.reason}
-                for h in rooms.inquiry.held([day])
+                for h in ctx.inquiry.held([day])
             ]
         ),
         "refused": table(
             [
                 {"organization": r["organization_id"], "meter": r["meter"], "value": r["value"],
                  "code": r["error_code"], "message": r["error_message"]}
-                for r in rooms.inquiry.rejected([day])
+                for r in ctx.inquiry.rejected([day])
             ]
         ),
     }  # fmt: skip
@@ -125,10 +125,10 @@ def of_applied(applied: Applied) -> dict[str, Any]:
     }
 
 
-def of_verification(rooms: Rooms, day: date) -> dict[str, Any]:
+def of_verification(ctx: Context, day: date) -> dict[str, Any]:
     """How far Stripe agrees, and where it does not."""
-    looks = {o: rooms.inquiry.checks([day], o) for o in ("agrees", "lagging", "mismatch")}
-    counts = rooms.inquiry.counts([day])
+    looks = {o: ctx.inquiry.checks([day], o) for o in ("agrees", "lagging", "mismatch")}
+    counts = ctx.inquiry.counts([day])
     taken = counts["accepted"] + counts["verified"]
     return {
         "verified_share": counts["verified"] / taken if taken else 1.0,

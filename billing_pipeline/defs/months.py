@@ -31,10 +31,10 @@ def reconciliation(
     """Reconcile one month from readings to invoice lines, and keep the result as a file."""
     begun = time.monotonic()
     try:
-        with billing.open(context.run.run_id) as rooms:
+        with billing.open(context.run.run_id) as ctx:
             month = date.fromisoformat(context.partition_key)
-            found = reconcile_month(rooms, month, progress=billing.progress)
-            path = keep(rooms, found)
+            found = reconcile_month(ctx, month, progress=billing.progress)
+            path = keep(ctx, found)
     except ConfigurationError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     red = [row for row in found.rows if not row.is_right]

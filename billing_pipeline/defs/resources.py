@@ -1,9 +1,9 @@
-"""The rooms of the pipeline as one Dagster resource, and what a run in them came to."""
+"""The context of an operation as one Dagster resource, and what a run in them came to."""
 
 from dataclasses import dataclass, field
 from datetime import date
 
-from billing_pipeline.operations.reporting import Clock, Progress, ReportOutcome, Rooms, utc_now
+from billing_pipeline.operations.reporting import Clock, Context, Progress, ReportOutcome, utc_now
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.verification import VerificationReport
 from billing_pipeline.usage.activity import CountedDay
@@ -47,6 +47,6 @@ class Billing:
         self.unattended = unattended
         self.outcome = RunOutcome()
 
-    def open(self, run: str) -> Rooms:
+    def open(self, run: str) -> Context:
         """The rooms, with today's environment. Raises ConfigurationError."""
-        return Rooms.open(load_settings(), run, self.clock)
+        return Context.open(load_settings(), run, self.clock)

@@ -17,7 +17,7 @@ import dagster as dg
 from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, report_days
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
-from billing_pipeline.operations.reporting import Rooms, closing_days, unfinished_days
+from billing_pipeline.operations.reporting import Context, closing_days, unfinished_days
 from billing_pipeline.rules.timestamps import OLDEST
 from billing_pipeline.usage.activity import DAY_ERRORS
 from billing_pipeline.usage.sources.day_files import list_day
@@ -46,14 +46,14 @@ def changed_readings(
     Older days that were counted are looked at in turn, a few at a time: what comes for them can
     only be carried into the current period, but it must not go unnoticed.
     """
-    with billing.open("changed_readings") as rooms:
+    with billing.open("changed_readings") as ctx:
         before = json.loads(context.cursor) if context.cursor else {}
-        older, following = _older_days(rooms, before.pop(TURN, None))
-        reasons, seen = _changed(rooms, [*older, *_reportable_days(rooms)])
-        asked, cursor = _not_asked_lately(json.dumps(before), reasons, rooms.clock())
+        older, following = _older_days(ctx, before.pop(TURN, None))
+        reasons, seen = _changed(ctx, [*older, *_reportable_days(ctx)])
+        asked, cursor = _not_asked_lately(json.dumps(before), reasons, ctx.clock())
         if following is not None:
             # What was asked for in another turn is remembered until it is looked at again.
-            recent = _reportable_days(rooms)[0].isoformat()
+            recent = _reportable_days(ctx)[0].isoformat()
             looked_at = {day.isoformat() for day in older}
             kept = {d: was for d, was in before.items() if d < recent and d not in looked_at}
             turn = {TURN: following.isoformat()}
@@ -70,9 +70,9 @@ def unfinished_usage(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
     """Finish the days not planned from their snapshot, unresolved, unverified, or held no more."""
-    with billing.open("unfinished_usage") as rooms:
-        reasons = dict.fromkeys(unfinished_days(rooms), "unfinished")
-        asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock())
+    with billing.open("unfinished_usage") as ctx:
+        reasons = dict.fromkeys(unfinished_days(ctx), "unfinished")
+        asked, cursor = _not_asked_lately(context.cursor, reasons, ctx.clock())
     return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
 
 
@@ -85,13 +85,13 @@ def stripe_event_sensor(
     The run key is made of what is due and of how often anything was asked for: a tick repeated
     after a crash asks for the same key and starts nothing, and a run that died is replaced.
     """
-    with billing.open("stripe_event_sensor") as rooms:
-        now = rooms.clock()
-        due = [(event.id, event.attempts) for event in rooms.inbox.due(now)]
-        counts = rooms.inbox.counts()
+    with billing.open("stripe_event_sensor") as ctx:
+        now = ctx.clock()
+        due = [(event.id, event.attempts) for event in ctx.inbox.due(now)]
+        counts = ctx.inbox.counts()
         # What the checks of the asset show: when a person has fixed it, they turn green.
-        trouble = [r["event_id"] for r in rooms.inquiry.open_reports(now)]
-        trouble += rooms.customers.known(rooms.settings.billing_customers_file).contradictions()
+        trouble = [r["event_id"] for r in ctx.inquiry.open_reports(now)]
+        trouble += ctx.customers.known(ctx.settings.billing_customers_file).contradictions()
     before = json.loads(context.cursor) if context.cursor else {}
     wanted = due or trouble != before.get("trouble", [])
     what = hashlib.sha256(json.dumps([due, trouble]).encode()).hexdigest()[:16]
@@ -114,19 +114,19 @@ def closing_periods(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
     """Bring what is missing of a period whose invoice is a draft, before that becomes final."""
-    with billing.open("closing_periods") as rooms:
-        reasons = {day: ", ".join(ids) for day, ids in closing_days(rooms).items()}
-        asked, cursor = _not_asked_lately(context.cursor, reasons, rooms.clock(), ASK_AGAIN_SOON)
+    with billing.open("closing_periods") as ctx:
+        reasons = {day: ", ".join(ids) for day, ids in closing_days(ctx).items()}
+        asked, cursor = _not_asked_lately(context.cursor, reasons, ctx.clock(), ASK_AGAIN_SOON)
     return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
 
 
-def _older_days(rooms: Rooms, turn: str | None) -> tuple[list[date], date | None]:
+def _older_days(ctx: Context, turn: str | None) -> tuple[list[date], date | None]:
     """A few counted days that Stripe takes nothing for any more, and where the next look begins.
 
     A day whose files are all gone is left alone: they were archived.
     """
-    first = rooms.settings.billing_start_day
-    last = _reportable_days(rooms)[0] - timedelta(days=1)
+    first = ctx.settings.billing_start_day
+    last = _reportable_days(ctx)[0] - timedelta(days=1)
     if first > last:
         return [], None
     at = first if turn is None else date.fromisoformat(turn)
@@ -134,14 +134,14 @@ def _older_days(rooms: Rooms, turn: str | None) -> tuple[list[date], date | None
     found = []
     for day in days:
         with suppress(*DAY_ERRORS):
-            if rooms.usage.snapshot_id(day) is not None and list_day(rooms.readings, day).files:
+            if ctx.usage.snapshot_id(day) is not None and list_day(ctx.readings, day).files:
                 found.append(day)
     following = at + timedelta(days=OLDER_AT_ONCE)
     return found, following if following <= last else first
 
 
 def _changed(
-    rooms: Rooms, days: Iterable[date]
+    ctx: Context, days: Iterable[date]
 ) -> tuple[dict[date, str], list[dg.AssetObservation]]:
     """Of these days those to count again, with a mark of what lies there, and what was seen."""
     reasons: dict[date, str] = {}
@@ -149,10 +149,10 @@ def _changed(
     for day in days:
         files = 0
         try:
-            inputs = list_day(rooms.readings, day)
+            inputs = list_day(ctx.readings, day)
             files = len(inputs.files)
             listing = json.dumps([(f.name, f.size, f.modified) for f in inputs.files])
-            current = rooms.usage.is_current(day)
+            current = ctx.usage.is_current(day)
         except DAY_ERRORS as error:  # the run it starts will say so, on its day
             listing, current = str(error), False
         if not current:
@@ -167,11 +167,11 @@ def _changed(
     return reasons, seen
 
 
-def _reportable_days(rooms: Rooms) -> list[date]:
+def _reportable_days(ctx: Context) -> list[date]:
     """The finished days that Stripe still takes events for."""
-    now = rooms.clock()
+    now = ctx.clock()
     last = (now - GRACE).date() - timedelta(days=1)
-    first = max((now - OLDEST).date(), rooms.settings.billing_start_day)
+    first = max((now - OLDEST).date(), ctx.settings.billing_start_day)
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 

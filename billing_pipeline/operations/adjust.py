@@ -19,7 +19,7 @@ from typing import Any
 from billing_pipeline.ledger.adjustments import Adjustment
 from billing_pipeline.ledger.inquiry import HeldUsage
 from billing_pipeline.operations.reporting import (
-    Rooms,
+    Context,
     period_boundaries,
     read_segments,
     usage_by_organization,
@@ -70,41 +70,41 @@ class OpenAdjustment:
         }
 
 
-def open_adjustments(rooms: Rooms) -> list[OpenAdjustment]:
+def open_adjustments(context: Context) -> list[OpenAdjustment]:
     """Every amount that waits for a decision."""
-    return [_open_adjustment(rooms, held) for held in rooms.inquiry.open_adjustments()]
+    return [_open_adjustment(context, held) for held in context.inquiry.open_adjustments()]
 
 
-def _open_adjustment(rooms: Rooms, held: HeldUsage) -> OpenAdjustment:
+def _open_adjustment(context: Context, held: HeldUsage) -> OpenAdjustment:
     cell, at = held.cell, held.start or day_start(held.cell.usage_day)
     content = json.dumps(
         [cell.usage_day.isoformat(), cell.organization_id, cell.event_name, at,
-         held.difference, rooms.adjustments.number(cell, at)]
+         held.difference, context.adjustments.number(cell, at)]
     )  # fmt: skip
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     return OpenAdjustment(f"adj-{cell.usage_day:%Y%m%d}-{digest}", cell, at, held.difference, held)
 
 
-def approve(rooms: Rooms, id: str, reason: str) -> Adjustment:
+def approve(context: Context, id: str, reason: str) -> Adjustment:
     """Enter an amount in the organization's current period; the next run reports it there.
 
     Raises ConfigurationError where there is no such amount, no reason, no period that takes it,
     or fewer units in that period than are to be taken back.
     """
-    found = _open(rooms, id, reason)
-    entries = _room_for(rooms, found)
-    return _decide(rooms, found, reason, entries)
+    found = _open(context, id, reason)
+    entries = _room_for(context, found)
+    return _decide(context, found, reason, entries)
 
 
-def dismiss(rooms: Rooms, id: str, reason: str) -> Adjustment:
+def dismiss(context: Context, id: str, reason: str) -> Adjustment:
     """Write an amount off, for a reason that stays on record. Raises ConfigurationError."""
-    return _decide(rooms, _open(rooms, id, reason), reason, None)
+    return _decide(context, _open(context, id, reason), reason, None)
 
 
-def _open(rooms: Rooms, id: str, reason: str) -> OpenAdjustment:
+def _open(context: Context, id: str, reason: str) -> OpenAdjustment:
     if not reason.strip():
         raise ConfigurationError("a decision needs a reason: it stays on record")
-    found = next((each for each in open_adjustments(rooms) if each.id == id), None)
+    found = next((each for each in open_adjustments(context) if each.id == id), None)
     if found is None:
         raise ConfigurationError(
             f"no amount {id} waits for a decision (it may have been decided, or have changed with "
@@ -114,7 +114,7 @@ def _open(rooms: Rooms, id: str, reason: str) -> OpenAdjustment:
 
 
 def _decide(
-    rooms: Rooms, found: OpenAdjustment, reason: str, entries: Sequence[Entry] | None
+    context: Context, found: OpenAdjustment, reason: str, entries: Sequence[Entry] | None
 ) -> Adjustment:
     decision = Adjustment(
         found.id,
@@ -124,24 +124,24 @@ def _decide(
         found.held.reason,
         entries is not None,
         reason.strip(),
-        rooms.ledger.run,
-        rooms.clock(),
+        context.ledger.run,
+        context.clock(),
         tuple(entries or ()),
     )
-    with rooms.ledger.planning() as connection:
-        now_held = rooms.inquiry.held_segment(connection, found.cell, found.held.start)
+    with context.ledger.planning() as connection:
+        now_held = context.inquiry.held_segment(connection, found.cell, found.held.start)
         if now_held is None or now_held.difference != found.amount:
             raise ConfigurationError(f"{found.id} has changed at this moment; list it again")
-        rooms.adjustments.write(connection, decision, found.held.start)
+        context.adjustments.write(connection, decision, found.held.start)
     return decision
 
 
-def _room_for(rooms: Rooms, found: OpenAdjustment) -> list[Entry]:
+def _room_for(context: Context, found: OpenAdjustment) -> list[Entry]:
     """Where in the current period the amount is reported: in the latest days that take it."""
-    cell, now = found.cell, rooms.clock()
+    cell, now = found.cell, context.clock()
     meters = {
         meter.event_name: meter
-        for meter in rooms.ledger.known_meters(rooms.settings.billing_meters)
+        for meter in context.ledger.known_meters(context.settings.billing_meters)
     }
     meter = meters.get(cell.event_name)
     if meter is None or meter.replaces:
@@ -149,7 +149,7 @@ def _room_for(rooms: Rooms, found: OpenAdjustment) -> list[Entry]:
             f"{cell.event_name} keeps one value and adds nothing up: an amount of the past cannot "
             "be reported on it; dismiss it with a reason"
         )
-    payers = rooms.payers()
+    payers = context.payers()
     customer = payers.customers.get(cell.organization_id)
     if customer is None:
         raise ConfigurationError(f"{cell.organization_id} has no Stripe customer: map it first")
@@ -163,7 +163,7 @@ def _room_for(rooms: Rooms, found: OpenAdjustment) -> list[Entry]:
     takers = []
     day = now.date()  # counted and reported when it is over
     while day >= max(datetime.fromtimestamp(first, UTC).date(), (now - OLDEST).date()):
-        taker = _taker(rooms, meters, payers, Cell(day, cell.organization_id, cell.event_name),
+        taker = _taker(context, meters, payers, Cell(day, cell.organization_id, cell.event_name),
                        eligibility, first)  # fmt: skip
         if taker is not None and taker[0] != cell:
             takers.append(taker)
@@ -190,7 +190,7 @@ def _current_since(eligibility: Eligibility, meter: Meter, now: int) -> int | No
 
 
 def _taker(
-    rooms: Rooms,
+    context: Context,
     meters: Mapping[str, Meter],
     payers: Payers,
     cell: Cell,
@@ -198,9 +198,9 @@ def _taker(
     first: int,
 ) -> tuple[Cell, int, int] | None:
     """The last part of a day that may be reported in the current period, with its units."""
-    day, now, meter = cell.usage_day, rooms.clock(), meters[cell.event_name]
-    ends = period_boundaries(rooms, list(meters.values()), payers, day)
-    snapshot = rooms.usage.snapshot(day)
+    day, now, meter = cell.usage_day, context.clock(), meters[cell.event_name]
+    ends = period_boundaries(context, list(meters.values()), payers, day)
+    snapshot = context.usage.snapshot(day)
     if snapshot is None:
         if day != now.date():
             return None
@@ -208,7 +208,7 @@ def _taker(
             day, ends.get(cell.organization_id, ()))]  # fmt: skip
     else:
         usage = usage_by_organization(snapshot).get(cell.organization_id, Usage())
-        segments = read_segments(rooms, day, ends).get(
+        segments = read_segments(context, day, ends).get(
             cell.organization_id, [whole_day(day, usage)]
         )
     fit = [
@@ -220,26 +220,26 @@ def _taker(
     ]
     if not fit:
         return None
-    adjustments = rooms.adjustments.adjustments([day])[day].get(cell, ())
+    adjustments = context.adjustments.adjustments([day])[day].get(cell, ())
     units = fit[-1].usage.of(meter.measure) + adjusted_by(adjustments, fit[-1])
     return cell, fit[-1].start, max(0, units)
 
 
-def document(rooms: Rooms) -> dict[str, Any]:
+def document(context: Context) -> dict[str, Any]:
     """What waits for a decision, and what was decided."""
     return {
-        "open": [each.as_json() for each in open_adjustments(rooms)],
-        "decided": [each.as_json() for each in rooms.adjustments.decided()],
+        "open": [each.as_json() for each in open_adjustments(context)],
+        "decided": [each.as_json() for each in context.adjustments.decided()],
     }
 
 
-def story(rooms: Rooms, id: str) -> dict[str, Any]:
+def story(context: Context, id: str) -> dict[str, Any]:
     """One amount or decision, with what was reported of the cell and where it was reported.
 
     Raises ConfigurationError for an unknown id.
     """
-    decision = next(iter(rooms.adjustments.decided(id=id)), None)
-    waiting = next((each for each in open_adjustments(rooms) if each.id == id), None)
+    decision = next(iter(context.adjustments.decided(id=id)), None)
+    waiting = next((each for each in open_adjustments(context) if each.id == id), None)
     if decision is None and waiting is None:
         raise ConfigurationError(f"no adjustment {id}: `billing adjustments list` shows them")
     segment = decision or waiting
@@ -248,6 +248,6 @@ def story(rooms: Rooms, id: str) -> dict[str, Any]:
     return {
         **segment.as_json(),
         "events": [
-            event for cell in dict.fromkeys(cells) for event in rooms.inquiry.story(cell).events
+            event for cell in dict.fromkeys(cells) for event in context.inquiry.story(cell).events
         ],
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from urllib.request import Request, urlopen
 
-from billing_pipeline.operations.reporting import Rooms, unbilled
+from billing_pipeline.operations.reporting import Context, unbilled
 from billing_pipeline.stripe_events.inbox import EventState
 
 OLDEST_EVENT = timedelta(minutes=15)
@@ -29,29 +29,29 @@ class Alert:
     text: str
 
 
-def alerts(rooms: Rooms) -> list[Alert]:
+def alerts(context: Context) -> list[Alert]:
     """All that needs a person now."""
-    now = rooms.clock()
+    now = context.clock()
     found = [
-        ("rejected_events", len(rooms.inquiry.rejected()),
+        ("rejected_events", len(context.inquiry.rejected()),
          "meter events that Stripe refused: `billing explain` shows each, with its reason"),
-        ("mismatches", len(rooms.inquiry.checks(None, "mismatch")),
+        ("mismatches", len(context.inquiry.checks(None, "mismatch")),
          "figures where Stripe's summary differs from the ledger: `billing verify`"),
-        ("meter_errors", len(rooms.inquiry.open_reports(now)),
+        ("meter_errors", len(context.inquiry.open_reports(now)),
          "error Stripe error reports that are open: the check `meter_errors` shows them"),
-        ("unbilled_events", len(unbilled(rooms)),
+        ("unbilled_events", len(unbilled(context)),
          "meter events that Stripe took after the invoice of their period was final"),
-        ("closed_usage", rooms.inquiry.held_for_good(),
+        ("closed_usage", context.inquiry.held_for_good(),
          "amounts can no longer be reported where they belong: `billing adjustments list`"),
-        ("closed_gates", len(rooms.inquiry.gated()),
+        ("closed_gates", len(context.inquiry.gated()),
          "days wait because their counts are implausible: `billing gate list`"),
-        ("failed_events", rooms.inbox.counts()[EventState.FAILED],
+        ("failed_events", context.inbox.counts()[EventState.FAILED],
          "Stripe events that could not be applied: `billing events list --state failed`"),
-        ("contradictions", len(rooms.customers.known(
-            rooms.settings.billing_customers_file).contradictions()),
+        ("contradictions", len(context.customers.known(
+            context.settings.billing_customers_file).contradictions()),
          "contradictions about who pays: `billing customers list`"),
     ]  # fmt: skip
-    oldest = rooms.inbox.oldest_waiting()
+    oldest = context.inbox.oldest_waiting()
     if oldest is not None and now - oldest > OLDEST_EVENT:
         text = f"or more Stripe events wait since {oldest:%Y-%m-%d %H:%M} UTC: is {SENSOR} on?"
         found.append(("oldest_unprocessed_event", 1, text))

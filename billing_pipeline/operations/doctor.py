@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from billing_pipeline.operations.reporting import Rooms
+from billing_pipeline.operations.reporting import Context
 from billing_pipeline.settings import ConfigurationError, Settings
 from billing_pipeline.stripe_api.catalogue import look_up
 from billing_pipeline.stripe_api.retrying import StripeUnreachable
@@ -26,25 +26,25 @@ class Check:
 def examine(settings: Settings) -> list[Check]:
     """Check database, readings, customers, key and meters; changes nothing in Stripe."""
     try:
-        rooms = Rooms.open(settings, "doctor")
+        context = Context.open(settings, "doctor")
     except ConfigurationError as error:
         return [Check("database", False, str(error))]
-    with rooms:
-        return _examine_rooms(rooms, settings)
+    with context:
+        return _examine(context, settings)
 
 
-def _examine_rooms(rooms: Rooms, settings: Settings) -> list[Check]:
-    bound = rooms.inquiry.account()
+def _examine(context: Context, settings: Settings) -> list[Check]:
+    bound = context.inquiry.account()
     speaks = "no Stripe account yet"
     if bound is not None:
         mode = "live" if bound["livemode"] else "test"
         speaks = f"{bound['account_id'] or 'an account it may not read'}, {mode} mode"
-    where = rooms.ledger.engine.url
+    where = context.ledger.engine.url
     shown = where.render_as_string(hide_password=True)
     if where.get_backend_name() == "sqlite" and where.database:
         shown = str(Path(where.database).resolve())
     checks = [Check("database", True, f"{shown}, schema current; speaks for {speaks}")]
-    days = [name for name in rooms.readings.folders() if name.startswith("reading_date=")]
+    days = [name for name in context.readings.folders() if name.startswith("reading_date=")]
     found = "no reading_date=YYYY-MM-DD/ folder; set BILLING_READINGS_URI:"
     if days:
         found = f"{len(days)} days, {days[0][13:]} to {days[-1][13:]},"
@@ -54,11 +54,11 @@ def _examine_rooms(rooms: Rooms, settings: Settings) -> list[Check]:
     if settings.spark is not None:
         checks.append(_spark(settings, settings.spark))
     try:
-        mapping = rooms.customers.mapping(settings.billing_customers_file)
+        mapping = context.customers.mapping(settings.billing_customers_file)
         checks.append(Check("customers", bool(mapping), f"{len(mapping)} organizations", 1))
     except ConfigurationError as error:
         checks.append(Check("customers", False, str(error)))
-    return [*checks, _stripe(rooms)]
+    return [*checks, _stripe(context)]
 
 
 def _spark(settings: Settings, remote: str) -> Check:
@@ -71,11 +71,11 @@ def _spark(settings: Settings, remote: str) -> Check:
         return Check("spark", False, str(error))
 
 
-def _stripe(rooms: Rooms) -> Check:
+def _stripe(context: Context) -> Check:
     try:
-        rooms.settings.require_key()
-        catalogue = asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters))
-        rooms.ledger.guard(catalogue.account_id, catalogue.livemode, catalogue.meters)
+        context.settings.require_key()
+        catalogue = asyncio.run(look_up(context.gateway, context.settings.billing_meters))
+        context.ledger.guard(catalogue.account_id, catalogue.livemode, catalogue.meters)
     except ConfigurationError as error:
         return Check("stripe", False, str(error))
     except StripeUnreachable as error:

@@ -16,9 +16,9 @@ from datetime import date
 from typing import Any
 
 from billing_pipeline.operations.reporting import (
+    Context,
     Progress,
     Recent,
-    Rooms,
     behind_gate,
     judge_gate,
     period_boundaries,
@@ -153,30 +153,34 @@ class Preview:
         }
 
 
-def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = False) -> Preview:
+def preview_days(
+    context: Context, days: Sequence[date], *, retry_rejected: bool = False
+) -> Preview:
     """What `report_days` would plan now from the snapshots there are.
 
     Asks Stripe for its meters where there is a key and an answer, else takes them as last seen.
     """
-    specs = rooms.settings.billing_meters
-    meters: Sequence[Meter] = rooms.ledger.known_meters(specs)
-    if rooms.settings.stripe_secret_key is not None:
+    specs = context.settings.billing_meters
+    meters: Sequence[Meter] = context.ledger.known_meters(specs)
+    if context.settings.stripe_secret_key is not None:
         with suppress(StripeUnreachable):  # then as last seen will do for a preview
-            meters = asyncio.run(look_up(rooms.gateway, specs)).meters
-    payers = rooms.payers()
-    recorded, adjustments = rooms.ledger.recorded(days), rooms.adjustments.adjustments(days)
-    inputs, recent, preview = rooms.inquiry.inputs(days), Recent(rooms), Preview()
+            meters = asyncio.run(look_up(context.gateway, specs)).meters
+    payers = context.payers()
+    recorded, adjustments = context.ledger.recorded(days), context.adjustments.adjustments(days)
+    inputs, recent, preview = context.inquiry.inputs(days), Recent(context), Preview()
     for day in days:
         try:
-            snapshot = rooms.usage.snapshot(day)
+            snapshot = context.usage.snapshot(day)
             if snapshot is None:
                 preview.missing.append(day)
                 continue
-            segments_of = read_segments(rooms, day, period_boundaries(rooms, meters, payers, day))
+            segments_of = read_segments(
+                context, day, period_boundaries(context, meters, payers, day)
+            )
         except DAY_ERRORS as error:
             preview.errors[day] = f"its snapshot cannot be read: {error}"
             continue
-        approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
+        approved = context.ledger.gate_approved(day, snapshot.snapshot_id)
         # Nothing counts as undone here: a person's run, which this shows, would report it again.
         plan = plan_day(
             day,
@@ -184,9 +188,9 @@ def preview_days(rooms: Rooms, days: Sequence[date], *, retry_rejected: bool = F
             usage_by_organization(snapshot),
             payers,
             recorded[day],
-            rooms.clock(),
+            context.clock(),
             segments_of=segments_of,
-            gated=behind_gate(judge_gate(rooms, snapshot, recent, approved)),
+            gated=behind_gate(judge_gate(context, snapshot, recent, approved)),
             adjustments=adjustments[day],
             retry_rejected=retry_rejected,
         )
@@ -235,7 +239,7 @@ def plan_lines(
 
 
 def dry_run(
-    rooms: Rooms,
+    context: Context,
     days: Sequence[date],
     *,
     retry_rejected: bool = False,
@@ -243,7 +247,7 @@ def dry_run(
 ) -> Preview:
     """Count these days aside, leaving their snapshots alone; preview what they would ask for."""
     errors = {}
-    with _counting_aside(rooms) as aside:
+    with _counting_aside(context) as aside:
         for number, day in enumerate(days, start=1):
             try:
                 take_snapshot(
@@ -251,7 +255,7 @@ def dry_run(
                     aside.readings,
                     aside.snapshots,
                     day,
-                    window_days=rooms.settings.billing_active_window_days,
+                    window_days=context.settings.billing_active_window_days,
                 )
             except DAY_ERRORS as error:
                 errors[day] = str(error)
@@ -263,10 +267,10 @@ def dry_run(
 
 
 @contextmanager
-def _counting_aside(rooms: Rooms) -> Iterator[Rooms]:
+def _counting_aside(context: Context) -> Iterator[Context]:
     """The same rooms with snapshots in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="billing-dry-run-") as folder:
         snapshots = Folder(folder)
-        window_days = rooms.settings.billing_active_window_days
-        usage = CountedUsage(rooms.engine, rooms.readings, snapshots, window_days)
-        yield replace(rooms, snapshots=snapshots, usage=usage)
+        window_days = context.settings.billing_active_window_days
+        usage = CountedUsage(context.engine, context.readings, snapshots, window_days)
+        yield replace(context, snapshots=snapshots, usage=usage)

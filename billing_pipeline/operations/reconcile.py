@@ -18,8 +18,8 @@ import pandas as pd
 
 from billing_pipeline.customers.directory import BillingPeriod
 from billing_pipeline.operations.reporting import (
+    Context,
     Progress,
-    Rooms,
     planned_basis,
     unbilled,
     usage_by_organization,
@@ -187,7 +187,7 @@ class Reconciliation:
 
 
 def reconcile_month(
-    rooms: Rooms,
+    context: Context,
     month: date,
     *,
     organizations: Collection[str] | None = None,
@@ -198,18 +198,18 @@ def reconcile_month(
     Raises ConfigurationError for a month that has not begun, or a key that Stripe refuses.
     """
     following = (month + timedelta(days=32)).replace(day=1)
-    whole, now = Span(day_start(month), day_start(following), None), rooms.clock()
+    whole, now = Span(day_start(month), day_start(following), None), context.clock()
     if now.timestamp() < whole.start:
         raise ConfigurationError(f"{month:%Y-%m} has not begun")
-    tallies = _tallies(rooms, whole, organizations)
-    problems = _add_up(rooms, tallies, whole, organizations, progress)
-    found = _ask_stripe(rooms, tallies, progress)
-    late = _late(rooms)
+    tallies = _tallies(context, whole, organizations)
+    problems = _add_up(context, tallies, whole, organizations, progress)
+    found = _ask_stripe(context, tallies, progress)
+    late = _late(context)
     rows = [_row(tally, found, late, now) for tally in tallies]
     return Reconciliation(
         month,
         sorted((row for row in rows if _is_of_interest(row)), key=_order),
-        _verified(rooms, whole.days, organizations),
+        _verified(context, whole.days, organizations),
         problems + found.unread,
     )
 
@@ -217,7 +217,7 @@ def reconcile_month(
 REPORT_FILE = "reconciliation.csv"
 
 
-def keep(rooms: Rooms, found: Reconciliation) -> str:
+def keep(context: Context, found: Reconciliation) -> str:
     """Write a month's rows as CSV beside the snapshots, replacing those of before; the path."""
     folder = f"month={found.month:%Y-%m}"
     rows = [row.as_json() for row in found.rows]
@@ -225,9 +225,9 @@ def keep(rooms: Rooms, found: Reconciliation) -> str:
         row["causes"] = "; ".join(f"{each['step']}: {each['text']}" for each in row["causes"])
         row["unexplained"] = ", ".join(row["unexplained"])
         row |= {f"difference_{step}": much for step, much in row.pop("differences").items()}
-    with rooms.snapshots.replacing(folder, REPORT_FILE) as draft:
+    with context.snapshots.replacing(folder, REPORT_FILE) as draft:
         pd.DataFrame(rows).to_csv(draft, index=False)
-    return rooms.snapshots.path(folder, REPORT_FILE)
+    return context.snapshots.path(folder, REPORT_FILE)
 
 
 # Whose usage, in which period ---------------------------------------------------------------
@@ -264,16 +264,16 @@ class _Tally:
         )
 
 
-def _tallies(rooms: Rooms, month: Span, wanted: Collection[str] | None) -> list[_Tally]:
+def _tallies(context: Context, month: Span, wanted: Collection[str] | None) -> list[_Tally]:
     """One tally for each meter and billing period that ends in the month, and for each gap."""
-    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
-    periods = rooms.customers.billing_periods(month.start, month.end)
+    meters = context.ledger.known_meters(context.settings.billing_meters)
+    periods = context.customers.billing_periods(month.start, month.end)
     belongs: dict[str, set[str]] = defaultdict(set)
-    for organization, customer in rooms.payers().customers.items():
+    for organization, customer in context.payers().customers.items():
         belongs[customer].add(organization)
-    is_running = month.start <= rooms.clock().timestamp() < month.end
+    is_running = month.start <= context.clock().timestamp() < month.end
     since = min([month.start, *(period.start for period in periods)])
-    for organization, customer in rooms.inquiry.reported_for(since, month.end):
+    for organization, customer in context.inquiry.reported_for(since, month.end):
         belongs[customer].add(organization)
     found = []
     for customer, names in belongs.items():
@@ -308,7 +308,7 @@ def _gaps(month: Span, covered: Iterable[tuple[int, int]]) -> list[tuple[int, in
 
 
 def _add_up(
-    rooms: Rooms,
+    context: Context,
     tallies: list[_Tally],
     month: Span,
     wanted: Collection[str] | None,
@@ -319,22 +319,22 @@ def _add_up(
     for tally in tallies:
         for day in tally.span.days:
             by_day.setdefault(day, []).append(tally)
-    nobodys = _Nobodys(rooms, month, wanted)
-    planned, problems = rooms.inquiry.planned_from(), []
+    without_customer = _WithoutCustomer(context, month, wanted)
+    planned, problems = context.inquiry.planned_from(), []
     for number, (day, here) in enumerate(sorted(by_day.items()), start=1):
-        if rooms.settings.billing_start_day <= day <= rooms.clock().date():
+        if context.settings.billing_start_day <= day <= context.clock().date():
             try:
-                look = _Day.read(rooms, day, here, planned.get(day))
+                look = _Day.read(context, day, here, planned.get(day))
             except DAY_ERRORS as error:
                 problems.append(f"{day}: its readings or snapshot cannot be read: {error}")
                 continue
             for tally in here:
                 _add_day(tally, look)
             if day in month.days:
-                nobodys.add_day(look)
+                without_customer.add_day(look)
         if progress is not None:
             progress("reconciling", number, len(by_day))
-    tallies += nobodys.tallies.values()
+    tallies += without_customer.tallies.values()
     return problems
 
 
@@ -367,16 +367,16 @@ class _Day:
 
     @classmethod
     def read(
-        cls, rooms: Rooms, day: date, tallies: Sequence[_Tally], planned_from: str | None
+        cls, context: Context, day: date, tallies: Sequence[_Tally], planned_from: str | None
     ) -> _Day:
         """Read it. Raises DAY_ERRORS."""
-        now = rooms.clock()
+        now = context.clock()
         over = is_over(day, now)
         spans = _segments(day, tallies, now.timestamp())
-        counts = rooms.usage.in_segments(day, spans) if spans else {}
-        snapshot = rooms.usage.snapshot(day) if over else None
+        counts = context.usage.in_segments(day, spans) if spans else {}
+        snapshot = context.usage.snapshot(day) if over else None
         held: dict[Cell, list[HeldSegment]] = defaultdict(list)
-        for each in rooms.inquiry.held([day], zeros=True):
+        for each in context.inquiry.held([day], zeros=True):
             held[each.cell].append(HeldSegment(HoldReason(each.reason), each.start, each.value))
         stale = changed = None
         if not over:
@@ -384,31 +384,31 @@ class _Day:
         elif snapshot is None:
             stale = changed = f"{day} is not counted yet"
         else:
-            if not rooms.usage.is_current(day):
+            if not context.usage.is_current(day):
                 changed = f"the readings of {day} changed after they were counted"
-            if planned_from != planned_basis(rooms, day, snapshot.snapshot_id):
+            if planned_from != planned_basis(context, day, snapshot.snapshot_id):
                 stale = f"{day} was counted and is not reported from that yet"
         return cls(
             day,
             now.timestamp(),
-            {o: Usage(*both) for o, both in rooms.usage.proven(day).items()} if over else {},
+            {o: Usage(*both) for o, both in context.usage.proven(day).items()} if over else {},
             {} if snapshot is None else usage_by_organization(snapshot),
             {
                 (organization, *span): Usage(*both)
                 for organization, segments in spans.items()
                 for span, both in zip(segments, counts[organization], strict=True)
             },
-            rooms.ledger.recorded([day])[day],
-            rooms.adjustments.adjustments([day])[day],
+            context.ledger.recorded([day])[day],
+            context.adjustments.adjustments([day])[day],
             held,
             {
                 Cell(day, row["organization_id"], row["meter"]): str(row["error_message"])
-                for row in rooms.inquiry.rejected([day])
+                for row in context.inquiry.rejected([day])
             },
-            rooms.inquiry.undone(day),
+            context.inquiry.undone(day),
             stale,
             changed,
-            rooms.payers().customers,
+            context.payers().customers,
         )
 
 
@@ -512,12 +512,12 @@ def _add_events(tally: _Tally, facts: CellFacts) -> None:
     )
 
 
-class _Nobodys:
+class _WithoutCustomer:
     """Rows of the calendar month for organizations without a customer."""
 
-    def __init__(self, rooms: Rooms, month: Span, wanted: Collection[str] | None) -> None:
+    def __init__(self, context: Context, month: Span, wanted: Collection[str] | None) -> None:
         self.tallies: dict[tuple[str, str], _Tally] = {}
-        self._meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
+        self._meters = context.ledger.known_meters(context.settings.billing_meters)
         self._month, self._wanted = month, wanted
 
     def add_day(self, look: _Day) -> None:
@@ -539,27 +539,27 @@ class _Nobodys:
 
 
 def _ask_stripe(
-    rooms: Rooms, tallies: Sequence[_Tally], progress: Progress | None
+    context: Context, tallies: Sequence[_Tally], progress: Progress | None
 ) -> StripesFigures:
     questions = {q for tally in tallies if (q := tally.question) is not None}
-    if rooms.settings.stripe_secret_key is None or not questions:
+    if context.settings.stripe_secret_key is None or not questions:
         return StripesFigures()
 
     def watch(done: int, total: int) -> None:
         if progress is not None:
             progress("asking", done, total)
 
-    with Reads(rooms.ledger, rooms.gateway.reads_a_month, rooms.clock) as reads:
-        return ask_periods(rooms.gateway, reads, sorted(questions, key=str), watch)
+    with Reads(context.ledger, context.gateway.reads_a_month, context.clock) as reads:
+        return ask_periods(context.gateway, reads, sorted(questions, key=str), watch)
 
 
 Late = Mapping[tuple[str, str], Sequence[tuple[int, bool]]]
 """By invoice and meter, what Stripe took after the invoice was final: value, and if certainly."""
 
 
-def _late(rooms: Rooms) -> Late:
+def _late(context: Context) -> Late:
     found: dict[tuple[str, str], list[tuple[int, bool]]] = defaultdict(list)
-    for event in unbilled(rooms):
+    for event in unbilled(context):
         found[event["invoice"], event["meter"]].append((event["value"], event["certain"]))
     return found
 
@@ -656,12 +656,12 @@ def _order(row: Row) -> tuple[Any, ...]:
 
 
 def _verified(
-    rooms: Rooms, days: Sequence[date], organizations: Collection[str] | None
+    context: Context, days: Sequence[date], organizations: Collection[str] | None
 ) -> Verified:
-    cells, verified = rooms.inquiry.verified_cells(days, organizations)
+    cells, verified = context.inquiry.verified_cells(days, organizations)
     hours = sorted(
         (at - datetime.fromtimestamp(day_end(day), UTC)).total_seconds() / 3600
-        for day, at in rooms.inquiry.verified_since(days).items()
+        for day, at in context.inquiry.verified_since(days).items()
     )
     return Verified(cells, verified, hours[len(hours) // 2] if hours else None)
 

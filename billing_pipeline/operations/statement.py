@@ -105,7 +105,7 @@ def utc_now() -> datetime:
 
 
 @dataclass(frozen=True)
-class Rooms:
+class Context:
     """Everything a report needs, opened once. `run` names who acts, in the ledger."""
 
     settings: Settings
@@ -122,7 +122,7 @@ class Rooms:
     clock: Clock
 
     @classmethod
-    def open(cls, settings: Settings, run: str, clock: Clock = utc_now) -> Rooms:
+    def open(cls, settings: Settings, run: str, clock: Clock = utc_now) -> Context:
         """Open the database (bringing its schema up to date); contacts nobody else.
 
         Raises ConfigurationError.
@@ -175,14 +175,14 @@ class Rooms:
 
 
 @dataclass(frozen=True)
-class By:
+class Actor:
     """Who acts, and why: kept with the run, and shown with all that it said."""
 
     who: str = ""
     reason: str = ""
 
 
-NOBODY_SAID = By()
+NO_ACTOR = Actor()
 
 
 @dataclass
@@ -215,65 +215,65 @@ class Contact:
     unreachable: str | None = None
 
 
-def contact(rooms: Rooms) -> Contact:
+def contact(context: Context) -> Contact:
     """Look the meters up and bind the ledger; without an answer, the meters as last seen.
 
     First reports are the same for every meter we accept, and corrections need a meter that
     was seen before; so planning without Stripe plans what planning with it would.
     Raises ConfigurationError for what must be fixed before anything is sent.
     """
-    specs = rooms.settings.billing_meters
+    specs = context.settings.billing_meters
     try:
-        catalogue = asyncio.run(look_up(rooms.gateway, specs))
+        catalogue = asyncio.run(look_up(context.gateway, specs))
     except StripeUnreachable as error:
-        return Contact(rooms.ledger.known_meters(specs), str(error))
-    rooms.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, rooms.clock())
+        return Contact(context.ledger.known_meters(specs), str(error))
+    context.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, context.clock())
     return Contact(catalogue.meters)
 
 
-def reopen_for(rooms: Rooms, day: date) -> None:
+def reopen_for(context: Context, day: date) -> None:
     """Have a day planned again that is about to be counted.
 
     The window of a later day's parts reaches into it. Of days that Stripe still takes something
     for, `unfinished_days` sees that by itself.
     """
     days = [day]
-    if day_start(day) < (rooms.clock() - OLDEST).timestamp():
-        days.append(day + timedelta(days=rooms.settings.billing_active_window_days))
-    rooms.ledger.reopen(days)
+    if day_start(day) < (context.clock() - OLDEST).timestamp():
+        days.append(day + timedelta(days=context.settings.billing_active_window_days))
+    context.ledger.reopen(days)
 
 
-def counted_already(rooms: Rooms, day: date) -> Snapshot | None:
+def counted_already(context: Context, day: date) -> Snapshot | None:
     """The day's snapshot if it says what its files say now: counting again would give the same.
 
     None as well where it cannot be read, so that it is taken again.
     """
     with suppress(*DAY_ERRORS):
-        if rooms.usage.is_current(day):
-            return rooms.usage.snapshot(day)
+        if context.usage.is_current(day):
+            return context.usage.snapshot(day)
     return None
 
 
-def count_usage(rooms: Rooms, day: date) -> Snapshot:
+def count_usage(context: Context, day: date) -> Snapshot:
     """Take a day's snapshot. Until it is planned from, the day is unfinished, however old it is.
 
     Raises DAY_ERRORS.
     """
-    reopen_for(rooms, day)
+    reopen_for(context, day)
     return take_snapshot(
-        rooms.engine,
-        rooms.readings,
-        rooms.snapshots,
+        context.engine,
+        context.readings,
+        context.snapshots,
         day,
-        window_days=rooms.settings.billing_active_window_days,
+        window_days=context.settings.billing_active_window_days,
     )
 
 
 def report_days(
-    rooms: Rooms,
+    context: Context,
     days: Sequence[date],
     *,
-    by: By = NOBODY_SAID,
+    by: Actor = NO_ACTOR,
     retry_rejected: bool = False,
     report_undone: bool = False,
     progress: Progress | None = None,
@@ -287,22 +287,24 @@ def report_days(
     Raises ConfigurationError before anything is planned or sent.
     """
     reporting = ReportOutcome()
-    rooms.ledger.begin(by.who, by.reason, rooms.clock())
-    if rooms.settings.billing_customers_file is not None:
-        report = rooms.customers.import_file(rooms.settings.billing_customers_file, rooms.clock())
+    context.ledger.begin(by.who, by.reason, context.clock())
+    if context.settings.billing_customers_file is not None:
+        report = context.customers.import_file(
+            context.settings.billing_customers_file, context.clock()
+        )
         reporting.problems = report.problems
-    reached = contact(rooms)
-    reporting.applied = apply_events(rooms, progress)
+    reached = contact(context)
+    reporting.applied = apply_events(context, progress)
     if reached.unreachable is None:
-        deliver_days(rooms, reached.meters, days, reporting, progress, leftovers=True)
+        deliver_days(context, reached.meters, days, reporting, progress, leftovers=True)
         # What an interrupted run left unverified would blur what later summaries can prove.
-        verify(rooms.gateway, rooms.ledger, reached.meters, days, rooms.clock)
-    to_plan, recent = list(days), Recent(rooms)
+        verify(context.gateway, context.ledger, reached.meters, days, context.clock)
+    to_plan, recent = list(days), Recent(context)
     for _ in range(MOST_SEGMENTS):
-        unfinished, payers = [], rooms.payers()
+        unfinished, payers = [], context.payers()
         for number, day in enumerate(to_plan, start=1):
             if _plan(
-                rooms, reached.meters, payers, day, reporting, recent,
+                context, reached.meters, payers, day, reporting, recent,
                 retry_rejected=retry_rejected, report_undone=report_undone,
             ):  # fmt: skip
                 unfinished.append(day)
@@ -311,25 +313,25 @@ def report_days(
         if reached.unreachable is not None:
             reporting.stopped = f"Stripe cannot be reached: {reached.unreachable}"
         elif reporting.stopped is None:
-            deliver_days(rooms, reached.meters, to_plan, reporting, progress)
+            deliver_days(context, reached.meters, to_plan, reporting, progress)
         if reporting.stopped is not None or not unfinished:
             break
         to_plan = unfinished  # the next segments of split days, now that these are resolved
     return reporting
 
 
-def apply_events(rooms: Rooms, progress: Progress | None = None) -> Applied:
+def apply_events(context: Context, progress: Progress | None = None) -> Applied:
     """Apply the Stripe events that are due. Raises ConfigurationError without a key."""
 
     def watch(done: int, total: int) -> None:
         if progress is not None:
             progress("applying", done, total)
 
-    return apply_due(rooms.inbox, rooms.ledger, rooms.gateway, rooms.clock, watch)
+    return apply_due(context.inbox, context.ledger, context.gateway, context.clock, watch)
 
 
 def deliver_days(
-    rooms: Rooms,
+    context: Context,
     meters: Sequence[Meter],
     days: Sequence[date],
     reporting: ReportOutcome,
@@ -347,13 +349,13 @@ def deliver_days(
             progress("delivering", done, total)
 
     report = deliver(
-        rooms.gateway,
-        rooms.ledger,
+        context.gateway,
+        context.ledger,
         meters,
         days,
-        rooms.clock,
+        context.clock,
         watch,
-        payers=rooms.payers(),
+        payers=context.payers(),
         leftovers=leftovers,
     )
     reporting.sent += report.sent
@@ -363,7 +365,7 @@ def deliver_days(
 
 
 def _plan(
-    rooms: Rooms,
+    context: Context,
     meters: Sequence[Meter],
     payers: Payers,
     day: date,
@@ -376,53 +378,53 @@ def _plan(
     """Plan one day and write the plan down; True if another round has more of it to report."""
     names = {meter.event_name for meter in meters}
     try:
-        boundaries = period_boundaries(rooms, meters, payers, day)
-        if _is_at_rest(rooms, names, payers, day, boundaries, reporting):
+        boundaries = period_boundaries(context, meters, payers, day)
+        if _is_at_rest(context, names, payers, day, boundaries, reporting):
             return False
-        segments_of = read_segments(rooms, day, boundaries)
-        with rooms.ledger.planning() as connection:
+        segments_of = read_segments(context, day, boundaries)
+        with context.ledger.planning() as connection:
             # Read inside: whoever planned before us may have planned from an older snapshot.
-            snapshot = rooms.usage.snapshot(day)
-            partly = snapshot is None and bool(segments_of) and not is_over(day, rooms.clock())
+            snapshot = context.usage.snapshot(day)
+            partly = snapshot is None and bool(segments_of) and not is_over(day, context.clock())
             why_not = None if partly else _unplannable(snapshot, segments_of)
             if why_not is not None:
                 reporting.not_planned[day] = why_not
                 return False
             usage = {} if snapshot is None else usage_by_organization(snapshot)
-            recorded = rooms.ledger.recorded([day], connection)[day]
+            recorded = context.ledger.recorded([day], connection)[day]
             findings, undone = [], set[Cell]()
             if snapshot is not None:
-                undone = rooms.ledger.still_undone(
+                undone = context.ledger.still_undone(
                     connection, day, None if report_undone else snapshot.snapshot_id
                 )
-                approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id, connection)
-                findings = judge_gate(rooms, snapshot, recent, approved)
+                approved = context.ledger.gate_approved(day, snapshot.snapshot_id, connection)
+                findings = judge_gate(context, snapshot, recent, approved)
             plan = plan_day(
                 day,
                 meters,
                 usage,
                 payers,
                 recorded,
-                rooms.clock(),
+                context.clock(),
                 segments_of=segments_of,
                 only_split=partly,
                 gated=behind_gate(findings),
                 undone=undone,
-                adjustments=rooms.adjustments.adjustments([day], connection)[day],
+                adjustments=context.adjustments.adjustments([day], connection)[day],
                 retry_rejected=retry_rejected,
             )
-            rooms.ledger.write_plan(
+            context.ledger.write_plan(
                 connection,
                 plan,
                 lambda cell: (
                     cell.event_name in names and (not partly or cell.organization_id in segments_of)
                 ),
                 None if snapshot is None else snapshot.snapshot_id,
-                rooms.clock(),
+                context.clock(),
                 basis=(
                     None
                     if snapshot is None
-                    else _basis(rooms, payers, day, snapshot.snapshot_id, boundaries)
+                    else _basis(context, payers, day, snapshot.snapshot_id, boundaries)
                 ),
                 inputs=None if snapshot is None else snapshot.counted.brief(),
                 meters=names,
@@ -438,7 +440,7 @@ def _plan(
 
 
 def _is_at_rest(
-    rooms: Rooms,
+    context: Context,
     meters: set[str],
     payers: Payers,
     day: date,
@@ -449,11 +451,11 @@ def _is_at_rest(
 
     Most days of a backfill are, and their cells need not be looked at one by one.
     """
-    snapshot_id = rooms.usage.snapshot_id(day)
+    snapshot_id = context.usage.snapshot_id(day)
     if snapshot_id is None:
         return False
-    basis = _basis(rooms, payers, day, snapshot_id, boundaries)
-    if not rooms.ledger.is_at_rest(day, basis, meters):
+    basis = _basis(context, payers, day, snapshot_id, boundaries)
+    if not context.ledger.is_at_rest(day, basis, meters):
         return False
     reporting.gates.pop(day, None)
     reporting.planned_from[day] = snapshot_id
@@ -463,8 +465,8 @@ def _is_at_rest(
 class Recent:
     """The usage of days before a day, each snapshot read once."""
 
-    def __init__(self, rooms: Rooms) -> None:
-        self._rooms = rooms
+    def __init__(self, context: Context) -> None:
+        self._open = context
         self._known: dict[date, dict[str, Usage] | None] = {}
 
     def before(self, day: date) -> list[dict[str, Usage]]:
@@ -474,18 +476,18 @@ class Recent:
         """
         days = [
             day - timedelta(days=n)
-            for n in range(1, self._rooms.settings.billing_gates.recent_days + 1)
+            for n in range(1, self._open.settings.billing_gates.recent_days + 1)
         ]
         for each in days:
             if each not in self._known:
                 self._known[each] = None
                 with suppress(*DAY_ERRORS):
-                    if (snapshot := self._rooms.usage.snapshot(each)) is not None:
+                    if (snapshot := self._open.usage.snapshot(each)) is not None:
                         self._known[each] = usage_by_organization(snapshot)
         return [usage for each in days if (usage := self._known[each]) is not None]
 
 
-class _Everybody:
+class _EveryOrganization:
     """Contains every organization."""
 
     def __contains__(self, _organization: object) -> bool:
@@ -495,17 +497,17 @@ class _Everybody:
 def behind_gate(findings: Sequence[Finding]) -> Container[str]:
     """The organizations whose usage waits at the gate."""
     names = [finding.organization_id for finding in findings]
-    return _Everybody() if None in names else [name for name in names if name is not None]
+    return _EveryOrganization() if None in names else [name for name in names if name is not None]
 
 
 def judge_gate(
-    rooms: Rooms, snapshot: Snapshot, recent: Recent, approved: str | None
+    context: Context, snapshot: Snapshot, recent: Recent, approved: str | None
 ) -> list[Finding]:
     """What is implausible about a day, unless a person approved it."""
     if approved is not None:
         return []
     before = recent.before(snapshot.usage_day)
-    return implausible(usage_by_organization(snapshot), before, rooms.settings.billing_gates)
+    return implausible(usage_by_organization(snapshot), before, context.settings.billing_gates)
 
 
 @dataclass(frozen=True)
@@ -517,20 +519,20 @@ class ClosedGate:
     findings: list[Finding]
 
 
-def closed_gates(rooms: Rooms, days: Sequence[date] | None = None) -> list[ClosedGate]:
+def closed_gates(context: Context, days: Sequence[date] | None = None) -> list[ClosedGate]:
     """The days (None: all) whose counts wait for a person. Raises DAY_ERRORS."""
-    recent, found = Recent(rooms), []
-    for day in rooms.inquiry.gated() if days is None else days:
-        snapshot = rooms.usage.snapshot(day)
+    recent, found = Recent(context), []
+    for day in context.inquiry.gated() if days is None else days:
+        snapshot = context.usage.snapshot(day)
         if snapshot is None:
             continue
-        approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
-        if findings := judge_gate(rooms, snapshot, recent, approved):
+        approved = context.ledger.gate_approved(day, snapshot.snapshot_id)
+        if findings := judge_gate(context, snapshot, recent, approved):
             found.append(ClosedGate(day, snapshot.snapshot_id, findings))
     return found
 
 
-def approve_gate(rooms: Rooms, day: date, reason: str) -> list[Finding]:
+def approve_gate(context: Context, day: date, reason: str) -> list[Finding]:
     """Let a day through as it was counted; returns what was implausible about it.
 
     A later count of other readings is judged again. Raises ConfigurationError when the day does
@@ -538,12 +540,12 @@ def approve_gate(rooms: Rooms, day: date, reason: str) -> list[Finding]:
     """
     if not reason.strip():
         raise ConfigurationError("an approval needs a reason: it stays on record")
-    found = closed_gates(rooms, [day])
+    found = closed_gates(context, [day])
     if not found:
         raise ConfigurationError(
             f"the gate of {day} is open, or the day is not counted: there is nothing to approve"
         )
-    rooms.ledger.approve_gate(day, found[0].snapshot_id, reason.strip(), rooms.clock())
+    context.ledger.approve_gate(day, found[0].snapshot_id, reason.strip(), context.clock())
     return found[0].findings
 
 
@@ -562,21 +564,21 @@ def _unplannable(
 
 
 def read_segments(
-    rooms: Rooms, day: date, all_cuts: Mapping[str, set[int]]
+    context: Context, day: date, all_cuts: Mapping[str, set[int]]
 ) -> dict[str, list[Segment]]:
     """The segments of the organizations whose billing periods end inside this day.
 
     Of a day that is not over, only the segments that have ended. Raises DAY_ERRORS.
     """
     segments: dict[str, list[tuple[int, int]]] = {}
-    now, midnight = rooms.clock().timestamp(), day_start(day)
+    now, midnight = context.clock().timestamp(), day_start(day)
     for organization, boundaries in all_cuts.items():
         ended = [(start, end) for start, end in segment_bounds(day, boundaries) if end <= now]
         if ended:
             segments[organization] = [(start - midnight, end - midnight) for start, end in ended]
     if not segments:
         return {}
-    counted = rooms.usage.in_segments(day, segments)
+    counted = context.usage.in_segments(day, segments)
     return {
         organization: [
             Segment(midnight + start, midnight + end, Usage(active, volume))
@@ -587,7 +589,7 @@ def read_segments(
 
 
 def period_boundaries(
-    rooms: Rooms, meters: Sequence[Meter], payers: Payers, day: date
+    context: Context, meters: Sequence[Meter], payers: Payers, day: date
 ) -> dict[str, set[int]]:
     """The instants inside the day at which an organization's periods end (unix seconds)."""
     span = day_start(day), day_end(day)
@@ -598,7 +600,7 @@ def period_boundaries(
     }
     if not by_customer:
         return {}
-    pays = [*payers.customers.items(), *rooms.ledger.reported_for(day, by_customer)]
+    pays = [*payers.customers.items(), *context.ledger.reported_for(day, by_customer)]
     boundaries: dict[str, set[int]] = defaultdict(set)
     for organization, customer in pays:
         if customer in by_customer:
@@ -607,25 +609,29 @@ def period_boundaries(
 
 
 def _basis(
-    rooms: Rooms, payers: Payers, day: date, snapshot_id: str, boundaries: Mapping[str, set[int]]
+    context: Context,
+    payers: Payers,
+    day: date,
+    snapshot_id: str,
+    boundaries: Mapping[str, set[int]],
 ) -> str:
     """What a day is planned from, as one id: its snapshot, how it is split, and who pays.
 
     The active sensors of a part also depend on the day before the snapshot's window. An
     organization that gets a customer later owes its zeros too, of which nothing is held.
     """
-    before = rooms.usage.before_window(day) if boundaries else None
+    before = context.usage.before_window(day) if boundaries else None
     segments = {organization: sorted(instants) for organization, instants in boundaries.items()}
     content = json.dumps([snapshot_id, payers.mapping_id, before, segments], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def planned_basis(rooms: Rooms, day: date, snapshot_id: str) -> str:
+def planned_basis(context: Context, day: date, snapshot_id: str) -> str:
     """What a day would be planned from now; `Inquiry.planned_from` has what it was planned from."""
-    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
-    payers = rooms.payers()
-    boundaries = period_boundaries(rooms, meters, payers, day)
-    return _basis(rooms, payers, day, snapshot_id, boundaries)
+    meters = context.ledger.known_meters(context.settings.billing_meters)
+    payers = context.payers()
+    boundaries = period_boundaries(context, meters, payers, day)
+    return _basis(context, payers, day, snapshot_id, boundaries)
 
 
 def usage_by_organization(snapshot: Snapshot) -> dict[str, Usage]:
@@ -635,77 +641,77 @@ def usage_by_organization(snapshot: Snapshot) -> dict[str, Usage]:
     }
 
 
-def unfinished_days(rooms: Rooms) -> list[date]:
+def unfinished_days(context: Context) -> list[date]:
     """Days that a new run from their present snapshots would bring further.
 
     A snapshot not planned from yet, an event whose outcome is open, usage that was held or
     refused and would be reported now, or that waits at a gate which has opened by itself.
     """
-    today = rooms.clock().date()
-    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
-    payers = rooms.payers()
-    found = rooms.inquiry.open_days(today - VERIFIABLE) | _released(rooms, meters, payers)
-    found |= _let_through(rooms)
-    planned_from = rooms.inquiry.planned_from()
-    found |= {day for day, basis in planned_from.items() if not basis and _is_whole(rooms, day)}
-    first = max(today - OLDEST, rooms.settings.billing_start_day)
+    today = context.clock().date()
+    meters = context.ledger.known_meters(context.settings.billing_meters)
+    payers = context.payers()
+    found = context.inquiry.open_days(today - VERIFIABLE) | _released(context, meters, payers)
+    found |= _let_through(context)
+    planned_from = context.inquiry.planned_from()
+    found |= {day for day, basis in planned_from.items() if not basis and _is_whole(context, day)}
+    first = max(today - OLDEST, context.settings.billing_start_day)
     for n in range((today - first).days):
         day = first + timedelta(days=n)
         with suppress(*DAY_ERRORS):  # an unreadable snapshot is not current: it is counted again
-            snapshot_id = rooms.usage.snapshot_id(day)
+            snapshot_id = context.usage.snapshot_id(day)
             if snapshot_id is not None:
-                boundaries = period_boundaries(rooms, meters, payers, day)
-                if _basis(rooms, payers, day, snapshot_id, boundaries) != planned_from.get(day):
+                boundaries = period_boundaries(context, meters, payers, day)
+                if _basis(context, payers, day, snapshot_id, boundaries) != planned_from.get(day):
                     found.add(day)
     return sorted(found)
 
 
-def _is_whole(rooms: Rooms, day: date) -> bool:
+def _is_whole(context: Context, day: date) -> bool:
     """Whether there is a snapshot of the day to plan from."""
     try:
-        return rooms.usage.snapshot_id(day) is not None
+        return context.usage.snapshot_id(day) is not None
     except DAY_ERRORS:  # it is to be counted again first
         return False
 
 
-def _let_through(rooms: Rooms) -> set[date]:
+def _let_through(context: Context) -> set[date]:
     """Days with usage behind a gate that is open now: the days it is compared with have changed."""
-    waiting, found = rooms.inquiry.gated(), set()
-    recent = Recent(rooms)
+    waiting, found = context.inquiry.gated(), set()
+    recent = Recent(context)
     for day, organizations in waiting.items():
         with suppress(*DAY_ERRORS):  # such a day is counted again first
-            snapshot = rooms.usage.snapshot(day)
+            snapshot = context.usage.snapshot(day)
             if snapshot is not None:
-                approved = rooms.ledger.gate_approved(day, snapshot.snapshot_id)
-                behind = behind_gate(judge_gate(rooms, snapshot, recent, approved))
+                approved = context.ledger.gate_approved(day, snapshot.snapshot_id)
+                behind = behind_gate(judge_gate(context, snapshot, recent, approved))
                 if any(organization not in behind for organization in organizations):
                     found.add(day)
     return found
 
 
-def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date]:
+def _released(context: Context, meters: Sequence[Meter], payers: Payers) -> set[date]:
     """Days with usage that was held or refused, and that the rules would state or hold
     for another reason now."""
     by_name = {meter.event_name: meter for meter in meters}
     left_out: dict[date, list[LeftOut]] = defaultdict(list)
-    for each in rooms.inquiry.left_out():
+    for each in context.inquiry.left_out():
         left_out[each.cell.usage_day].append(each)
     recorded, adjustments = (
-        rooms.ledger.recorded(list(left_out)),
-        rooms.adjustments.adjustments(list(left_out)),
+        context.ledger.recorded(list(left_out)),
+        context.adjustments.adjustments(list(left_out)),
     )
-    found, now = set(), rooms.clock().timestamp()
+    found, now = set(), context.clock().timestamp()
     for day, items in left_out.items():
-        boundaries = period_boundaries(rooms, meters, payers, day)
-        undone = rooms.inquiry.undone(day)
+        boundaries = period_boundaries(context, meters, payers, day)
+        undone = context.inquiry.undone(day)
         counted: dict[str, Usage] | None = None
         again: dict[str, list[Segment]] = {}
         with suppress(*DAY_ERRORS):  # such a day is counted again first
-            snapshot = rooms.usage.snapshot(day)
+            snapshot = context.usage.snapshot(day)
             counted = None if snapshot is None else usage_by_organization(snapshot)
             refused = {item.cell.organization_id for item in items if item.was_refused}
             again = read_segments(
-                rooms, day, {o: boundaries[o] for o in refused & boundaries.keys()}
+                context, day, {o: boundaries[o] for o in refused & boundaries.keys()}
             )
         shared = {
             m.event_name: shared_customers(m, payers.customers, recorded[day]) for m in meters
@@ -742,7 +748,7 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
                 [Segment(start, end, usage)],
                 customer,
                 recorded[day].get(item.cell, ()),
-                rooms.clock(),
+                context.clock(),
                 shared=customer in shared[meter.event_name],
                 undone=item.cell in undone,
                 payers=payers,
@@ -757,64 +763,64 @@ def _released(rooms: Rooms, meters: Sequence[Meter], payers: Payers) -> set[date
     return found
 
 
-def unbilled(rooms: Rooms) -> list[dict[str, Any]]:
+def unbilled(context: Context) -> list[dict[str, Any]]:
     """Events that Stripe took for a period whose invoice was final by then: no invoice has them.
 
     This can happen while the news of a final invoice is on its way. Where an event was tried
     before and after, `certain` is False: only the invoice tells.
     """
     periods: dict[Closed, list[FinalPeriod]] = defaultdict(list)
-    for period in rooms.customers.final_periods():
+    for period in context.customers.final_periods():
         closed = Closed(period.customer, period.start, period.end, period.finalized_at)
         periods[closed].append(period)
     return [
         {**event, "invoice": period.invoice_id, "finalized_at": period.finalized_at.isoformat()}
-        for closed, event in rooms.inquiry.accepted_after(list(periods))
+        for closed, event in context.inquiry.accepted_after(list(periods))
         for period in periods[closed]
     ]
 
 
-def closing_days(rooms: Rooms) -> dict[date, list[str]]:
+def closing_days(context: Context) -> dict[date, list[str]]:
     """The days of periods whose invoice is a draft, with the invoices they are for.
 
     Only those with something missing: a snapshot of what lies there now, a report from it,
     an outcome, a verification. The day on which the period ended is always asked for while it
     lasts, as its readings may still come. Days that Stripe takes nothing for any more are left out.
     """
-    now = rooms.clock()
-    first = max((now - OLDEST).date(), rooms.settings.billing_start_day)
+    now = context.clock()
+    first = max((now - OLDEST).date(), context.settings.billing_start_day)
     wanted: dict[date, list[str]] = defaultdict(list)
-    for period in rooms.customers.closing_periods():
+    for period in context.customers.closing_periods():
         day = max(datetime.fromtimestamp(period.start, UTC).date(), first)
         while day_start(day) < period.end <= now.timestamp():
             wanted[day].append(period.invoice_id)
             day += timedelta(days=1)
-    unfinished = set(unfinished_days(rooms)) if wanted else set()
+    unfinished = set(unfinished_days(context)) if wanted else set()
     return {
         day: invoices
         for day, invoices in sorted(wanted.items())
-        if day in unfinished or not is_over(day, now) or not _is_counted(rooms, day)
+        if day in unfinished or not is_over(day, now) or not _is_counted(context, day)
     }
 
 
-def ends_inside(rooms: Rooms, day: date) -> bool:
+def ends_inside(context: Context, day: date) -> bool:
     """Whether a billing period has ended inside this day, so that a part of it can be reported."""
-    meters = rooms.ledger.known_meters(rooms.settings.billing_meters)
-    now = rooms.clock().timestamp()
-    boundaries = period_boundaries(rooms, meters, rooms.payers(), day)
+    meters = context.ledger.known_meters(context.settings.billing_meters)
+    now = context.clock().timestamp()
+    boundaries = period_boundaries(context, meters, context.payers(), day)
     return any(boundary <= now for instants in boundaries.values() for boundary in instants)
 
 
-def _is_counted(rooms: Rooms, day: date) -> bool:
+def _is_counted(context: Context, day: date) -> bool:
     """Whether the day's snapshot is whole and says what its files say now."""
     try:
-        return rooms.usage.is_current(day)
+        return context.usage.is_current(day)
     except DAY_ERRORS:  # the run that this asks for will say so, on its day
         return False
 
 
 def verify_days(
-    rooms: Rooms,
+    context: Context,
     days: Sequence[date],
     *,
     wait_seconds: float = 0.0,
@@ -830,15 +836,15 @@ def verify_days(
         if progress is not None:
             progress("verifying", done, total)
 
-    reached = contact(rooms)
+    reached = contact(context)
     if reached.unreachable is not None:
         return VerificationReport(unread=[reached.unreachable])
     return verify(
-        rooms.gateway,
-        rooms.ledger,
+        context.gateway,
+        context.ledger,
         reached.meters,
         days,
-        rooms.clock,
+        context.clock,
         wait_seconds=wait_seconds,
         everything=everything,
         progress=watch,

@@ -15,10 +15,10 @@ from typing import Any
 
 from billing_pipeline.operations.preview import PlanLine, plan_lines
 from billing_pipeline.operations.reporting import (
-    By,
+    Actor,
+    Context,
     Progress,
     ReportOutcome,
-    Rooms,
     contact,
     deliver_days,
     period_boundaries,
@@ -63,13 +63,18 @@ class Undone:
 
 
 def undo_run(
-    rooms: Rooms, run: str, by: By, *, dry_run: bool = False, progress: Progress | None = None
+    context: Context,
+    run: str,
+    by: Actor,
+    *,
+    dry_run: bool = False,
+    progress: Progress | None = None,
 ) -> Undone:
     """Report again what Stripe had before `run`, in every cell that it was the last to speak of.
 
     Raises ConfigurationError for an unknown run, without a reason, or where Stripe is away.
     """
-    touched = rooms.inquiry.planned_by(run)
+    touched = context.inquiry.planned_by(run)
     if not touched:
         raise ConfigurationError(
             f"no run {run!r} has reported anything: `billing run` prints a run's id, and `billing "
@@ -77,33 +82,35 @@ def undo_run(
         )
     if not by.reason.strip():
         raise ConfigurationError("an undo needs a reason: it stays on record")
-    reached = contact(rooms)
+    reached = contact(context)
     if reached.unreachable is not None:
         raise ConfigurationError(f"Stripe cannot be reached: {reached.unreachable}")
     days = sorted({cell.usage_day for cell, _, _ in touched})
     undone = Undone(run, by.reason.strip(), days=days)
     if not dry_run:
-        rooms.ledger.begin(by.who, f"undo of {run}: {by.reason.strip()}", rooms.clock(), undoes=run)
+        context.ledger.begin(
+            by.who, f"undo of {run}: {by.reason.strip()}", context.clock(), undoes=run
+        )
         # An outcome that is open is resolved first: its cell waits for it.
-        deliver_days(rooms, reached.meters, days, undone.reporting, progress, leftovers=True)
+        deliver_days(context, reached.meters, days, undone.reporting, progress, leftovers=True)
     for _ in range(ROUNDS):
         undone.left.clear()
         more = False
         for day in days:
             cells = [(c, r, t) for c, r, t in touched if c.usage_day == day]
-            more |= _undo_day(rooms, reached.meters, day, cells, undone, dry_run)
+            more |= _undo_day(context, reached.meters, day, cells, undone, dry_run)
         if dry_run:
             break
-        deliver_days(rooms, reached.meters, days, undone.reporting, progress)
+        deliver_days(context, reached.meters, days, undone.reporting, progress)
         if not more or undone.reporting.stopped is not None:
             break
     if not dry_run:
-        verify_days(rooms, days)
+        verify_days(context, days)
     return undone
 
 
 def _undo_day(
-    rooms: Rooms,
+    context: Context,
     meters: Sequence[Meter],
     day: date,
     touched: Sequence[tuple[Cell, int, int]],
@@ -112,15 +119,17 @@ def _undo_day(
 ) -> bool:
     """Plan one day's undoing and write it down; True if another round has more of it to say."""
     by_name = {meter.event_name: meter for meter in meters}
-    payers = rooms.payers()
-    ends = period_boundaries(rooms, meters, payers, day)
+    payers = context.payers()
+    ends = period_boundaries(context, meters, payers, day)
     spoken: dict[Cell, list[tuple[int, int]]] = defaultdict(list)
     for cell, revision, timestamp in touched:
         spoken[cell].append((revision, timestamp))
     # What this undoing has said already is not somebody else's word.
-    ours = {(cell, revision) for cell, revision, _ in rooms.inquiry.planned_by(rooms.ledger.run)}
-    with rooms.ledger.planning() as connection:
-        recorded = rooms.ledger.recorded([day], connection)[day]
+    ours = {
+        (cell, revision) for cell, revision, _ in context.inquiry.planned_by(context.ledger.run)
+    }
+    with context.ledger.planning() as connection:
+        recorded = context.ledger.recorded([day], connection)[day]
         plan, kept = DayPlan(day), set[Cell]()
         for cell, events in spoken.items():
             history, meter = recorded.get(cell, []), by_name.get(cell.event_name)
@@ -135,7 +144,7 @@ def _undo_day(
                 Segment(start, end, usage_of(meter.measure, held))
                 for start, end in segments
                 if any(start <= timestamp < end for _, timestamp in events)
-                for held in (_held_before(rooms, undone.run, meter, cell, before, start, end),)
+                for held in (_held_before(context, undone.run, meter, cell, before, start, end),)
             ]
             later = [s for s in history if s.revision > last and s.state in SENT]
             if any((cell, s.revision) not in ours for s in later):
@@ -149,7 +158,7 @@ def _undo_day(
                 segments,
                 payers.customers.get(cell.organization_id),
                 history,
-                rooms.clock(),
+                context.clock(),
                 payers=payers,
                 retry_rejected=True,
             )
@@ -170,18 +179,18 @@ def _undo_day(
         undone.lines += plan_lines(plan, meters, recorded, cause)
         if not dry_run:
             # What waits for other reasons is none of an undoing's business.
-            now = rooms.clock()
-            rooms.ledger.write_plan(connection, plan, lambda _cell: False, None, now)
-            rooms.ledger.mark_undone(
-                connection, spoken.keys() - kept, _snapshot_id(rooms, day), undone.reason, now
+            now = context.clock()
+            context.ledger.write_plan(connection, plan, lambda _cell: False, None, now)
+            context.ledger.mark_undone(
+                connection, spoken.keys() - kept, _snapshot_id(context, day), undone.reason, now
             )
     return bool(plan.unfinished)
 
 
-def _snapshot_id(rooms: Rooms, day: date) -> str:
+def _snapshot_id(context: Context, day: date) -> str:
     """The day's snapshot at present; empty where there is none that can be read."""
     with suppress(*DAY_ERRORS):
-        return rooms.usage.snapshot_id(day) or ""
+        return context.usage.snapshot_id(day) or ""
     return ""
 
 
@@ -201,7 +210,7 @@ def _left(cell: Cell, why: str) -> dict[str, Any]:
 
 
 def _held_before(
-    rooms: Rooms,
+    context: Context,
     run: str,
     meter: Meter,
     cell: Cell,
@@ -218,4 +227,6 @@ def _held_before(
         return held or 0
     if meter.event_time_window == "day":
         return 0
-    return rooms.inquiry.last_value(cell.organization_id, cell.event_name, start, without=run) or 0
+    return (
+        context.inquiry.last_value(cell.organization_id, cell.event_name, start, without=run) or 0
+    )

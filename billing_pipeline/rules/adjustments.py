@@ -40,14 +40,14 @@ def adjusted_by(entries: Iterable[Entry], segment: Segment) -> int:
     return sum(entry.amount for entry in entries if segment.holds(entry.at))
 
 
-def allocate(amount: int, rooms: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
+def allocate(amount: int, context: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
     """Where an approved amount goes, given (cell, instant, units reported there) by preference.
 
     More units go to the first. Fewer units are taken where there are some, never below zero;
     None: there are not enough.
     """
     left, entries = amount, []
-    for cell, at, units in rooms:
+    for cell, at, units in context:
         segment = left if left > 0 else max(left, -units)
         if segment:
             entries.append(Entry(cell, at, segment))

@@ -48,7 +48,7 @@ METER_AWAY = frozenset({"archived_meter", "no_meter"})
 """Error codes of a meter that was inactive; a later change of the meter may have fixed it."""
 
 
-NOBODY = Payers()
+NO_PAYERS = Payers()
 
 Outcome = MeterEvent | Hold | Waiting
 
@@ -101,7 +101,7 @@ def plan_cell(
     *,
     at: int | None = None,
     shared: bool = False,
-    payers: Payers = NOBODY,
+    payers: Payers = NO_PAYERS,
     adjustments: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> Outcome | None:
@@ -141,7 +141,7 @@ def plan_segments(
     shared: bool = False,
     gated: bool = False,
     undone: bool = False,
-    payers: Payers = NOBODY,
+    payers: Payers = NO_PAYERS,
     adjustments: Sequence[Entry] = (),
     retry_rejected: bool = False,
 ) -> list[Outcome]:

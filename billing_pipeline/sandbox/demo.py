@@ -30,9 +30,9 @@ from rich.text import Text
 
 from billing_pipeline.cli.report import attention, exit_code, run_document
 from billing_pipeline.operations.reporting import (
-    By,
+    Actor,
+    Context,
     Progress,
-    Rooms,
     apply_events,
     approve_gate,
     closed_gates,
@@ -78,28 +78,28 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
     with running(sandbox) as base, _environment(os.environ, base), _handler() as url:
         settings = load_settings()
         sandbox.post.endpoint = Endpoint(url, *SECRETS)
-        with Rooms.open(settings, "demo") as rooms:
-            asyncio.run(ensure_meters(rooms.gateway, settings.billing_meters, rooms.ledger))
+        with Context.open(settings, "demo") as context:
+            asyncio.run(ensure_meters(context.gateway, settings.billing_meters, context.ledger))
             first = last_day - timedelta(days=DAYS - 1)
             days = [first + timedelta(days=n) for n in range(DAYS)]
             known = _check_out(sandbox, base, now)
             _write_customers({} if known else {MISSPELT: "cus_misspelt"})
             _await_mail(sandbox)
             outcome, run_id, error = run_days(
-                first, last_day, By("billing demo"), progress=progress
+                first, last_day, Actor("billing demo"), progress=progress
             )
             story = {"webhooks": dict(sandbox.post.answers)}
             if not known:
-                story |= _fix_customer(sandbox, rooms, days) | {"gates": _approve(rooms)}
+                story |= _fix_customer(sandbox, context, days) | {"gates": _approve(context)}
                 again, run_id, error = run_days(
-                    first, last_day, By("billing demo"), progress=progress
+                    first, last_day, Actor("billing demo"), progress=progress
                 )
                 again.reporting.sent += outcome.reporting.sent
                 outcome = again
-            story["invoice"] = _invoice(sandbox, rooms)
-            document = run_document(rooms, days, outcome, run_id, error)
-            document["organizations"] = _organizations(rooms, days)
-            document["stripe_events"] = rooms.inbox.counts()
+            story["invoice"] = _invoice(sandbox, context)
+            document = run_document(context, days, outcome, run_id, error)
+            document["organizations"] = _organizations(context, days)
+            document["stripe_events"] = context.inbox.counts()
         document |= {"home": str(HOME), "story": story}
     return document, exit_code(document, outcome)
 
@@ -226,16 +226,16 @@ def _await_mail(sandbox: Sandbox) -> None:
         time.sleep(0.05)
 
 
-def _fix_customer(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str, Any]:
+def _fix_customer(sandbox: Sandbox, context: Context, days: list[date]) -> dict[str, Any]:
     """Stripe reports what it did not count; the customer that checked out takes its place."""
     sandbox.tick()
     _await_mail(sandbox)
-    apply_events(rooms)
-    verify_days(rooms, days)
-    known = rooms.customers.known(rooms.settings.billing_customers_file)
+    apply_events(context)
+    verify_days(context, days)
+    known = context.customers.known(context.settings.billing_customers_file)
     story = {
-        "error_reports": rooms.inquiry.open_reports(rooms.clock()),
-        "rejected": len(rooms.inquiry.rejected(days)),
+        "error_reports": context.inquiry.open_reports(context.clock()),
+        "rejected": len(context.inquiry.rejected(days)),
         "contradictions": known.contradictions(),
     }
     [customer] = known.learned[MISSPELT]
@@ -243,32 +243,32 @@ def _fix_customer(sandbox: Sandbox, rooms: Rooms, days: list[date]) -> dict[str,
     return story
 
 
-def _approve(rooms: Rooms) -> list[str]:
+def _approve(context: Context) -> list[str]:
     """Days on which nothing came look like an outage, and wait; the sample has such days."""
-    days = [gate.day for gate in closed_gates(rooms)]
+    days = [gate.day for gate in closed_gates(context)]
     for day in days:
-        approve_gate(rooms, day, "no readings were published for this day")
+        approve_gate(context, day, "no readings were published for this day")
     return [day.isoformat() for day in days]
 
 
-def _invoice(sandbox: Sandbox, rooms: Rooms) -> dict[str, Any]:
+def _invoice(sandbox: Sandbox, context: Context) -> dict[str, Any]:
     """Let the invoiced organization's period end, and its draft become final; then compare."""
-    customer = rooms.customers.mapping()[INVOICED]
+    customer = context.customers.mapping()[INVOICED]
     end = min(s["items"]["data"][0]["current_period_end"]
               for s in sandbox.billing.subscriptions.values())  # fmt: skip
     if not sandbox.billing.invoices:
         sandbox.clock.offset += max(0.0, end - sandbox.clock()) + 2 * GRACE_SECONDS
         sandbox.tick()
     _await_mail(sandbox)
-    apply_events(rooms)
+    apply_events(context)
     found = [i for i in sandbox.billing.invoices.values() if i["customer"] == customer]
     invoice = min(found, key=lambda i: int(i["period_start"]))
     start, end = invoice["period_start"], invoice["period_end"]
     first, last = (datetime.fromtimestamp(at, UTC).date() for at in (start, end))
     span = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    recorded = rooms.ledger.recorded(span)
+    recorded = context.ledger.recorded(span)
     rows = []
-    for meter in rooms.ledger.known_meters(rooms.settings.billing_meters):
+    for meter in context.ledger.known_meters(context.settings.billing_meters):
         events = sorted(
             (s.timestamp, s.revision, s.value)
             for day in span
@@ -292,11 +292,11 @@ def _invoice(sandbox: Sandbox, rooms: Rooms) -> dict[str, Any]:
     }
 
 
-def _organizations(rooms: Rooms, days: list[date]) -> list[dict[str, Any]]:
+def _organizations(context: Context, days: list[date]) -> list[dict[str, Any]]:
     """Per organization, over all days: what was counted and what became of it."""
     rows: dict[str, dict[str, Any]] = {}
     for day in days:
-        snapshot = load_snapshot(rooms.engine, rooms.snapshots, day)
+        snapshot = load_snapshot(context.engine, context.snapshots, day)
         for usage in snapshot.organizations if snapshot else ():
             row = rows.setdefault(
                 usage.organization_id,
@@ -308,7 +308,7 @@ def _organizations(rooms: Rooms, days: list[date]) -> list[dict[str, Any]]:
                 row["active_sensors"] = usage.active_sensors
             row["readings"] += usage.reading_volume
             row["duplicates"] += usage.exact_duplicates + usage.conflicting_duplicates
-    for organization, events, verified in rooms.inquiry.per_organization(days):
+    for organization, events, verified in context.inquiry.per_organization(days):
         rows[organization] |= {"events": events, "verified": verified}
     return [rows[name] for name in sorted(rows)]
 

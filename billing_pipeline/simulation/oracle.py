@@ -18,7 +18,7 @@ from sqlalchemy import select
 from billing_pipeline.customers.tables import invoices, subscriptions
 from billing_pipeline.ledger.inquiry import HeldUsage
 from billing_pipeline.operations.reconcile import reconcile_month
-from billing_pipeline.operations.reporting import Rooms, closed_gates, unbilled, unfinished_days
+from billing_pipeline.operations.reporting import Context, closed_gates, unbilled, unfinished_days
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
     SENT,
@@ -38,18 +38,18 @@ LAST, SUM = "active_sensors", "temperature_readings"
 
 def complaints(world: World) -> list[str]:
     """Everything that is wrong with a quiet world; empty when nothing is."""
-    rooms = world.rooms("oracle")
+    context = world.context("oracle")
     return [
         *_counted_once(world),
-        *_ledger_and_stripe_agree(world, rooms),
-        *_cells_are_right(world, rooms),
-        *_invoices_are_right(world, rooms),
-        *_closed_stays_closed(world, rooms),
-        *_every_difference_has_a_cause(world, rooms),
-        *_decisions_are_kept(world, rooms),
+        *_ledger_and_stripe_agree(world, context),
+        *_cells_are_right(world, context),
+        *_invoices_are_right(world, context),
+        *_closed_stays_closed(world, context),
+        *_every_difference_has_a_cause(world, context),
+        *_decisions_are_kept(world, context),
         *_what_stripe_said_is_known(world),
-        *_mismatches_are_stripes_doing(world, rooms),
-        *_nothing_is_left(world, rooms),
+        *_mismatches_are_stripes_doing(world, context),
+        *_nothing_is_left(world, context),
     ]
 
 
@@ -60,18 +60,18 @@ def _counted_once(world: World) -> Iterator[str]:
             yield f"billed twice: {identifier} counts {number} times"
 
 
-def _ledger_and_stripe_agree(world: World, rooms: Rooms) -> Iterator[str]:
+def _ledger_and_stripe_agree(world: World, context: Context) -> Iterator[str]:
     """Each counted event is one of ours, as we said it; each we take for counted is."""
     flagged = {
         (r["customer"], r["event_name"], r["usage_day"])
-        for r in rooms.inquiry.checks(None, "mismatch")
+        for r in context.inquiry.checks(None, "mismatch")
     }
     counted = {e.identifier: e for e in world.account.events if e.counted and not e.cancelled}
     ours: dict[str, object] = {}
     for day in (*world.days(), world.clock().date()):  # parts of today may be reported
         for organization in _organizations(world):
             for meter, _ in METERS:
-                story = rooms.inquiry.story(_cell(day, organization, meter))
+                story = context.inquiry.story(_cell(day, organization, meter))
                 for row in story.events:
                     ours[row["identifier"]] = row
                     where = (row["customer"], meter, row["day"])
@@ -125,14 +125,14 @@ def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
     )
 
 
-def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
+def _cells_are_right(world: World, context: Context) -> Iterator[str]:
     """Each part of each day is reported as the readings prove, or held or refused for a reason."""
-    refused = {(r["day"], r["organization_id"], r["meter"]) for r in rooms.inquiry.rejected()}
+    refused = {(r["day"], r["organization_id"], r["meter"]) for r in context.inquiry.rejected()}
     for day in world.days():
-        recorded = rooms.ledger.recorded([day])[day]
-        adjustments = rooms.adjustments.adjustments([day])[day]
+        recorded = context.ledger.recorded([day])[day]
+        adjustments = context.adjustments.adjustments([day])[day]
         held = defaultdict(list)
-        for each in rooms.inquiry.held([day]):
+        for each in context.inquiry.held([day]):
             held[each.cell].append(each)
         for organization in _organizations(world):
             # A day is cut for an organization, wherever any of its meters is reported.
@@ -158,7 +158,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                     )
                     holds = [h for h in held[cell] if h.start in (0, start)]
                     for hold in holds:
-                        so = _is_so(world, rooms, hold, history, start, end)
+                        so = _is_so(world, context, hold, history, start, end)
                         if hold.reason == HoldReason.BELOW_ZERO:
                             so = formula == "sum" and truth + adjusted < 0
                         if not so:
@@ -167,7 +167,7 @@ def _cells_are_right(world: World, rooms: Rooms) -> Iterator[str]:
                         truth += adjusted
                     owed = truth if formula == "last" else truth - (still_valid or 0)
                     if still_valid is None and truth == 0 and formula == "last":
-                        if _owes_a_zero(world, rooms, cell, recorded, start):
+                        if _owes_a_zero(world, context, cell, recorded, start):
                             yield f"{message}: the zero was not reported"
                         continue
                     if still_valid == truth or (still_valid is None and truth == 0):
@@ -199,10 +199,14 @@ def _is_over_and_bare(world: World, cell: Cell, end: int) -> bool:
 
 
 def _owes_a_zero(
-    world: World, rooms: Rooms, cell: Cell, recorded: Mapping[Cell, list[RecordedEvent]], start: int
+    world: World,
+    context: Context,
+    cell: Cell,
+    recorded: Mapping[Cell, list[RecordedEvent]],
+    start: int,
 ) -> bool:
     """Whether nothing at all stands in the way of reporting a zero: the plain cases only."""
-    mapping = rooms.customers.mapping()
+    mapping = context.customers.mapping()
     customer = mapping.get(cell.organization_id)
     return (
         customer in world.account.customers
@@ -212,16 +216,21 @@ def _owes_a_zero(
         and all(s["customer"] != customer for s in world.sandbox.billing.subscriptions.values())
         and world.settings.billing_gates != STRICT
         and start > world.now - OLDEST.total_seconds()
-        and not rooms.inquiry.rejected()
+        and not context.inquiry.rejected()
     )
 
 
 def _is_so(
-    world: World, rooms: Rooms, hold: HeldUsage, history: list[RecordedEvent], start: int, end: int
+    world: World,
+    context: Context,
+    hold: HeldUsage,
+    history: list[RecordedEvent],
+    start: int,
+    end: int,
 ) -> bool:
     """Whether the world bears out the reason of a hold."""
     organization = hold.cell.organization_id
-    mapping = rooms.customers.mapping()
+    mapping = context.customers.mapping()
     kept = [s.customer for s in history if s.state != "rejected" or s.error_code == NOT_COUNTED]
     customer = kept[0] if kept else mapping.get(organization)
     subscriptions = [
@@ -248,27 +257,27 @@ def _is_so(
         HoldReason.UNDONE: any(name.startswith("undo ") for name in world.runs),
         HoldReason.DAY_NOT_OVER: False,
         HoldReason.GATE_CLOSED: world.settings.billing_gates == STRICT and bool(
-            closed_gates(rooms, [hold.cell.usage_day])
+            closed_gates(context, [hold.cell.usage_day])
         ),
     }  # fmt: skip
     return true.get(HoldReason(hold.reason), False)
 
 
-def _invoices_are_right(world: World, rooms: Rooms) -> Iterator[str]:
+def _invoices_are_right(world: World, context: Context) -> Iterator[str]:
     """Each final invoice bills what the ledger says of its period, less what is shown as late."""
-    late = {(row["identifier"], row["invoice"]): row["certain"] for row in unbilled(rooms)}
+    late = {(row["identifier"], row["invoice"]): row["certain"] for row in unbilled(context)}
     counted = {e.identifier for e in world.account.events if e.counted and not e.cancelled}
     rows = [
         row
         for day in world.days()
         for organization in _organizations(world)
         for meter, _ in METERS
-        for row in rooms.inquiry.story(_cell(day, organization, meter)).events
+        for row in context.inquiry.story(_cell(day, organization, meter)).events
         if row["state"] in SENT
         # Taken for never counted because it made no difference to the figure.
         or (meter == LAST and row["error_code"] == NOT_COUNTED and row["identifier"] in counted)
     ]
-    flagged = {(r["customer"], r["event_name"]) for r in rooms.inquiry.checks(None, "mismatch")}
+    flagged = {(r["customer"], r["event_name"]) for r in context.inquiry.checks(None, "mismatch")}
     lines = [
         (invoice, line["metadata"]["event_name"], line["quantity"])
         for invoice in world.sandbox.billing.invoices.values()
@@ -293,7 +302,7 @@ def _invoices_are_right(world: World, rooms: Rooms) -> Iterator[str]:
             yield f"invoice {invoice['id']} bills {billed} {meter}, the ledger says {ours}"
 
 
-def _closed_stays_closed(world: World, rooms: Rooms) -> Iterator[str]:
+def _closed_stays_closed(world: World, context: Context) -> Iterator[str]:
     """Once the news of a final invoice is applied, nothing more is sent for its period."""
     known: dict[str, datetime] = {}
     with world.database.begin() as connection:
@@ -306,7 +315,7 @@ def _closed_stays_closed(world: World, rooms: Rooms) -> Iterator[str]:
             invoice = str(json.loads(row.payload)["data"]["object"]["id"])
             known[invoice] = min(row.processed_at, known.get(invoice, row.processed_at))
     owned = Counter(s["customer"] for s in world.sandbox.billing.subscriptions.values())
-    for event in unbilled(rooms):
+    for event in unbilled(context):
         if owned[event["customer"]] > 1:
             continue  # a period of another subscription may be open still
         since = known.get(event["invoice"])
@@ -324,12 +333,12 @@ def _total(meter: str, rows: Sequence[dict[str, Any]]) -> int:
     return value
 
 
-def _every_difference_has_a_cause(world: World, rooms: Rooms) -> Iterator[str]:
+def _every_difference_has_a_cause(world: World, context: Context) -> Iterator[str]:
     """The reconciliation of each month finds the same: figures that agree, or why they do not."""
-    flagged = {(r["customer"], r["event_name"]) for r in rooms.inquiry.checks(None, "mismatch")}
+    flagged = {(r["customer"], r["event_name"]) for r in context.inquiry.checks(None, "mismatch")}
     strangers = {customer for _, customer in world.ever_mapped} - set(world.account.customers)
     for month in sorted({day.replace(day=1) for day in world.days()}):
-        found = reconcile_month(rooms, month)
+        found = reconcile_month(context, month)
         for row in found.rows:
             if not row.is_right and (row.span.customer, row.meter) not in flagged:
                 yield f"{month:%Y-%m} reconciled: {row.as_json()}"
@@ -338,12 +347,12 @@ def _every_difference_has_a_cause(world: World, rooms: Rooms) -> Iterator[str]:
                 yield f"{month:%Y-%m} reconciled: {problem}"
 
 
-def _decisions_are_kept(world: World, rooms: Rooms) -> Iterator[str]:
+def _decisions_are_kept(world: World, context: Context) -> Iterator[str]:
     """Exactly what people decided is on record, and what was carried into the current period is carried whole."""
-    decided = rooms.adjustments.decided()
+    decided = context.adjustments.decided()
     if {each.id: each.approved for each in decided} != world.verdicts:
         yield f"decided were {world.verdicts}, on record are {decided}"
-    entries = rooms.adjustments.adjustments(
+    entries = context.adjustments.adjustments(
         list(set(world.days()) | {e.cell.usage_day for d in decided for e in d.entries})
     )
     written_off = sum(each.amount for each in decided if not each.approved)
@@ -373,27 +382,27 @@ def _what_stripe_said_is_known(world: World) -> Iterator[str]:
                     yield f"{name} is {there['status']}, and known as {known.get(name)}"
 
 
-def _mismatches_are_stripes_doing(world: World, rooms: Rooms) -> Iterator[str]:
+def _mismatches_are_stripes_doing(world: World, context: Context) -> Iterator[str]:
     """A mismatch is left for people only where Stripe lost something, or the customer is gone."""
     lost = {(e.customer, e.event_name) for e in world.account.events if not e.counted}
-    for check in rooms.inquiry.checks(None, "mismatch"):
+    for check in context.inquiry.checks(None, "mismatch"):
         where = check["customer"], check["event_name"]
         if where not in lost and where[0] in world.account.customers:
             yield f"a mismatch that nobody made: {check}"
 
 
-def _nothing_is_left(world: World, rooms: Rooms) -> Iterator[str]:
-    counts = rooms.inquiry.counts(world.days())
+def _nothing_is_left(world: World, context: Context) -> Iterator[str]:
+    counts = context.inquiry.counts(world.days())
     for state in ("planned", "sending", "ambiguous"):
         if counts[state]:
             yield f"{counts[state]} events are still {state}"
-    flagged = bool(rooms.inquiry.checks(None, "mismatch"))
+    flagged = bool(context.inquiry.checks(None, "mismatch"))
     if counts["accepted"] and not flagged:
         yield f"{counts['accepted']} events are accepted, not verified, and nobody says why"
-    events = rooms.inbox.counts()
+    events = context.inbox.counts()
     if events["received"] or events["failed"]:
-        yield f"Stripe's events are left: {events}: {rooms.inbox.records(limit=3)}"
-    unfinished = unfinished_days(rooms)
+        yield f"Stripe's events are left: {events}: {context.inbox.records(limit=3)}"
+    unfinished = unfinished_days(context)
     if unfinished and not flagged:
         yield f"the sensor would run {unfinished} for ever"
 
@@ -408,7 +417,7 @@ def _recorded_total(events: list[RecordedEvent], formula: str) -> int | None:
 
 def _cuts(world: World, organization: str, history: list[RecordedEvent]) -> set[int]:
     """Where billing periods end inside a day, by Stripe's own objects."""
-    known = world.rooms("oracle").customers.mapping()
+    known = world.context("oracle").customers.mapping()
     customers = {s.customer for s in history} | {known.get(organization)}
     boundaries: set[int] = set()
     for subscription in world.sandbox.billing.subscriptions.values():

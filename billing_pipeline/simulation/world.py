@@ -29,8 +29,8 @@ from billing_pipeline.ledger.inquiry import Inquiry
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.reporting import (
-    By,
-    Rooms,
+    Actor,
+    Context,
     apply_events,
     approve_gate,
     closed_gates,
@@ -134,12 +134,12 @@ class World:
         """The pipeline's clock. Stripe's may be off by the sandbox's offset."""
         return datetime.fromtimestamp(self.now, UTC)
 
-    def rooms(self, run: str) -> Rooms:
+    def context(self, run: str) -> Context:
         """The production code's rooms, over this world."""
         ledger = Ledger(self.database, run)
         ledger.delivery_wait_seconds = 0.0
         here = Folder(str(self.folder))
-        return Rooms(
+        return Context(
             self.settings,
             Engine("1GB", self.clock),
             here,
@@ -293,8 +293,8 @@ class World:
     def decide(self, chance: Random) -> None:
         """A person carries an amount of a closed period forward, or writes it off."""
         self.steps.disarm()
-        rooms = self.rooms("person")
-        waiting = adjustments.open_adjustments(rooms)
+        context = self.context("person")
+        waiting = adjustments.open_adjustments(context)
         if not waiting:
             return
         amount, approved = chance.choice(waiting), chance.random() < 0.7
@@ -303,9 +303,9 @@ class World:
         if chance.random() < 0.2:
             self.steps.arm(chance.randint(1, 12))
         with self._living():
-            verdict(rooms, amount.id, "simulated")
+            verdict(context, amount.id, "simulated")
         self.steps.disarm()
-        if self.rooms("person").adjustments.decided(id=amount.id):
+        if self.context("person").adjustments.decided(id=amount.id):
             self.verdicts[amount.id] = approved
         message = "carried into the current period" if approved else "written off"
         died = ": dies" if self.crashes > before else ""
@@ -314,11 +314,11 @@ class World:
     def let_through(self, chance: Random) -> None:
         """A person lets a day through the gate."""
         self.steps.disarm()
-        rooms = self.rooms("person")
-        closed = closed_gates(rooms)
+        context = self.context("person")
+        closed = closed_gates(context)
         if closed:
             day = chance.choice(closed).day
-            approve_gate(rooms, day, "simulated")
+            approve_gate(context, day, "simulated")
             self.log.append(f"{day} is let through the gate")
 
     # Stripe ----------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ class World:
         """Take a day's snapshot where its rows have changed, as the assets do."""
         if self.readings.is_current(day):
             return
-        reopen_for(self.rooms("count"), day)
+        reopen_for(self.context("count"), day)
         self.readings.count(day, self.clock())
 
     def run(self, chance: Random) -> None:
@@ -408,7 +408,7 @@ class World:
                 self._count(day)
         crash = chance.random() < 0.4
         self._act(
-            lambda rooms: self._bill(rooms, days, report_undone=True),
+            lambda context: self._bill(context, days, report_undone=True),
             chance if crash else None,
             "run",
         )
@@ -418,23 +418,27 @@ class World:
         if self.runs:
             name = chance.choice(self.runs)
             crash = chance.random() < 0.3
-            by = By("person", "simulated")
+            by = Actor("person", "simulated")
             self._act(
-                lambda rooms: undo_run(rooms, name, by), chance if crash else None, f"undo {name}"
+                lambda context: undo_run(context, name, by),
+                chance if crash else None,
+                f"undo {name}",
             )
 
     def run_unfinished(self, chance: Random) -> None:
         """What the sensor would start."""
         crash = chance.random() < 0.2
         self._act(
-            lambda rooms: self._bill(rooms, unfinished_days(rooms)),
+            lambda context: self._bill(context, unfinished_days(context)),
             chance if crash else None,
             "unfinished",
         )
 
     def verify(self, chance: Random) -> None:
         """Everything is compared with Stripe."""
-        self._act(lambda rooms: verify_days(rooms, self.days(), everything=True), chance, "verify")
+        self._act(
+            lambda context: verify_days(context, self.days(), everything=True), chance, "verify"
+        )
 
     def apply(self, chance: Random) -> None:
         """What waits is applied. It may die on the way."""
@@ -444,7 +448,7 @@ class World:
         """What no webhook delivered is fetched."""
         since = self.clock() - timedelta(days=30)
         self._act(
-            lambda rooms: fetch_missed(rooms.inbox, rooms.gateway, since, self.clock()),
+            lambda context: fetch_missed(context.inbox, context.gateway, since, self.clock()),
             None,
             "backstop",
         )
@@ -464,26 +468,26 @@ class World:
 
         def between() -> None:
             with self._living():
-                self._bill(self.rooms(self._named("second")), other)
+                self._bill(self.context(self._named("second")), other)
 
         self.steps.disarm()
         self.steps.arm(chance.randint(1, 60), second)
         with self._living():
-            self._bill(self.rooms(self._named("first")), days)
+            self._bill(self.context(self._named("first")), days)
         self.steps.disarm()
         self.log.append("two runs overlap")
 
-    def _bill(self, rooms: Rooms, days: list[date], *, report_undone: bool = False) -> None:
-        report_days(rooms, days, report_undone=report_undone)
-        verify_days(rooms, days)
+    def _bill(self, context: Context, days: list[date], *, report_undone: bool = False) -> None:
+        report_days(context, days, report_undone=report_undone)
+        verify_days(context, days)
 
-    def _act(self, act: Callable[[Rooms], Any], chance: Random | None, what: str) -> None:
+    def _act(self, act: Callable[[Context], Any], chance: Random | None, what: str) -> None:
         self.steps.disarm()
         if chance is not None:
             self.steps.arm(chance.randint(1, 80))
         before = self.crashes
         with self._living():
-            act(self.rooms(self._named(what)))
+            act(self.context(self._named(what)))
         self.steps.disarm()
         self.log.append(f"{what}{' dies' if self.crashes > before else ''}")
 
@@ -502,18 +506,18 @@ class World:
         except ConfigurationError as error:
             self.log.append(f"refused: {error}")
 
-    def _run_what_sensors_ask_for(self, rooms: Rooms) -> None:
+    def _run_what_sensors_ask_for(self, context: Context) -> None:
         """Days whose readings changed or whose invoice is a draft, then days left unfinished."""
         changed = {day for day in self.days() if not self.readings.is_current(day)}
-        changed |= closing_days(rooms).keys()
+        changed |= closing_days(context).keys()
         for day in sorted(changed):
             self._count(day)
-        self._bill(rooms, sorted(changed))
-        self._bill(rooms, unfinished_days(rooms))
+        self._bill(context, sorted(changed))
+        self._bill(context, unfinished_days(context))
 
-    def _clear_the_desk(self) -> None:
+    def _decide_what_waits(self) -> None:
         """People decide on much of what waits for them."""
-        for _ in range(len(adjustments.open_adjustments(self.rooms("person")))):
+        for _ in range(len(adjustments.open_adjustments(self.context("person")))):
             if self.chance.random() < 0.8:
                 self.decide(self.chance)
         if self.chance.random() < 0.5:
@@ -534,19 +538,19 @@ class World:
         for round, pause in enumerate([60, 7200, 90_000, 90_000, *[7200] * 20], start=1):
             self.advance(pause)
             self.receive(list(self.account.news.events))
-            rooms = self.rooms("quiet")
-            apply_events(rooms)
+            context = self.context("quiet")
+            apply_events(context)
             if round in (3, 4):
-                self._clear_the_desk()
-            self._run_what_sensors_ask_for(rooms)
+                self._decide_what_waits()
+            self._run_what_sensors_ask_for(context)
             self.advance(60)
             self.receive(list(self.account.news.events))
-            apply_events(rooms)
-            verify_days(rooms, self.days(), everything=True)
+            apply_events(context)
+            verify_days(context, self.days(), everything=True)
             after = (
                 len(self.account.events),
-                rooms.inquiry.counts(self.days()),
-                [h.as_json() for h in rooms.inquiry.held(self.days())],
+                context.inquiry.counts(self.days()),
+                [h.as_json() for h in context.inquiry.held(self.days())],
             )
             if round > 4 and after == before:
                 return round

@@ -115,9 +115,9 @@ def deliver(
             queue = [o for o in queue if o.event.cell.event_name in by_name]
             if not queue:
                 return DeliveryReport()
-            courier = _Courier(gateway, ledger, by_name, payers, clock, still_mine, progress)
+            delivery = _Delivery(gateway, ledger, by_name, payers, clock, still_mine, progress)
             with _undisturbed():
-                return asyncio.run(courier.run(queue))
+                return asyncio.run(delivery.run(queue))
     except DeliveryBusy:
         return DeliveryReport(
             stopped="another process has been delivering for too long; run again later"
@@ -137,7 +137,7 @@ def _undisturbed() -> Iterator[None]:
         gc.unfreeze()
 
 
-class _Courier:
+class _Delivery:
     def __init__(
         self,
         gateway: StripeGateway,

@@ -21,7 +21,7 @@ from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.objects import NotThere, fetch
 from billing_pipeline.stripe_api.retrying import StripeUnreachable
-from billing_pipeline.stripe_events.handlers import HANDLERS, Desk
+from billing_pipeline.stripe_events.handlers import HANDLERS, Handling
 from billing_pipeline.stripe_events.inbox import EventState, Inbox, StoredEvent
 
 MOST_QUESTIONS = 3
@@ -57,17 +57,17 @@ def apply_due(
     """
     applied = Applied()
     tried: set[str] = set()
-    trip = _Trip(gateway)
+    reader = _ObjectReader(gateway)
     while due := inbox.due(clock(), exclude=tried):
         for number, event in enumerate(due, start=1):
             tried.add(event.id)  # once in this call, whatever the clock does meanwhile
-            _apply_one(inbox, ledger, trip, clock, event, applied)
+            _apply_one(inbox, ledger, reader, clock, event, applied)
             if progress is not None:
                 progress(number, len(due))
     return applied
 
 
-class _Trip:
+class _ObjectReader:
     """Questions to Stripe in one call; once it is away, nobody waits for it again."""
 
     def __init__(self, gateway: StripeGateway) -> None:
@@ -90,7 +90,7 @@ class _Trip:
 def _apply_one(
     inbox: Inbox,
     ledger: Ledger,
-    trip: _Trip,
+    reader: _ObjectReader,
     clock: Callable[[], datetime],
     event: StoredEvent,
     applied: Applied,
@@ -99,10 +99,10 @@ def _apply_one(
     try:
         for _ in range(MOST_QUESTIONS):
             try:
-                _in_one_transaction(inbox, ledger, trip.gateway, clock, event.id, asked, applied)
+                _in_one_transaction(inbox, ledger, reader.gateway, clock, event.id, asked, applied)
             except AskStripe as question:
                 key = question.kind, question.object_id
-                asked[key] = trip.ask(*key)
+                asked[key] = reader.ask(*key)
             else:
                 return
         raise RuntimeError("Stripe's answers did not resolve it")
@@ -161,7 +161,7 @@ def _in_one_transaction(
         if why is None and handler is None:
             why = "no handler acts on this type"
         if why is None and handler is not None:
-            why = handler(Desk(connection, ledger, clock(), asked), event)
+            why = handler(Handling(connection, ledger, clock(), asked), event)
         state = EventState.PROCESSED if why is None else EventState.IGNORED
         inbox.mark(connection, event, state, clock(), why)
     (applied.processed if why is None else applied.ignored).append(event_id)

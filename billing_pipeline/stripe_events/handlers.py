@@ -41,7 +41,7 @@ from billing_pipeline.stripe_events.inbox import StoredEvent
 
 
 @dataclass(frozen=True)
-class Desk:
+class Handling:
     """What a handler works with: its transaction, the ledger, and what Stripe was asked for."""
 
     connection: Connection
@@ -57,7 +57,7 @@ class Desk:
         return self.asked.get((kind, object_id))
 
 
-Handler = Callable[[Desk, StoredEvent], str | None]
+Handler = Callable[[Handling, StoredEvent], str | None]
 """Applies an event; returns why there was nothing to apply, None when it was applied."""
 
 HANDLERS: dict[str, Handler] = {}
@@ -74,18 +74,18 @@ def handles(*types: str) -> Callable[[Handler], Handler]:
 
 
 @handles("checkout.session.completed")
-def checkout_completed(desk: Desk, event: StoredEvent) -> str | None:
+def checkout_completed(handling: Handling, event: StoredEvent) -> str | None:
     """An organization became a customer."""
     session = CheckoutObject.model_validate(event.object)
-    learned = take_checkout(desk.connection, session, _source(event))
+    learned = take_checkout(handling.connection, session, _source(event))
     return None if learned else "it names no organization, or has no customer"
 
 
 @handles("customer.deleted")
-def customer_deleted(desk: Desk, event: StoredEvent) -> str | None:
+def customer_deleted(handling: Handling, event: StoredEvent) -> str | None:
     """A customer is gone for good."""
     take_deleted_customer(
-        desk.connection, CustomerObject.model_validate(event.object), _source(event)
+        handling.connection, CustomerObject.model_validate(event.object), _source(event)
     )
     return None
 
@@ -97,13 +97,13 @@ def customer_deleted(desk: Desk, event: StoredEvent) -> str | None:
     "customer.subscription.paused",
     "customer.subscription.resumed",
 )
-def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
+def subscription_changed(handling: Handling, event: StoredEvent) -> str | None:
     """A subscription is as the event shows it."""
     seen = SubscriptionObject.model_validate(event.object)
-    answer = desk.answer("subscriptions", seen.id)
+    answer = handling.answer("subscriptions", seen.id)
     asked = None if answer is None else SubscriptionObject.model_validate(answer)
-    ends = take_subscription(desk.connection, seen, _source(event), asked)
-    desk.ledger.boundary(desk.connection, ends)
+    ends = take_subscription(handling.connection, seen, _source(event), asked)
+    handling.ledger.boundary(handling.connection, ends)
     return None
 
 
@@ -117,36 +117,40 @@ def subscription_changed(desk: Desk, event: StoredEvent) -> str | None:
     "invoice.payment_failed",
     "invoice.paid",
 )
-def invoice_changed(desk: Desk, event: StoredEvent) -> str | None:
+def invoice_changed(handling: Handling, event: StoredEvent) -> str | None:
     """An invoice is as the event shows it; once it is no draft, its period is closed."""
     seen = InvoiceObject.model_validate(event.object)
     if event.type == "invoice.deleted":
         seen = seen.model_copy(update={"status": DELETED})
-    _meet_subscription(desk, seen.subscription_id, _source(event))
-    answer = desk.answer("invoices", seen.id)
+    _meet_subscription(handling, seen.subscription_id, _source(event))
+    answer = handling.answer("invoices", seen.id)
     asked = None if answer is None else InvoiceObject.model_validate(answer)
-    ends = take_invoice(desk.connection, seen, _source(event), asked)
-    desk.ledger.boundary(desk.connection, ends)
+    ends = take_invoice(handling.connection, seen, _source(event), asked)
+    handling.ledger.boundary(handling.connection, ends)
     return None
 
 
-def _meet_subscription(desk: Desk, subscription_id: str | None, source: Source) -> None:
+def _meet_subscription(handling: Handling, subscription_id: str | None, source: Source) -> None:
     """Ask for a subscription that only its invoice tells of: its own event was missed."""
-    if subscription_id is None or knows_subscription(desk.connection, subscription_id):
+    if subscription_id is None or knows_subscription(handling.connection, subscription_id):
         return
     key = ("subscriptions", subscription_id)
-    if key not in desk.asked:
+    if key not in handling.asked:
         raise AskStripe(*key)
-    found = desk.asked[key]
+    found = handling.asked[key]
     if found is not None:  # without it the invoice still closes its period
         there = SubscriptionObject.model_validate(found)
-        desk.ledger.boundary(desk.connection, take_subscription(desk.connection, there, source))
+        handling.ledger.boundary(
+            handling.connection, take_subscription(handling.connection, there, source)
+        )
 
 
 @handles("billing.meter.reactivated", "billing.meter.updated")
-def meter_changed(desk: Desk, event: StoredEvent) -> str | None:
+def meter_changed(handling: Handling, event: StoredEvent) -> str | None:
     """A meter is back, or renamed: what it refused while it was away may be sent again."""
-    ours = desk.ledger.meter_changed(desk.connection, str(event.object["id"]), event.created)
+    ours = handling.ledger.meter_changed(
+        handling.connection, str(event.object["id"]), event.created
+    )
     return None if ours else "it is not one of our meters"
 
 
@@ -185,9 +189,9 @@ class _Report(BaseModel):
 
 
 @handles("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
-def meter_errors_reported(desk: Desk, event: StoredEvent) -> str | None:
+def meter_errors_reported(handling: Handling, event: StoredEvent) -> str | None:
     """Stripe did not count some of what it had accepted; the thin event says where to read it."""
-    answer = desk.answer("thin events", event.id)
+    answer = handling.answer("thin events", event.id)
     if answer is None:
         raise AskStripe("thin events", event.id)
     report = _Report.model_validate(answer)
@@ -200,8 +204,8 @@ def meter_errors_reported(desk: Desk, event: StoredEvent) -> str | None:
         )
         for kind in report.data.reason.error_types
     )
-    desk.ledger.take_report(
-        desk.connection,
+    handling.ledger.take_report(
+        handling.connection,
         ErrorReport(
             event.id,
             report.related_object.id if report.related_object else None,
@@ -209,7 +213,7 @@ def meter_errors_reported(desk: Desk, event: StoredEvent) -> str | None:
             report.data.validation_end,
             errors,
         ),
-        desk.now,
+        handling.now,
     )
     return None
 

@@ -125,7 +125,7 @@ def test_a_dry_run_counts_plans_and_writes_nothing(furnished: World, billing: Co
     }
     assert furnished.sandbox.account.events == []
     assert not (furnished.home / "snapshots").exists()
-    assert sum(furnished.rooms().inquiry.counts([yesterday()]).values()) == 0
+    assert sum(furnished.context().inquiry.counts([yesterday()]).values()) == 0
 
 
 def test_plan_uses_the_snapshots_there_are(furnished: World, billing: Command) -> None:

@@ -100,7 +100,7 @@ def test_an_event_that_comes_later_with_an_older_time_and_id_is_not_missed(
     second = tick(stripe_event_sensor, first.cursor)
     assert len(second.run_requests) == 1
     apply_in_dagster(world, instance)
-    assert set(world.rooms().customers.mapping()) == {"early", "later"}
+    assert set(world.context().customers.mapping()) == {"early", "later"}
     assert tick(stripe_event_sensor, second.cursor).run_requests == []
 
 
@@ -199,7 +199,7 @@ def test_missed_webhooks_are_looked_for_every_hour_and_far_back_once_a_day(
     job = build_defs({"billing": Billing(world.clock)}).resolve_job_def("missed_stripe_events")
     assert job.execute_in_process(instance=instance, run_config=request.run_config).success
     assert len(world.apply().processed) == 1
-    assert world.rooms().inbox.records(limit=1)[0]["source"] == "backstop"
+    assert world.context().inbox.records(limit=1)[0]["source"] == "backstop"
 
 
 @contextmanager
@@ -265,9 +265,9 @@ def test_an_event_that_nobody_applies_is_an_alert_after_a_quarter_of_an_hour(
     world.make_meters()
     checked_out(world, "acme")
     world.receive()
-    assert alerts(world.rooms()) == []
+    assert alerts(world.context()) == []
     world.advance(minutes=16)
-    assert [alert.kind for alert in alerts(world.rooms())] == ["oldest_unprocessed_event"]
+    assert [alert.kind for alert in alerts(world.context())] == ["oldest_unprocessed_event"]
 
 
 def test_a_failed_run_is_told(

@@ -117,12 +117,12 @@ def change(world: World, usage: Usage, chance: random.Random) -> None:
 
 def something_to_do(world: World, chance: random.Random) -> list[str]:
     """A run, or a decision about something that waits."""
-    rooms = world.rooms("looking")
-    with rooms.ledger.engine.begin() as connection:
+    context = world.context("looking")
+    with context.ledger.engine.begin() as connection:
         runs = list(connection.scalars(text("SELECT run FROM runs ORDER BY started_at, run")))
-    waiting = [each.id for each in adjustments.open_adjustments(rooms)]
-    gates = [str(gate.day) for gate in closed_gates(rooms)]
-    rooms.close()
+    waiting = [each.id for each in adjustments.open_adjustments(context)]
+    gates = [str(gate.day) for gate in closed_gates(context)]
+    context.close()
     why = ["--reason", "by the test"]
     possible = [["run", *SPAN]] * 2
     possible += [["undo", "--run", run, *why] for run in runs[-1:]]
@@ -164,12 +164,12 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
     due = {key: value for key, value in scene.due(usage).items() if key[0] != acme}
     assert {key: value for key, value in scene.billed().items() if key[0] != acme} == due
     # Of the closed period every unit is billed now, or written off by a decision.
-    rooms = scene.rooms()
-    assert rooms.adjustments.decided()
+    context = scene.context()
+    assert context.adjustments.decided()
     billed = sum(v for (who, meter, _), v in scene.billed().items() if (who, meter) == (acme, SUM))
     written_off = sum(
         each.amount
-        for each in rooms.adjustments.decided()
+        for each in context.adjustments.decided()
         if not each.approved and each.cell.event_name == SUM
     )
     proven = sum(n for day in DAYS for n in usage[day].get("acme", {}).values())
@@ -185,10 +185,10 @@ def resolve(world: World, output: Path) -> None:
     for _ in range(6):
         code, document = finished(["run", *SPAN], output)
         assert code in (0, 1), document
-        rooms = world.rooms("resolving")
-        gates = [str(gate.day) for gate in closed_gates(rooms, DAYS)]
-        waiting = [each.id for each in adjustments.open_adjustments(rooms)]
-        rooms.close()
+        context = world.context("resolving")
+        gates = [str(gate.day) for gate in closed_gates(context, DAYS)]
+        waiting = [each.id for each in adjustments.open_adjustments(context)]
+        context.close()
         for day in gates:
             finished(["gate", "approve", "--day", day, "--reason", "resolved"], output)
         if waiting:

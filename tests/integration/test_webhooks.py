@@ -101,16 +101,18 @@ def test_two_thousand_events_survive_repetition_disorder_and_killed_workers(
     assert sorted(row.id for row in stored) == sorted(message)
     # Every 200 was a row or a redelivery; a commit whose answer was lost is one more.
     assert answers["200"] <= len(stored) + redelivered <= answers["200"] + answers.get("error", 0)
-    rooms = world.rooms()
-    applied = apply_events(rooms)
+    context = world.context()
+    applied = apply_events(context)
     assert (applied.postponed, applied.failed) == ({}, {})
     customers = {s["customer"]: s for s in world.sandbox.billing.subscriptions.values()}
-    known = rooms.customers.subscriptions_of(set(customers))
+    known = context.customers.subscriptions_of(set(customers))
     assert {c: [s["status"] for s in found] for c, found in known.items()} == {
         customer: [subscription["status"]] for customer, subscription in customers.items()
     }
     checkouts = world.sandbox.billing.checkouts.values()
-    assert rooms.customers.mapping() == {c["client_reference_id"]: c["customer"] for c in checkouts}
+    assert context.customers.mapping() == {
+        c["client_reference_id"]: c["customer"] for c in checkouts
+    }
 
 
 @contextmanager

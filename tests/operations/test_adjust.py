@@ -20,7 +20,7 @@ SUM, LAST = "temperature_readings", "active_sensors"
 def finish(world: World) -> None:
     """Run what the sensor would run, and verify it."""
     for _ in range(3):
-        days = unfinished_days(world.rooms())
+        days = unfinished_days(world.context())
         if not days:
             return
         world.bill(days)
@@ -31,7 +31,9 @@ def late(world: World, readings: int) -> adjustments.OpenAdjustment:
     """The closed day turns out to have had so many readings."""
     world.write_readings(CLOSED, {"acme": {"s": readings}})
     world.bill([CLOSED])
-    [waiting] = [w for w in adjustments.open_adjustments(world.rooms()) if w.cell.event_name == SUM]
+    [waiting] = [
+        w for w in adjustments.open_adjustments(world.context()) if w.cell.event_name == SUM
+    ]
     return waiting
 
 
@@ -48,25 +50,25 @@ def test_a_late_file_of_a_closed_period_is_approved_and_stated_in_the_current_on
 ) -> None:
     waiting = late(closed, 17)
     assert (waiting.amount, waiting.held.reason) == (7, "period_closed")
-    assert "closed_usage" in {alert.kind for alert in alerts(closed.rooms())}
+    assert "closed_usage" in {alert.kind for alert in alerts(closed.context())}
     before = in_stripe(closed)
-    decision = adjustments.approve(closed.rooms("analyst"), waiting.id, "the gateway was offline")
+    decision = adjustments.approve(closed.context("analyst"), waiting.id, "the gateway was offline")
     [entry] = decision.entries
     assert (entry.cell.usage_day, entry.amount) == (LATEST, 7)
-    assert unfinished_days(closed.rooms()) == [LATEST]
+    assert unfinished_days(closed.context()) == [LATEST]
     finish(closed)
     assert in_stripe(closed) == before | {LATEST.isoformat(): 17}
     assert invoiced(closed) == 30
-    rooms = closed.rooms()
-    assert adjustments.open_adjustments(rooms) == []
-    assert rooms.inquiry.held([CLOSED, LATEST]) == []
-    story = adjustments.story(rooms, waiting.id)
+    context = closed.context()
+    assert adjustments.open_adjustments(context) == []
+    assert context.inquiry.held([CLOSED, LATEST]) == []
+    story = adjustments.story(context, waiting.id)
     assert (story["decision"], story["reason"], story["run"]) == (
         "approved", "the gateway was offline", "analyst",
     )  # fmt: skip
     correction = story["events"][-1]
     assert (correction["value"], correction["target"]) == (7, 17)
-    assert "approved" in {row["to_state"] for row in rooms.inquiry.story(waiting.cell).history}
+    assert "approved" in {row["to_state"] for row in context.inquiry.story(waiting.cell).history}
     # Running everything again changes nothing.
     days = [CLOSED + timedelta(days=n) for n in range(-2, 4)]
     assert closed.bill(days).sent == 0
@@ -77,7 +79,7 @@ def test_too_much_in_a_closed_period_is_taken_back_from_several_days(closed: Wor
     assert waiting.amount == -10
     closed.write_readings(LATEST, {"acme": {"s": 4}})
     closed.bill([LATEST])
-    decision = adjustments.approve(closed.rooms(), waiting.id, "the meter was in the workshop")
+    decision = adjustments.approve(closed.context(), waiting.id, "the meter was in the workshop")
     assert [(e.cell.usage_day, e.amount) for e in decision.entries] == [
         (LATEST, -4), (LATEST - timedelta(days=1), -6),
     ]  # fmt: skip
@@ -88,7 +90,7 @@ def test_too_much_in_a_closed_period_is_taken_back_from_several_days(closed: Wor
     # What a day has afterwards is less than was taken back from it: seen, and not below zero.
     closed.write_readings(LATEST, {"acme": {"s": 1}})
     closed.bill([LATEST])
-    held = closed.rooms().inquiry.held([LATEST])
+    held = closed.context().inquiry.held([LATEST])
     assert [(h.reason, h.value) for h in held if h.cell.event_name == SUM] == [("below_zero", -3)]
 
 
@@ -98,18 +100,18 @@ def test_more_is_taken_back_than_there_is(closed: World) -> None:
         closed.write_readings(LATEST - timedelta(days=n), {"acme": {"s": 1}})
     closed.bill([LATEST - timedelta(days=n) for n in range(3)])
     with pytest.raises(ConfigurationError, match="only 3"):
-        adjustments.approve(closed.rooms(), waiting.id, "why")
-    assert waiting.id in [each.id for each in adjustments.open_adjustments(closed.rooms())]
+        adjustments.approve(closed.context(), waiting.id, "why")
+    assert waiting.id in [each.id for each in adjustments.open_adjustments(closed.context())]
 
 
 def test_a_dismissed_amount_stays_on_record_and_later_readings_ask_anew(closed: World) -> None:
     waiting = late(closed, 17)
-    adjustments.dismiss(closed.rooms(), waiting.id, "below what we bill for")
+    adjustments.dismiss(closed.context(), waiting.id, "below what we bill for")
     finish(closed)
-    assert adjustments.open_adjustments(closed.rooms()) == []
+    assert adjustments.open_adjustments(closed.context()) == []
     assert closed.bill([CLOSED]).sent == 0
-    assert closed.rooms().inquiry.held([CLOSED]) == []
-    [decided] = adjustments.document(closed.rooms())["decided"]
+    assert closed.context().inquiry.held([CLOSED]) == []
+    [decided] = adjustments.document(closed.context())["decided"]
     assert (decided["decision"], decided["amount"], decided["reported_in"]) == ("dismissed", 7, [])
     again = late(closed, 20)
     assert (again.amount, again.id == waiting.id) == (3, False)
@@ -119,35 +121,39 @@ def test_a_decision_is_about_what_was_seen(closed: World) -> None:
     seen = late(closed, 17)
     late(closed, 18)
     with pytest.raises(ConfigurationError, match="later readings"):
-        adjustments.approve(closed.rooms(), seen.id, "why")
+        adjustments.approve(closed.context(), seen.id, "why")
     now_waiting = late(closed, 18)
     with pytest.raises(ConfigurationError, match="needs a reason"):
-        adjustments.dismiss(closed.rooms(), now_waiting.id, " ")
-    adjustments.approve(closed.rooms(), now_waiting.id, "why")
+        adjustments.dismiss(closed.context(), now_waiting.id, " ")
+    adjustments.approve(closed.context(), now_waiting.id, "why")
     with pytest.raises(ConfigurationError, match="may have been decided"):
-        adjustments.approve(closed.rooms(), now_waiting.id, "why")
+        adjustments.approve(closed.context(), now_waiting.id, "why")
 
 
 def test_a_last_value_is_only_written_off(closed: World) -> None:
     closed.write_readings(CLOSED, {"acme": {"s": 10, "t": 0, "u": 0}})
     closed.write_readings(CLOSED, {"acme": {"t": 1}}, "late.jsonl")
     closed.bill([CLOSED])
-    by_meter = {each.cell.event_name: each for each in adjustments.open_adjustments(closed.rooms())}
+    by_meter = {
+        each.cell.event_name: each for each in adjustments.open_adjustments(closed.context())
+    }
     assert {name: each.amount for name, each in by_meter.items()} == {SUM: 1, LAST: 1}
     with pytest.raises(ConfigurationError, match="dismiss it"):
-        adjustments.approve(closed.rooms(), by_meter[LAST].id, "why")
-    adjustments.dismiss(closed.rooms(), by_meter[LAST].id, "the period is billed")
+        adjustments.approve(closed.context(), by_meter[LAST].id, "why")
+    adjustments.dismiss(closed.context(), by_meter[LAST].id, "the period is billed")
     closed.bill([CLOSED])
-    assert [each.cell.event_name for each in adjustments.open_adjustments(closed.rooms())] == [SUM]
+    assert [each.cell.event_name for each in adjustments.open_adjustments(closed.context())] == [
+        SUM
+    ]
 
 
 def test_two_people_decide_at_once_and_one_of_them_is_told(closed: World) -> None:
     waiting = late(closed, 17)
-    first, second = closed.rooms("one"), closed.rooms("two")
+    first, second = closed.context("one"), closed.context("two")
     decided: list[Adjustment] = [adjustments.dismiss(first, waiting.id, "no")]
     with pytest.raises(ConfigurationError):
         adjustments._decide(second, waiting, "yes", adjustments._room_for(second, waiting))
-    assert closed.rooms().adjustments.decided() == decided
+    assert closed.context().adjustments.decided() == decided
 
 
 def test_usage_that_is_too_old_is_carried_too(closed: World) -> None:
@@ -156,6 +162,6 @@ def test_usage_that_is_too_old_is_carried_too(closed: World) -> None:
     waiting = late(closed, 12)
     # The invoice of that month is final as well; the current period began after it.
     assert waiting.held.reason in ("period_closed", "too_old")
-    report_days(closed.rooms(), [CLOSED])
-    decision = adjustments.approve(closed.rooms(), waiting.id, "found on a disk")
+    report_days(closed.context(), [CLOSED])
+    decision = adjustments.approve(closed.context(), waiting.id, "found on a disk")
     assert [entry.cell.usage_day for entry in decision.entries] == [closed.clock().date()]

@@ -41,19 +41,19 @@ def billed(world: World, organization: str, meter: str) -> int | None:
 
 
 def test_an_outage_is_held_and_seen(steady: World) -> None:
-    rooms, day = steady.rooms(), yesterday()
+    context, day = steady.context(), yesterday()
     assert billed(steady, "acme", LAST) is None
-    held = rooms.inquiry.held([day])
+    held = context.inquiry.held([day])
     # A zero on a sum is nothing to report; on `last` it would be the period's figure.
     assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
         ("acme", LAST, "gate_closed"),
         ("small", LAST, "gate_closed"),
     }
-    [gate] = closed_gates(rooms)
+    [gate] = closed_gates(context)
     assert (gate.day, gate.findings[0].readings, gate.findings[0].usual) == (day, 0, 120)
-    assert "closed_gates" in {alert.kind for alert in alerts(rooms)}
-    assert {line.action for line in preview_days(rooms, [day]).lines} == {"hold"}
-    assert unfinished_days(rooms) == []
+    assert "closed_gates" in {alert.kind for alert in alerts(context)}
+    assert {line.action for line in preview_days(context, [day]).lines} == {"hold"}
+    assert unfinished_days(context) == []
 
 
 def test_readings_that_come_after_all_open_the_gate_by_themselves(steady: World) -> None:
@@ -61,41 +61,41 @@ def test_readings_that_come_after_all_open_the_gate_by_themselves(steady: World)
     steady.bill([yesterday()])
     assert billed(steady, "acme", LAST) == 2
     assert billed(steady, "acme", SUM) == 110
-    assert closed_gates(steady.rooms()) == []
+    assert closed_gates(steady.context()) == []
 
 
 def test_a_gate_that_opens_as_other_days_change_lets_its_day_be_stated(steady: World) -> None:
     day = yesterday()
-    assert unfinished_days(steady.rooms()) == []
+    assert unfinished_days(steady.context()) == []
     earlier = [yesterday() - timedelta(days=n) for n in range(8, 3, -1)]
     for each in earlier:  # most of the days it is compared with turn out to be as small
         steady.write_readings(each, {})
-        count_usage(steady.rooms(), each)
-    assert day not in {gate.day for gate in closed_gates(steady.rooms())}
-    assert day in unfinished_days(steady.rooms())
-    report_days(steady.rooms(), [day])
-    verify_days(steady.rooms(), [day])
+        count_usage(steady.context(), each)
+    assert day not in {gate.day for gate in closed_gates(steady.context())}
+    assert day in unfinished_days(steady.context())
+    report_days(steady.context(), [day])
+    verify_days(steady.context(), [day])
     assert billed(steady, "acme", LAST) == 0
-    assert day not in unfinished_days(steady.rooms())
+    assert day not in unfinished_days(steady.context())
 
 
 def test_a_person_lets_exactly_these_counts_through(steady: World) -> None:
-    rooms, day = steady.rooms(), yesterday()
+    context, day = steady.context(), yesterday()
     with pytest.raises(ConfigurationError, match="needs a reason"):
-        approve_gate(rooms, day, "  ")
-    approve_gate(rooms, day, "the plant was shut")
-    assert unfinished_days(rooms) == [day]
-    report_days(rooms, [day])
-    verify_days(rooms, [day])
+        approve_gate(context, day, "  ")
+    approve_gate(context, day, "the plant was shut")
+    assert unfinished_days(context) == [day]
+    report_days(context, [day])
+    verify_days(context, [day])
     assert billed(steady, "acme", LAST) == 0
-    assert rooms.inquiry.held([day]) == []
-    assert unfinished_days(rooms) == []
+    assert context.inquiry.held([day]) == []
+    assert unfinished_days(context) == []
     with pytest.raises(ConfigurationError, match="nothing to approve"):
-        approve_gate(rooms, day, "again")
+        approve_gate(context, day, "again")
     # Other counts than those that were seen are judged again.
     steady.write_readings(day, {"acme": {"s": 1}})
     steady.bill([day])
-    assert [gate.day for gate in closed_gates(rooms)] == [day]
+    assert [gate.day for gate in closed_gates(context)] == [day]
     assert billed(steady, "acme", LAST) == 0
 
 
@@ -105,4 +105,4 @@ def test_a_collapse_of_what_was_stated_is_held_too(steady: World) -> None:
     before = steady.billed()
     steady.bill([day])
     assert steady.billed() == before
-    assert {h.reason for h in steady.rooms().inquiry.held([day])} == {"gate_closed"}
+    assert {h.reason for h in steady.context().inquiry.held([day])} == {"gate_closed"}

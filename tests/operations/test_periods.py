@@ -145,10 +145,10 @@ def test_parts_are_counted_by_the_instant_and_over_the_window(world: World) -> N
         ("a", "s", 1), ("a", "s", 1), ("a", "s", 11.999), ("a", "s", 12), ("a", "t", 20),
         ("b", "u", 5), ("a", " ", 3),
     ])  # fmt: skip
-    rooms = world.rooms()
+    context = world.context()
     halves = [(0, 43_200), (43_200, 86_400)]
     found = usage_in_segments(
-        rooms.engine, rooms.readings, rooms.snapshots, day, {"a": halves, "none": halves}
+        context.engine, context.readings, context.snapshots, day, {"a": halves, "none": halves}
     )
     # At noon: s of today, and what was read at or after yesterday's noon.
     assert found == {"a": [(2, 2), (2, 2)], "none": [(0, 0), (0, 0)]}
@@ -203,7 +203,7 @@ def test_both_periods_get_what_was_read_in_them(renewing: tuple[World, str, date
     assert in_period(world, customer, LAST, 0, end) == 1
     assert in_period(world, customer, LAST, end, far) == 2
     assert world.billed()[world.customers["steady"], SUM, day] == 1
-    assert unfinished_days(world.rooms()) == []
+    assert unfinished_days(world.context()) == []
     seen = world.sandbox.seen["meter_events"]
     world.bill([day])
     assert world.sandbox.seen["meter_events"] == seen
@@ -216,13 +216,13 @@ def test_an_end_that_is_learnt_late_is_corrected_part_by_part(
     world.bill([day])  # no webhook has come: the day is reported whole, inside the next period
     assert in_period(world, customer, SUM, 0, end) == 0
     world.apply()
-    assert unfinished_days(world.rooms()) == [day]
-    report_days(world.rooms(), [day])
-    verify_days(world.rooms(), [day])
+    assert unfinished_days(world.context()) == [day]
+    report_days(world.context(), [day])
+    verify_days(world.context(), [day])
     assert in_period(world, customer, SUM, 0, end) == 2
     assert in_period(world, customer, SUM, end, 10**11) == 4
     assert in_period(world, customer, LAST, 0, end) == 1
-    assert unfinished_days(world.rooms()) == []
+    assert unfinished_days(world.context()) == []
 
 
 def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
@@ -242,11 +242,11 @@ def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
     write(world, day, [("acme", "early", 1), ("acme", "early", 14.5), *late])
     world.bill([day])
     assert in_period(world, customer, SUM, end, 10**11) == 6
-    assert [r["value"] for r in world.rooms().inquiry.rejected([day])] == [2]
-    assert unfinished_days(world.rooms()) == []
-    report_days(world.rooms(), [day], retry_rejected=True)
+    assert [r["value"] for r in world.context().inquiry.rejected([day])] == [2]
+    assert unfinished_days(world.context()) == []
+    report_days(world.context(), [day], retry_rejected=True)
     assert in_period(world, customer, SUM, 0, end) == 2
-    assert world.rooms().inquiry.rejected([day]) == []
+    assert world.context().inquiry.rejected([day]) == []
 
 
 def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_after(
@@ -254,9 +254,9 @@ def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_afte
 ) -> None:
     world, customer, day, end = renewing
     world.receive()
-    rooms = world.rooms()
-    count_usage(rooms, day)
-    report_days(rooms, [day])
+    context = world.context()
+    count_usage(context, day)
+    report_days(context, [day])
     counted = world.sandbox.account.counted(customer, LAST)
     [lost] = [e for e in counted if day_start(day) <= e.timestamp < end]
     lost.counted = False
@@ -266,8 +266,8 @@ def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_afte
     [wrong] = found.mismatched
     assert (wrong.figure.event_name, wrong.figure.expected, wrong.reported) == (LAST, 1, "0")
     assert wrong.figure.span == (day_start(day), end)
-    assert rooms.inquiry.counts([day])["accepted"] == 1
-    [shown] = rooms.inquiry.checks([day], "mismatch")
+    assert context.inquiry.counts([day])["accepted"] == 1
+    [shown] = context.inquiry.checks([day], "mismatch")
     assert (shown["expected"], shown["reported"]) == (1, "0")
 
 
@@ -277,9 +277,9 @@ def test_an_equal_value_of_the_part_before_does_not_pass_for_the_one_after(
     world, customer, day, end = renewing
     write(world, day, [("acme", "early", 1), ("acme", "early", 15)])
     world.receive()
-    rooms = world.rooms()
-    count_usage(rooms, day)
-    report_days(rooms, [day])
+    context = world.context()
+    count_usage(context, day)
+    report_days(context, [day])
     [lost] = [e for e in world.sandbox.account.counted(customer, LAST) if e.timestamp >= end]
     lost.counted = False
     world.advance(hours=2)
@@ -295,13 +295,13 @@ def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any
     world.bill([day])  # no webhook has come
     assert in_period(world, customer, SUM, end, 10**11) == 6
     world.advance(days=40)
-    assert day not in unfinished_days(world.rooms())
+    assert day not in unfinished_days(world.context())
     world.apply()
-    assert day in unfinished_days(world.rooms())
-    report_days(world.rooms(), [day])
-    held = {(h.cell.event_name, h.value) for h in world.rooms().inquiry.held([day])}
+    assert day in unfinished_days(world.context())
+    report_days(world.context(), [day])
+    held = {(h.cell.event_name, h.value) for h in world.context().inquiry.held([day])}
     assert (SUM, 2) in held  # owed to the period that ended, and shown as what is late
-    assert day not in unfinished_days(world.rooms())
+    assert day not in unfinished_days(world.context())
 
 
 def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
@@ -323,7 +323,7 @@ def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     world.advance(seconds=noon + 1200 - world.sandbox.clock())
     world.receive()
     world.apply()
-    assert today in closing_days(world.rooms())
+    assert today in closing_days(world.context())
     world.bill([today])
     assert in_period(world, customer, SUM, 0, noon) == 3
     assert in_period(world, customer, SUM, noon, 10**11) == 0
@@ -339,7 +339,7 @@ def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 11.5, 11.75, 12.25, 13)])
     world.bill([today])
     assert in_period(world, customer, SUM, noon, 10**11) == 2
-    [held] = [h for h in world.rooms().inquiry.held([today]) if h.cell.event_name == SUM]
+    [held] = [h for h in world.context().inquiry.held([today]) if h.cell.event_name == SUM]
     assert (held.reason, held.value) == ("period_closed", 1)
 
 
@@ -360,5 +360,5 @@ def test_on_the_day_of_a_cancellation_usage_counts_up_to_its_instant(world: Worl
     world.bill([day])
     assert in_period(world, customer, SUM, 0, ended) == 2
     assert in_period(world, customer, SUM, ended, 10**11) == 0
-    held = {h.cell.event_name: (h.reason, h.value) for h in world.rooms().inquiry.held([day])}
+    held = {h.cell.event_name: (h.reason, h.value) for h in world.context().inquiry.held([day])}
     assert held == {SUM: ("subscription_ended", 3), LAST: ("subscription_ended", 1)}

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from billing_pipeline.operations.reporting import By
+from billing_pipeline.operations.reporting import Actor
 
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.reconcile import Reconciliation, Row, keep, reconcile_month
@@ -21,7 +21,7 @@ SUM, LAST = "temperature_readings", "active_sensors"
 
 
 def reconciled(world: World, month: date = CLOSED) -> Reconciliation:
-    return reconcile_month(world.rooms(), month.replace(day=1))
+    return reconcile_month(world.context(), month.replace(day=1))
 
 
 def row(found: Reconciliation, meter: str = SUM, organization: str = "acme") -> Row:
@@ -60,9 +60,9 @@ def test_late_readings_of_a_closed_period_are_a_difference_with_its_cause(closed
     assert found.verified.verified < found.verified.cells
     # Carried into the current period: in both there is a cause, and together they add up.
     [waiting] = [
-        w for w in adjustments.open_adjustments(closed.rooms()) if w.cell.event_name == SUM
+        w for w in adjustments.open_adjustments(closed.context()) if w.cell.event_name == SUM
     ]
-    adjustments.approve(closed.rooms(), waiting.id, "the gateway was offline")
+    adjustments.approve(closed.context(), waiting.id, "the gateway was offline")
     closed.bill([LATEST])
     found = reconciled(closed)
     assert found.is_right
@@ -104,8 +104,8 @@ def test_nobodys_usage_and_usage_before_a_subscription_have_rows(closed: World) 
 
 def test_an_undone_run_is_a_cause(closed: World) -> None:
     closed.write_readings(LATEST, {"acme": {"s": 12}})
-    closed.bill([LATEST], closed.rooms("mistake"))
-    undo_run(closed.rooms("undoing"), "mistake", By("ann", "wrong file"))
+    closed.bill([LATEST], closed.context("mistake"))
+    undo_run(closed.context("undoing"), "mistake", Actor("ann", "wrong file"))
     found = reconciled(closed, closed.clock().date())
     assert found.is_right
     texts = [c.text for r in found.rows for c in r.figures.causes if c.step is Step.LEDGER]
@@ -161,9 +161,9 @@ def test_a_broken_file_is_a_problem_by_name_and_not_a_smaller_figure(closed: Wor
 
 
 def test_the_rows_are_kept_as_a_file(closed: World) -> None:
-    rooms = closed.rooms()
-    found = reconcile_month(rooms, CLOSED.replace(day=1))
-    with Path(keep(rooms, found)).open(newline="") as file:
+    context = closed.context()
+    found = reconcile_month(context, CLOSED.replace(day=1))
+    with Path(keep(context, found)).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found.rows)
     assert {r["invoiced"].removesuffix(".0") for r in rows if r["status"] == "final"} == {"1", "30"}
@@ -171,4 +171,4 @@ def test_the_rows_are_kept_as_a_file(closed: World) -> None:
 
 def test_a_month_that_has_not_begun_is_refused(world: World) -> None:
     with pytest.raises(ConfigurationError, match="has not begun"):
-        reconcile_month(world.rooms(), date(2999, 1, 1))
+        reconcile_month(world.context(), date(2999, 1, 1))

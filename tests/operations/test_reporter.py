@@ -16,13 +16,13 @@ from tests.support import World, yesterday
 def noon(world: World) -> datetime:
     world.make_meters()
     world.make_customers(["a"])
-    rooms = world.rooms()
-    rooms.customers.import_file(world.home / "customers.csv", world.clock())
+    context = world.context()
+    context.customers.import_file(world.home / "customers.csv", world.clock())
     return datetime.combine(yesterday(), time(12), tzinfo=UTC)
 
 
 def test_active_sensors_are_stated_at_their_instant(world: World, noon: datetime) -> None:
-    reporter = world.rooms().reporter()
+    reporter = world.context().reporter()
     result = reporter.report_active_sensors("a", 7, noon)
     assert result.success
     assert result.error is None
@@ -34,7 +34,7 @@ def test_active_sensors_are_stated_at_their_instant(world: World, noon: datetime
 def test_the_same_report_twice_is_one_event_and_another_count_a_correction(
     world: World, noon: datetime
 ) -> None:
-    reporter = world.rooms().reporter()
+    reporter = world.context().reporter()
     assert reporter.report_reading_volume("a", 10, noon).success
     assert reporter.report_reading_volume("a", 10, noon).success
     assert reporter.report_reading_volume("a", 7, noon).success
@@ -43,7 +43,7 @@ def test_the_same_report_twice_is_one_event_and_another_count_a_correction(
 
 
 def test_the_daily_run_continues_what_the_api_began(world: World, noon: datetime) -> None:
-    world.rooms().reporter().report_reading_volume("a", 10, noon)
+    world.context().reporter().report_reading_volume("a", 10, noon)
     usage = {yesterday(): {"a": {"s": 4}}}
     world.write_readings(yesterday(), usage[yesterday()])
     world.bill([yesterday()])
@@ -51,7 +51,7 @@ def test_the_daily_run_continues_what_the_api_began(world: World, noon: datetime
 
 
 def test_whatever_stripe_answers_comes_back_as_a_value(world: World, noon: datetime) -> None:
-    reporter = world.rooms().reporter()
+    reporter = world.context().reporter()
     unknown = reporter.report_active_sensors("nobody", 1, noon)
     assert not unknown.success
     assert unknown.state is State.HELD
@@ -67,7 +67,7 @@ def test_whatever_stripe_answers_comes_back_as_a_value(world: World, noon: datet
 
 
 def test_a_lost_answer_is_settled_before_the_next_report(world: World, noon: datetime) -> None:
-    reporter = world.rooms().reporter()
+    reporter = world.context().reporter()
     world.sandbox.faults = Faults.parse("error_after=1,lag=3600")
     assert not reporter.report_reading_volume("a", 10, noon).success
     world.sandbox.faults = Faults()
@@ -76,7 +76,7 @@ def test_a_lost_answer_is_settled_before_the_next_report(world: World, noon: dat
 
 
 def test_programming_errors_raise(world: World, noon: datetime) -> None:
-    reporter = world.rooms().reporter()
+    reporter = world.context().reporter()
     with pytest.raises(UsageDefect):
         reporter.report_active_sensors("a", -1, noon)
     with pytest.raises(UsageDefect):

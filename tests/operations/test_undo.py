@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from billing_pipeline.operations.reporting import By, count_usage, report_days, unfinished_days
+from billing_pipeline.operations.reporting import Actor, count_usage, report_days, unfinished_days
 
 from billing_pipeline.operations.undo import Undone, undo_run
 from billing_pipeline.rules.timestamps import day_start
@@ -14,20 +14,20 @@ from tests.support import World, yesterday
 
 SUM, LAST = "temperature_readings", "active_sensors"
 DAYS = [yesterday() - timedelta(days=n) for n in (2, 1, 0)]
-BY = By("ann", "the file was of another plant")
+BY = Actor("ann", "the file was of another plant")
 
 
 def run(world: World, name: str) -> None:
     """A run under this name, over all days."""
-    rooms = world.rooms(name)
+    context = world.context(name)
     for day in DAYS:
-        count_usage(rooms, day)
-    report_days(rooms, DAYS, by=By("bob", "backfill"), report_undone=True)
+        count_usage(context, day)
+    report_days(context, DAYS, by=Actor("bob", "backfill"), report_undone=True)
     world.verify(DAYS)
 
 
 def undo(world: World, name: str) -> Undone:
-    return undo_run(world.rooms(f"undo-{name}"), name, BY)
+    return undo_run(world.context(f"undo-{name}"), name, BY)
 
 
 @pytest.fixture
@@ -52,9 +52,9 @@ def test_what_was_before_is_stated_again_as_new_revisions(backfilled: World) -> 
     assert undone.left == []
     assert backfilled.billed() == backfilled.due(right)
     assert undone.reporting.sent == len(backfilled.sandbox.account.events) - events == 8
-    rooms = backfilled.rooms()
-    assert rooms.inquiry.counts(DAYS)["verified"] == len(backfilled.sandbox.account.events)
-    story = rooms.inquiry.story(undone_cell := next(iter(rooms.ledger.recorded(DAYS)[DAYS[0]])))
+    context = backfilled.context()
+    assert context.inquiry.counts(DAYS)["verified"] == len(backfilled.sandbox.account.events)
+    story = context.inquiry.story(undone_cell := next(iter(context.ledger.recorded(DAYS)[DAYS[0]])))
     last = story.events[-1]
     assert (last["who"], last["reason"]) == (
         "ann", "undo of second: the file was of another plant",
@@ -67,19 +67,19 @@ def test_it_stays_undone_until_somebody_runs_it_again(backfilled: World) -> None
     right = backfilled.billed()
     # What runs by itself leaves it undone, and shows what is missing; so does a new customer.
     for new in (0, 1):
-        days = unfinished_days(backfilled.rooms())
+        days = unfinished_days(backfilled.context())
         assert days
         assert backfilled.bill(days).sent == new * len(DAYS)  # the new one's zeros
         assert backfilled.billed() == right
-        held = backfilled.rooms().inquiry.held(DAYS)
+        held = backfilled.context().inquiry.held(DAYS)
         assert {h.reason for h in held} == {"undone"}
         assert {h.cell.usage_day for h in held} == set(DAYS[:2])
-        assert unfinished_days(backfilled.rooms()) == []
+        assert unfinished_days(backfilled.context()) == []
         backfilled.make_customers(["zoe"])
     assert undo(backfilled, "second").reporting.sent == 0
     assert {k: v for k, v in backfilled.billed().items() if k in right} == right
     run(backfilled, "third")
-    assert backfilled.rooms().inquiry.held(DAYS) == []
+    assert backfilled.context().inquiry.held(DAYS) == []
     wrong = {day: {"a": {"s": 9}, "b": {"u": 4}} for day in DAYS[:2]}
     assert backfilled.billed() == backfilled.due(wrong | {DAYS[2]: {"a": {"s": 3, "t": 2}}})
 
@@ -150,11 +150,11 @@ def test_each_part_of_a_split_day_is_undone_in_itself(world: World) -> None:
 
 def test_wrong_use_says_what_to_do(backfilled: World) -> None:
     with pytest.raises(ConfigurationError, match="no run 'nobody'"):
-        undo_run(backfilled.rooms(), "nobody", BY)
+        undo_run(backfilled.context(), "nobody", BY)
     with pytest.raises(ConfigurationError, match="needs a reason"):
-        undo_run(backfilled.rooms(), "second", By("ann", " "))
+        undo_run(backfilled.context(), "second", Actor("ann", " "))
     before = backfilled.billed()
-    shown = undo_run(backfilled.rooms("x"), "second", BY, dry_run=True)
+    shown = undo_run(backfilled.context("x"), "second", BY, dry_run=True)
     assert len(shown.lines) == 8
     assert backfilled.billed() == before
-    assert backfilled.rooms().inquiry.run("x") is None
+    assert backfilled.context().inquiry.run("x") is None

@@ -33,8 +33,8 @@ def state_again(
     world: World, day: date, *, retry_rejected: bool = False
 ) -> reporting.ReportOutcome:
     """Report the day from the snapshot that lies there, and verify it."""
-    reported = reporting.report_days(world.rooms(), [day], retry_rejected=retry_rejected)
-    reporting.verify_days(world.rooms(), [day])
+    reported = reporting.report_days(world.context(), [day], retry_rejected=retry_rejected)
+    reporting.verify_days(world.context(), [day])
     return reported
 
 
@@ -55,7 +55,7 @@ def test_what_somebody_stated_by_hand_is_corrected_to_what_the_readings_prove(
     world: World, day: date
 ) -> None:
     late = datetime.fromtimestamp(day_start(day) + 86_400 - 600, UTC)
-    reported = world.rooms("by hand").reporter().report_active_sensors("acme", 28, at=late)
+    reported = world.context("by hand").reporter().report_active_sensors("acme", 28, at=late)
     assert reported.success
     assert world.billed()[world.customers["acme"], LAST, day] == 28
     state_again(world, day)
@@ -72,7 +72,7 @@ def test_a_meter_that_is_new_is_stated_when_a_person_runs_the_day(
     ]
     monkeypatch.setenv("BILLING_METERS", json.dumps(meters))
     world.make_meter("readings_too", "sum")
-    assert day not in reporting.unfinished_days(world.rooms())
+    assert day not in reporting.unfinished_days(world.context())
     state_again(world, day)
     assert world.billed()[world.customers["acme"], "readings_too", day] == 5
     assert world.sandbox.seen["meter_events"] == 2

@@ -117,16 +117,16 @@ def test_a_dismissed_last_value_stays_dismissed_and_is_never_stated(before: int,
     st.lists(st.integers(0, 20), max_size=6),
 )
 def test_an_amount_is_carried_whole_or_not_at_all(amount: int, units: list[int]) -> None:
-    rooms = [
+    context = [
         (Cell(DAY + timedelta(days=n), "org", "readings"), day_start(DAY) + n * 86_400, unit)
         for n, unit in enumerate(units)
     ]
-    entries = allocate(amount, rooms)
+    entries = allocate(amount, context)
     if entries is None:
         assert not units or -amount > sum(units)
         return
     assert sum(entry.amount for entry in entries) == amount
-    by_cell = {cell: unit for cell, _, unit in rooms}
+    by_cell = {cell: unit for cell, _, unit in context}
     assert all(by_cell[entry.cell] + entry.amount >= 0 for entry in entries)
     assert len({entry.cell for entry in entries}) == len(entries)
 

@@ -180,7 +180,7 @@ def live_through(world: World) -> None:
     """Everything our code asks of Stripe, in the bad case and in the good."""
     from billing_pipeline.settings import ConfigurationError
 
-    rooms = world.rooms()
+    context = world.context()
     with pytest.raises(ConfigurationError):
         world.bill([yesterday()])
     world.make_meters()
@@ -195,8 +195,8 @@ def live_through(world: World) -> None:
     world.sandbox.faults = Faults()
     world.bill(days)
     world.verify(days)
-    at = rooms.clock() - timedelta(hours=1)
-    assert rooms.reporter().report_active_sensors("a", 2, at).success
+    at = context.clock() - timedelta(hours=1)
+    assert context.reporter().report_active_sensors("a", 2, at).success
 
 
 def beyond_our_code(world: World) -> None:

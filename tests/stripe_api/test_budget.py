@@ -40,12 +40,12 @@ def test_an_even_share_is_read_each_day_and_the_rest_is_told(
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 6
-    assert crowd.rooms().inquiry.counts([yesterday()])["verified"] == 6
+    assert crowd.context().inquiry.counts([yesterday()])["verified"] == 6
     # However often it is run on this day: the sensor asks hourly for what is not verified.
     for _ in range(3):
-        assert verify_days(crowd.rooms(), [yesterday()]).postponed == 14
+        assert verify_days(crowd.context(), [yesterday()]).postponed == 14
     assert crowd.sandbox.seen["summaries"] == 6
-    report = verify_days(crowd.rooms(), [yesterday()], everything=True)
+    report = verify_days(crowd.context(), [yesterday()], everything=True)
     assert report.agreed + report.postponed == 20
     assert report.share == report.agreed / 20
 
@@ -58,7 +58,7 @@ def test_the_next_day_has_a_share_of_its_own(crowd: World, monkeypatch: pytest.M
     crowd.bill([day])
     assert crowd.sandbox.seen["summaries"] == 2
     crowd.advance(days=1)
-    verify_days(crowd.rooms(), [day])
+    verify_days(crowd.context(), [day])
     assert crowd.sandbox.seen["summaries"] == 4
 
 
@@ -69,13 +69,13 @@ def test_the_budget_of_a_month_is_never_exceeded(
     month = crowd.clock().month
     crowd.bill([yesterday()])
     for _ in range(31):
-        verify_days(crowd.rooms(), [yesterday()], everything=True)
+        verify_days(crowd.context(), [yesterday()], everything=True)
         assert crowd.sandbox.seen["summaries"] <= 9  # one is kept for resolving
         crowd.advance(days=1)
         if crowd.clock().month != month:
             break
     assert crowd.sandbox.seen["summaries"] == 9
-    verify_days(crowd.rooms(), [yesterday()], everything=True)  # a new month, a new budget
+    verify_days(crowd.context(), [yesterday()], everything=True)  # a new month, a new budget
     assert crowd.sandbox.seen["summaries"] == 18
 
 
@@ -86,14 +86,14 @@ def test_what_changed_is_compared_first(crowd: World, monkeypatch: pytest.Monkey
     earlier = yesterday() - timedelta(days=1)
     crowd.write_readings(earlier, {name: {"s": 1} for name in NAMES})
     today = crowd.clock().date()
-    used = crowd.rooms().ledger.reads_used(today.replace(day=1), today)
+    used = crowd.context().ledger.reads_used(today.replace(day=1), today)
     budget = -(-(used + 1) * 10 // 9)  # one read more for comparing
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([earlier, yesterday()])
     cell = Cell(yesterday(), "org-7", "temperature_readings")
-    states = {e["value"]: e["state"] for e in crowd.rooms().inquiry.story(cell).events}
+    states = {e["value"]: e["state"] for e in crowd.context().inquiry.story(cell).events}
     assert states == {8: "verified", 42: "verified"}
-    assert crowd.rooms().inquiry.counts([earlier])["verified"] == 1  # by the same call
+    assert crowd.context().inquiry.counts([earlier])["verified"] == 1  # by the same call
 
 
 def test_without_reads_events_of_unknown_outcome_wait_and_say_why(
@@ -103,11 +103,11 @@ def test_without_reads_events_of_unknown_outcome_wait_and_say_why(
     crowd.sandbox.faults = Faults.parse("error_after=1")
     crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 0
-    assert crowd.rooms().inquiry.counts([yesterday()])["ambiguous"] == 20
+    assert crowd.context().inquiry.counts([yesterday()])["ambiguous"] == 20
     crowd.sandbox.faults = Faults()
     monkeypatch.setenv("BILLING_VERIFICATION_READS", "1000000")
     crowd.bill([yesterday()])
-    assert crowd.rooms().inquiry.counts([yesterday()])["verified"] == 20
+    assert crowd.context().inquiry.counts([yesterday()])["verified"] == 20
     assert crowd.billed() == crowd.due(
         {yesterday(): {n: {"s": i + 1} for i, n in enumerate(NAMES)}}
     )

@@ -18,31 +18,31 @@ from tests.support import World, yesterday
 
 
 def test_ensure_makes_what_is_missing_and_then_nothing(world: World) -> None:
-    rooms = world.rooms()
-    specs = rooms.settings.billing_meters
-    catalogue, made = asyncio.run(ensure_meters(rooms.gateway, specs, rooms.ledger))
+    context = world.context()
+    specs = context.settings.billing_meters
+    catalogue, made = asyncio.run(ensure_meters(context.gateway, specs, context.ledger))
     assert made == ["active_sensors", "temperature_readings"]
     assert [(m.event_name, m.formula) for m in catalogue.meters] == [
         ("active_sensors", "last"),
         ("temperature_readings", "sum"),
     ]
-    assert asyncio.run(ensure_meters(rooms.gateway, specs, rooms.ledger)) == (catalogue, [])
+    assert asyncio.run(ensure_meters(context.gateway, specs, context.ledger)) == (catalogue, [])
 
 
 def test_ensure_refuses_what_differs_and_makes_nothing_then(world: World) -> None:
     world.make_meter("active_sensors", "sum")
-    rooms = world.rooms()
+    context = world.context()
     with pytest.raises(ConfigurationError, match="active_sensors has the formula sum"):
-        asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
+        asyncio.run(ensure_meters(context.gateway, context.settings.billing_meters, context.ledger))
     assert len(world.sandbox.account.meters) == 1
 
 
 def test_missing_and_inactive_meters_are_all_named_with_what_to_do(world: World) -> None:
     meter = world.make_meter("active_sensors", "last")
     world.sandbox.account.change_meter(meter, status="inactive")
-    rooms = world.rooms()
+    context = world.context()
     with pytest.raises(ConfigurationError) as failure:
-        asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters))
+        asyncio.run(look_up(context.gateway, context.settings.billing_meters))
     assert "active_sensors is inactive" in str(failure.value)
     assert "no meter temperature_readings" in str(failure.value)
     assert "billing meters ensure" in str(failure.value)
@@ -82,13 +82,15 @@ def test_another_account_is_refused_before_anything_is_sent(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.make_meters()
-    contact(world.rooms())
+    contact(world.context())
     other = make_sandbox(account_id="acct_other")
     with running(other) as base:
         monkeypatch.setenv("STRIPE_API_BASE", base)
-        rooms = world.rooms()
+        context = world.context()
         with pytest.raises(ConfigurationError, match="acct_other"):
-            asyncio.run(ensure_meters(rooms.gateway, rooms.settings.billing_meters, rooms.ledger))
+            asyncio.run(
+                ensure_meters(context.gateway, context.settings.billing_meters, context.ledger)
+            )
         assert other.account.meters == {}
         for name, formula in (("active_sensors", "last"), ("temperature_readings", "sum")):
             other.account.make_meter(
@@ -99,19 +101,19 @@ def test_another_account_is_refused_before_anything_is_sent(
                 }
             )
         with pytest.raises(ConfigurationError, match="acct_other"):
-            contact(rooms)
+            contact(context)
 
 
 def test_a_restricted_key_that_may_not_read_its_account_works(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.make_meters()
-    contact(world.rooms())
+    contact(world.context())
     monkeypatch.setenv("STRIPE_SECRET_KEY", "rk_test_restricted")
-    rooms = world.rooms()
-    assert asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters)).account_id is None
-    assert contact(rooms).unreachable is None
-    bound = rooms.inquiry.account()
+    context = world.context()
+    assert asyncio.run(look_up(context.gateway, context.settings.billing_meters)).account_id is None
+    assert contact(context).unreachable is None
+    bound = context.inquiry.account()
     assert bound is not None
     assert bound["account_id"] == "acct_sandbox"
 
@@ -120,6 +122,6 @@ def test_no_answer_is_neither_missing_nor_wrong(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-    rooms = world.rooms()
+    context = world.context()
     with pytest.raises(StripeUnreachable):
-        asyncio.run(look_up(rooms.gateway, rooms.settings.billing_meters))
+        asyncio.run(look_up(context.gateway, context.settings.billing_meters))

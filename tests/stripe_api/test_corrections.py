@@ -57,14 +57,14 @@ def test_usage_older_than_34_days_is_counted_and_held_with_the_difference(world:
     world.advance(days=35)
     world.write_readings(day, {"a": {"s": 2, "t": 1}})
     world.bill([day])
-    held = {h.cell.event_name: (h.value, h.reason) for h in world.rooms().inquiry.held([day])}
+    held = {h.cell.event_name: (h.value, h.reason) for h in world.context().inquiry.held([day])}
     assert held == {
         "temperature_readings": (-2, "too_old"),
         "active_sensors": (2, "too_old"),
     }
     world.write_readings(day, {"a": {"s": 5}})  # the late change is taken back
     world.bill([day])
-    assert world.rooms().inquiry.held([day]) == []
+    assert world.context().inquiry.held([day]) == []
 
 
 def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World) -> None:
@@ -74,9 +74,9 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
     world.write_readings(day, {"a": {"s": 5}})
     world.bill([day])
     world.write_readings(day, {"a": {"s": 2}, "b": {"x": 1}})
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    preview = preview_days(rooms, [day - timedelta(days=1), day])
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
+    preview = preview_days(context, [day - timedelta(days=1), day])
     assert preview.missing == [day - timedelta(days=1)]
     shown = {
         (x.organization_id, x.meter): (x.action, x.before, x.target, x.value) for x in preview.lines
@@ -91,8 +91,8 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
         ("b", "temperature_readings"): ("hold", None, 1, 1),
         ("b", "active_sensors"): ("hold", None, 1, 1),
     }
-    assert rooms.inquiry.counts([day])["planned"] == 0
-    assert rooms.inquiry.held([day]) == []
+    assert context.inquiry.counts([day])["planned"] == 0
+    assert context.inquiry.held([day]) == []
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_a_meter_that_differs_is_refused_before_anything_is_sent(
     world.make_customers(["a"])
     day = yesterday()
     world.write_readings(day, {"a": {"s": 5}})
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     with pytest.raises(ConfigurationError, match=message):
-        report_days(rooms, [day])
+        report_days(context, [day])
     assert world.sandbox.account.events == []
-    assert rooms.inquiry.counts([day])["planned"] == 0
+    assert context.inquiry.counts([day])["planned"] == 0

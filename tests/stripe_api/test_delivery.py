@@ -44,7 +44,7 @@ def furnish(world: World, number_of_days: int) -> dict[date, dict[str, dict[str,
 
 
 def counts(world: World, span: list[date]) -> dict[str, int]:
-    return {k: n for k, n in world.rooms().inquiry.counts(span).items() if n}
+    return {k: n for k, n in world.context().inquiry.counts(span).items() if n}
 
 
 def test_what_the_readings_prove_is_billed_and_a_second_run_sends_nothing(world: World) -> None:
@@ -93,13 +93,13 @@ def test_events_of_one_customer_and_meter_go_one_by_one_and_in_order(world: Worl
 def test_a_repeated_identifier_is_taken_for_accepted(world: World) -> None:
     usage = furnish(world, 1)
     (day,) = usage
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     world.sandbox.faults = Faults.parse("cut_after=1")
-    report_days(rooms, [day])  # everything is counted, no answer arrives
+    report_days(context, [day])  # everything is counted, no answer arrives
     world.sandbox.faults = Faults()
     world.sandbox.stored.clear()  # Stripe forgot the Idempotency-Keys, but not the identifiers
-    report_days(rooms, [day])
+    report_days(context, [day])
     assert world.billed() == world.due(usage)
     assert set(counts(world, [day])) == {"verified"}
 
@@ -110,7 +110,7 @@ def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) 
     world.write_customers({**world.customers, "org-0": "cus_unknown"})
     world.bill(usage)
     assert counts(world, [day]) == {"verified": 22, "rejected": 2}
-    refused = world.rooms().inquiry.rejected([day])
+    refused = world.context().inquiry.rejected([day])
     assert {r["error_code"] for r in refused} == {"meter_event_customer_not_found"}
     requests = world.sandbox.seen["meter_events"]
     assert world.bill(usage).sent == 0
@@ -124,14 +124,14 @@ def test_retrying_what_was_refused_is_a_persons_decision(world: World) -> None:
     usage = furnish(world, 1)
     (day,) = usage
     meter = next(iter(world.sandbox.account.meters.values()))
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     gone = world.sandbox.account.customers.pop(world.customers["org-1"])
-    report_days(rooms, [day])
+    report_days(context, [day])
     assert counts(world, [day])["rejected"] == 2
     world.sandbox.account.customers[gone["id"]] = gone
-    assert report_days(rooms, [day]).sent == 0
-    assert report_days(rooms, [day], retry_rejected=True).sent == 2
+    assert report_days(context, [day]).sent == 0
+    assert report_days(context, [day], retry_rejected=True).sent == 2
     assert world.billed() == world.due(usage)
     assert meter["status"] == "active"
 
@@ -141,10 +141,10 @@ def test_unreachable_stripe_leaves_everything_planned_and_a_later_run_finishes(
 ) -> None:
     usage = furnish(world, 2)
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-    rooms = world.rooms("away")
+    context = world.context("away")
     for day in usage:
-        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    reporting = report_days(rooms, list(usage))
+        take_snapshot(context.engine, context.readings, context.snapshots, day)
+    reporting = report_days(context, list(usage))
     assert reporting.stopped is not None
     assert "cannot be reached" in reporting.stopped
     assert counts(world, list(usage)) == {"planned": 2 * len(ORGANIZATIONS) * 2}
@@ -159,10 +159,10 @@ def test_a_first_run_without_stripe_plans_too(
     usage = furnish(world, 1)
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
     monkeypatch.setenv("BILLING_DATABASE_URL", f"sqlite:///{world.home}/new.db")
-    rooms = world.rooms("first")
+    context = world.context("first")
     (day,) = usage
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    report_days(rooms, [day])
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
+    report_days(context, [day])
     assert counts(world, [day]) == {"planned": len(ORGANIZATIONS) * 2}
 
 
@@ -172,10 +172,10 @@ def test_a_refused_key_is_a_configuration_error_and_changes_nothing(
     usage = furnish(world, 1)
     (day,) = usage
     monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_live_not_for_a_sandbox")
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     with pytest.raises(ConfigurationError) as failure:
-        report_days(rooms, [day])
+        report_days(context, [day])
     assert "STRIPE_SECRET_KEY" in str(failure.value)
     assert "sk_live" not in str(failure.value)
     assert counts(world, [day]) == {}
@@ -200,17 +200,17 @@ def test_an_unmapped_organization_is_held_and_sent_when_the_mapping_appears(worl
     del world.customers["org-3"]
     world.write_customers(world.customers)
     world.bill(usage)
-    held = world.rooms().inquiry.held(span)
+    held = world.context().inquiry.held(span)
     assert {h.cell.organization_id for h in held} == {"org-3"}
     assert {h.reason for h in held} == {"no_customer"}
     assert len(held) == 4
-    assert unfinished_days(world.rooms()) == []
+    assert unfinished_days(world.context()) == []
     world.customers = mapping
     world.write_customers(mapping)
-    assert unfinished_days(world.rooms()) == span
+    assert unfinished_days(world.context()) == span
     assert world.bill(usage).sent == 4
     assert world.billed() == world.due(usage)
-    assert world.rooms().inquiry.held(span) == []
+    assert world.context().inquiry.held(span) == []
 
 
 def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_held_on_last(
@@ -223,7 +223,7 @@ def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_held_on_las
     world.write_readings(day, {"a": {"s": 3}, "b": {"t": 4}})
     world.bill([day])
     assert world.billed() == {(world.customers["a"], "temperature_readings", day): 7}
-    held = world.rooms().inquiry.held([day])
+    held = world.context().inquiry.held([day])
     assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
         ("a", "active_sensors", "customer_shared"),
         ("b", "active_sensors", "customer_shared"),
@@ -252,17 +252,17 @@ def test_a_changed_mapping_concerns_days_not_yet_stated(world: World) -> None:
 def test_a_planned_event_that_grew_too_old_is_never_sent_and_its_usage_held(world: World) -> None:
     usage = furnish(world, 1)
     (day,) = usage
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     world.sandbox.faults = Faults.parse("rate_limit=1")
-    report_days(rooms, [day])
+    report_days(context, [day])
     assert set(counts(world, [day])) == {"planned"}
     world.sandbox.faults = Faults()
     world.advance(days=36)
-    assert report_days(rooms, [day]).sent == 0
+    assert report_days(context, [day]).sent == 0
     assert world.billed() == {}
     assert counts(world, [day]) == {"rejected": 24, "held": 24}
-    story = rooms.inquiry.story(Cell(day, "org-0", "temperature_readings"))
+    story = context.inquiry.story(Cell(day, "org-0", "temperature_readings"))
     assert story.events[0]["state"] == State.REJECTED
     assert [held.reason for held in story.held] == ["too_old"]
 
@@ -275,15 +275,15 @@ def test_a_mapping_mended_before_anything_was_sent_is_the_one_that_counts(
     right = dict(world.customers)
     world.write_customers({**right, "org-0": right["org-1"], "org-1": right["org-0"]})
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-    rooms = world.rooms("away")
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    report_days(rooms, [day])
+    context = world.context("away")
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
+    report_days(context, [day])
     world.write_customers(right)
     monkeypatch.setenv("STRIPE_API_BASE", world.base)
     world.bill(usage)
     assert world.billed() == world.due(usage)
     assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
-    assert rooms.inquiry.rejected([day]) == []
+    assert context.inquiry.rejected([day]) == []
 
 
 def test_events_of_a_meter_that_is_no_longer_configured_stop_no_other(
@@ -293,9 +293,9 @@ def test_events_of_a_meter_that_is_no_longer_configured_stop_no_other(
     (day,) = usage
     with pytest.MonkeyPatch.context() as away:
         away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-        rooms = world.rooms("away")
-        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-        report_days(rooms, [day])
+        context = world.context("away")
+        take_snapshot(context.engine, context.readings, context.snapshots, day)
+        report_days(context, [day])
     monkeypatch.setenv(
         "BILLING_METERS",
         '[{"event_name": "active_sensors", "formula": "last", "measure": "active_sensors"}]',
@@ -326,7 +326,7 @@ def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
     """Another process plans from newer readings between a deliverer's reading and its claim."""
     usage = furnish(world, 1)
     (day,) = usage
-    other = world.rooms("other")
+    other = world.context("other")
     claim = Ledger.claim
     overtaken: list[int] = []
 
@@ -354,8 +354,8 @@ def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
 def test_a_refusal_after_a_lost_answer_leaves_the_event_ambiguous(world: World) -> None:
     usage = furnish(world, 1)
     (day,) = usage
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     world.sandbox.faults = Faults.parse("cut_after=1,lag=600")
     inner, gone = world.sandbox.account.take_event, dict(world.sandbox.account.customers)
 
@@ -365,12 +365,12 @@ def test_a_refusal_after_a_lost_answer_leaves_the_event_ambiguous(world: World) 
 
     world.sandbox.account.take_event = take_and_forget  # type: ignore[method-assign]
     world.sandbox.stored = Forgetful()
-    report_days(rooms, [day])
+    report_days(context, [day])
     world.sandbox.account.take_event = inner  # type: ignore[method-assign]
     world.sandbox.account.customers.update(gone)
     world.sandbox.faults = Faults()
     world.advance(seconds=700)
-    report_days(rooms, [day], retry_rejected=True)
+    report_days(context, [day], retry_rejected=True)
     assert world.billed() == world.due(usage)
 
 
@@ -386,22 +386,22 @@ def test_an_event_that_waited_past_its_window_is_settled_not_sent(
 ) -> None:
     usage = furnish(world, 1)
     (day,) = usage
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
     world.sandbox.faults = Faults.parse("error_after=1,lag=100000")
-    report_days(rooms, [day])
+    report_days(context, [day])
     assert set(counts(world, [day])) == {"ambiguous"}
     world.sandbox.faults = Faults()
     world.sandbox.stored.clear()
     world.advance(hours=22, minutes=50)
-    drive = delivery._Courier._drive
+    drive = delivery._Delivery._drive
 
-    async def slowly(courier: Any, *arguments: Any) -> Any:
+    async def slowly(delivery: Any, *arguments: Any) -> Any:
         world.advance(hours=2)  # the queue was long, or the machine slept
-        return await drive(courier, *arguments)
+        return await drive(delivery, *arguments)
 
-    monkeypatch.setattr(delivery._Courier, "_drive", slowly)
-    report_days(rooms, [day])
+    monkeypatch.setattr(delivery._Delivery, "_drive", slowly)
+    report_days(context, [day])
     assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
     assert world.billed() == world.due(usage)
 
@@ -411,11 +411,11 @@ def test_a_snapshot_taken_before_the_day_was_over_is_never_stated(world: World) 
     world.make_customers(["a"])
     today = world.clock().date()
     world.write_readings(today, {"a": {"s": 5}})
-    rooms = world.rooms()
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, today)
+    context = world.context()
+    take_snapshot(context.engine, context.readings, context.snapshots, today)
     world.write_readings(today, {"a": {"s": 9}})
     world.advance(hours=25)
-    statement_ = report_days(rooms, [today])
+    statement_ = report_days(context, [today])
     assert "after the day's end" in statement_.not_planned[today]
     assert world.sandbox.account.events == []
     world.bill([today])
@@ -425,11 +425,11 @@ def test_a_snapshot_taken_before_the_day_was_over_is_never_stated(world: World) 
 def test_an_unreadable_snapshot_keeps_its_day_and_no_other(world: World) -> None:
     usage = furnish(world, 2)
     first, second = usage
-    rooms = world.rooms()
+    context = world.context()
     for day in usage:
-        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
+        take_snapshot(context.engine, context.readings, context.snapshots, day)
     (world.home / "snapshots" / f"usage_day={first}" / "usage.parquet").write_bytes(b"PAR1")
-    statement_ = report_days(rooms, [first, second])
+    statement_ = report_days(context, [first, second])
     assert list(statement_.not_planned) == [first]
     del usage[first]
     assert world.billed() == world.due(usage)
@@ -437,16 +437,16 @@ def test_an_unreadable_snapshot_keeps_its_day_and_no_other(world: World) -> None
 
 def test_days_counted_and_never_planned_are_found(world: World) -> None:
     usage = furnish(world, 2)
-    rooms = world.rooms()
+    context = world.context()
     for day in usage:
-        take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    assert unfinished_days(rooms) == list(usage)
+        take_snapshot(context.engine, context.readings, context.snapshots, day)
+    assert unfinished_days(context) == list(usage)
     world.bill(usage)
-    assert unfinished_days(rooms) == []
+    assert unfinished_days(context) == []
     (first, _) = usage
     world.write_readings(first, {"org-0": {"s": 40}})
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, first)
-    assert unfinished_days(rooms) == [first]
+    take_snapshot(context.engine, context.readings, context.snapshots, first)
+    assert unfinished_days(context) == [first]
 
 
 def test_what_was_planned_and_grew_old_is_still_found_and_then_held(
@@ -455,16 +455,16 @@ def test_what_was_planned_and_grew_old_is_still_found_and_then_held(
     usage = furnish(world, 1)
     (day,) = usage
     monkeypatch.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-    rooms = world.rooms("away")
-    take_snapshot(rooms.engine, rooms.readings, rooms.snapshots, day)
-    report_days(rooms, [day])
+    context = world.context("away")
+    take_snapshot(context.engine, context.readings, context.snapshots, day)
+    report_days(context, [day])
     monkeypatch.setenv("STRIPE_API_BASE", world.base)
     world.advance(days=60)
-    rooms = world.rooms()
-    assert unfinished_days(rooms) == [day]
-    report_days(rooms, [day])
-    assert unfinished_days(rooms) == []
-    assert {held.reason for held in rooms.inquiry.held([day])} == {"too_old"}
+    context = world.context()
+    assert unfinished_days(context) == [day]
+    report_days(context, [day])
+    assert unfinished_days(context) == []
+    assert {held.reason for held in context.inquiry.held([day])} == {"too_old"}
 
 
 def test_mended_mappings_bring_back_what_was_refused_or_shared(world: World) -> None:
@@ -474,12 +474,12 @@ def test_mended_mappings_bring_back_what_was_refused_or_shared(world: World) -> 
     wrong = {**right, "org-0": "cus_unknown", "org-1": right["org-2"]}
     world.write_customers(wrong)
     world.bill(usage)
-    assert unfinished_days(world.rooms()) == []
+    assert unfinished_days(world.context()) == []
     world.write_customers({**wrong, "org-0": right["org-0"]})
-    assert unfinished_days(world.rooms()) == [day]
+    assert unfinished_days(world.context()) == [day]
     world.bill(usage)
     world.write_customers(right)
-    assert unfinished_days(world.rooms()) == [day]
+    assert unfinished_days(world.context()) == [day]
     world.bill(usage)
     billed = world.billed()
     due = world.due(usage)

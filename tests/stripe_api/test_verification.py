@@ -20,7 +20,7 @@ def day(world: World) -> date:
 
 
 def counts(world: World, day: date) -> dict[str, int]:
-    return {state: n for state, n in world.rooms().inquiry.counts([day]).items() if n}
+    return {state: n for state, n in world.context().inquiry.counts([day]).items() if n}
 
 
 def test_accepted_stays_accepted_while_summaries_lag(world: World, day: date) -> None:
@@ -36,7 +36,7 @@ def test_accepted_stays_accepted_while_summaries_lag(world: World, day: date) ->
 def test_waiting_for_a_short_lag_verifies_in_one_go(world: World, day: date) -> None:
     world.sandbox.faults = Faults.parse("lag=1")
     world.bill([day])
-    report = verify_days(world.rooms(), [day], wait_seconds=20)
+    report = verify_days(world.context(), [day], wait_seconds=20)
     assert (report.lagging, report.mismatched) == (0, [])
     assert counts(world, day) == {"verified": 4}
 
@@ -48,7 +48,7 @@ def test_a_dropped_event_is_a_mismatch_once_lag_cannot_explain_it(world: World, 
     world.advance(hours=2)
     report = world.verify([day])
     assert len(report.mismatched) == 4
-    (first, *_) = world.rooms().inquiry.checks([day], "mismatch")
+    (first, *_) = world.context().inquiry.checks([day], "mismatch")
     assert first["reported"] == "0"
     assert counts(world, day) == {"accepted": 4}
 

@@ -34,11 +34,11 @@ def days_back(count: int) -> list[date]:
 
 
 def reasons(world: World, day: date) -> set[str]:
-    return {held.reason for held in world.rooms().inquiry.held([day])}
+    return {held.reason for held in world.context().inquiry.held([day])}
 
 
 def state_of(world: World, event_id: str) -> tuple[str, int, str | None]:
-    record = world.rooms().inbox.records(ids=[event_id])[0]
+    record = world.context().inbox.records(ids=[event_id])[0]
     return record["state"], record["attempts"], record["last_error"]
 
 
@@ -70,11 +70,11 @@ def test_a_learnt_customer_makes_its_held_days_unfinished(started: World) -> Non
     day = yesterday()
     started.write_readings(day, {"acme": {"s": 5}})
     started.bill([day])
-    assert unfinished_days(started.rooms()) == []
+    assert unfinished_days(started.context()) == []
     customer = started.sandbox.account.make_customer({})["id"]
     checked_out(started, customer, metadata={"organization_id": "acme"})
     assert started.apply().processed
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
 
 
 def test_an_organization_with_two_customers_is_held_until_one_is_imported(started: World) -> None:
@@ -88,7 +88,7 @@ def test_an_organization_with_two_customers_is_held_until_one_is_imported(starte
     assert started.billed() == {}
     assert reasons(started, day) == {"customer_undecided"}
     started.write_customers({"acme": found[1]})
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert started.billed()[found[1], SUM, day] == 5
 
@@ -110,7 +110,7 @@ def test_a_paused_subscription_holds_and_a_resumed_one_releases(started: World) 
     started.advance(seconds=2)
     started.status(subscription, "active")
     started.apply()
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert started.billed()[started.customers["acme"], SUM, day] == 5
 
@@ -125,7 +125,7 @@ def test_an_unknown_status_is_kept_as_it_is_and_never_read_as_active(started: Wo
     started.receive()
     started.bill([day])
     assert reasons(started, day) == {"subscription_unknown"}
-    listed = started.rooms().customers.subscriptions_of({started.customers["acme"]})
+    listed = started.context().customers.subscriptions_of({started.customers["acme"]})
     assert listed[started.customers["acme"]][0]["status"] == "hibernating"
 
 
@@ -178,13 +178,13 @@ def test_a_tie_of_one_second_is_settled_by_asking_stripe(started: World) -> None
     same_second = events[0]["created"]
     for event in events:
         event["created"] = same_second
-    store = EventStore(started.rooms().inbox.engine)
+    store = EventStore(started.context().inbox.engine)
     for event in reversed(events):
         body = json.dumps(event)
         store.keep(read(body), body, started.clock(), "webhook")
-    applied = apply_events(started.rooms())
+    applied = apply_events(started.context())
     assert len(applied.processed) == 3
-    known = started.rooms().customers.subscriptions_of({customer})[customer]
+    known = started.context().customers.subscriptions_of({customer})[customer]
     assert known[0]["status"] == "paused"
     assert started.sandbox.billing.subscription(subscription["id"])["status"] == "paused"
 
@@ -213,13 +213,13 @@ def test_a_draft_invoice_asks_at_once_for_what_its_period_lacks(started: World) 
     for day in days:
         started.write_readings(day, {"acme": {"s": 5}})
     close_a_period(started, days, final=False)
-    assert closing_days(started.rooms()) == {}
+    assert closing_days(started.context()) == {}
     started.apply()
-    missing = closing_days(started.rooms())
+    missing = closing_days(started.context())
     assert days[-1] in missing
     within_reach = [day for day in missing if day >= started.clock().date() - timedelta(days=33)]
     started.bill(within_reach)
-    assert closing_days(started.rooms()).keys() <= set(missing) - set(within_reach)
+    assert closing_days(started.context()).keys() <= set(missing) - set(within_reach)
     billed = {day for (_, meter, day) in started.billed() if meter == SUM}
     assert days[-1] in billed
 
@@ -242,10 +242,10 @@ def test_a_final_invoice_closes_its_period_and_late_usage_is_held(started: World
     seen = started.sandbox.seen["meter_events"]
     started.bill([late])
     assert started.sandbox.seen["meter_events"] == seen
-    [held] = [h for h in started.rooms().inquiry.held([late]) if h.cell.event_name == SUM]
+    [held] = [h for h in started.context().inquiry.held([late]) if h.cell.event_name == SUM]
     assert (held.reason, held.value, held.target) == ("period_closed", 4, 9)
-    assert unfinished_days(started.rooms()) == []
-    periods = started.rooms().customers.subscriptions_of({customer})[customer][0]["periods"]
+    assert unfinished_days(started.context()) == []
+    periods = started.context().customers.subscriptions_of({customer})[customer][0]["periods"]
     assert [p["final"] for p in periods] == [True, False]
     assert periods[0]["invoice"] == invoice["id"]
 
@@ -254,7 +254,7 @@ def test_a_final_invoice_closes_its_period_and_late_usage_is_held(started: World
 
 
 def states(world: World, day: date) -> dict[str, int]:
-    return {name: n for name, n in world.rooms().inquiry.counts([day]).items() if n}
+    return {name: n for name, n in world.context().inquiry.counts([day]).items() if n}
 
 
 def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
@@ -268,7 +268,7 @@ def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
     started.bill([day])
     assert states(started, day)["accepted"] == 2  # bolt's two: a 200, and never counted
     assert len(started.apply().processed) >= 1
-    found = started.rooms().inquiry
+    found = started.context().inquiry
     assert {r["error_code"] for r in found.rejected([day])} == {"meter_event_customer_not_found"}
     [report] = found.open_reports(started.clock())[:1]
     assert report["code"] == "meter_event_customer_not_found"
@@ -277,10 +277,10 @@ def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
     started.bill([day])
     assert started.sandbox.seen["meter_events"] == requests  # nothing has changed: nothing is sent
     started.make_customers(["bolt"])
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert started.billed()[started.customers["bolt"], SUM, day] == 3
-    assert started.rooms().inquiry.open_reports(started.clock()) == []
+    assert started.context().inquiry.open_reports(started.clock()) == []
 
 
 def test_what_an_archived_meter_swallowed_is_sent_again_after_it_is_back(started: World) -> None:
@@ -301,12 +301,12 @@ def test_what_an_archived_meter_swallowed_is_sent_again_after_it_is_back(started
         started.bill([day])
     started.sandbox.account.check_event = inner  # type: ignore[method-assign]
     started.apply()
-    [refused] = started.rooms().inquiry.rejected([day])
+    [refused] = started.context().inquiry.rejected([day])
     assert (refused["meter"], refused["error_code"]) == (SUM, "archived_meter")
     started.advance(minutes=10)
     started.sandbox.account.change_meter(meters[SUM], status="active")
     started.apply()
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert started.billed()[started.customers["acme"], SUM, day] == 5
 
@@ -324,8 +324,8 @@ def test_a_report_names_events_by_identifier_or_by_idempotency_key(started: Worl
         meter["id"], {"meter_event_invalid_value": samples}, started.sandbox.clock()
     )
     started.apply()
-    assert len(started.rooms().inquiry.rejected([day])) == 2
-    [report] = started.rooms().inquiry.open_reports(started.clock())
+    assert len(started.context().inquiry.rejected([day])) == 2
+    [report] = started.context().inquiry.open_reports(started.clock())
     assert (report["errors"], report["matched"]) == (3, 2)
 
 
@@ -343,7 +343,7 @@ def test_what_a_report_does_not_name_is_verified_again(started: World) -> None:
     )
     started.apply()
     assert states(started, day) == {"verified": 2, "accepted": 2}
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.advance(hours=25)
     report = started.verify([day])
     assert [check.reported for check in report.mismatched] == ["0"]
@@ -368,11 +368,11 @@ def test_what_a_report_counts_and_does_not_name_is_found_by_stripes_own_summary(
     assert states(started, day) == {"rejected": 24}
     started.customers.clear()
     started.make_customers(names)
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     usage = {day: {name: {"s": n + 1} for n, name in enumerate(names)}}
     assert started.billed() == started.due(usage)
-    assert started.rooms().inquiry.open_reports(started.clock()) == []
+    assert started.context().inquiry.open_reports(started.clock()) == []
 
 
 def test_an_unnamed_loss_of_a_known_customer_is_believed_only_when_lag_explains_it_no_longer(
@@ -425,7 +425,7 @@ def test_a_report_about_a_closed_period_does_not_loop(started: World) -> None:
         started.apply()
     assert started.sandbox.seen["meter_events"] == seen
     assert reasons(started, late) == {"period_closed"}
-    assert unfinished_days(started.rooms()) == []
+    assert unfinished_days(started.context()) == []
 
 
 # Failures ----------------------------------------------------------------------------------------
@@ -437,7 +437,7 @@ def test_a_poisonous_event_fails_alone_is_tried_again_and_then_shown(started: Wo
     checked_out(started, customer, client_reference_id="acme")
     applied = started.apply()
     assert list(applied.postponed) == [poison]
-    assert started.rooms().customers.mapping() == {"acme": customer}
+    assert started.context().customers.mapping() == {"acme": customer}
     assert started.apply().count == 0  # not before its back-off is over
     for _ in range(MOST_ATTEMPTS):
         started.advance(hours=1)
@@ -445,18 +445,18 @@ def test_a_poisonous_event_fails_alone_is_tried_again_and_then_shown(started: Wo
     state, attempts, error = state_of(started, poison)
     assert (state, attempts) == ("failed", MOST_ATTEMPTS)
     assert "customer" in str(error)
-    rooms = started.rooms()
-    assert rooms.inbox.replay(state=EventState.FAILED) == [poison]
-    assert list(apply_events(rooms).postponed) == [poison]
+    context = started.context()
+    assert context.inbox.replay(state=EventState.FAILED) == [poison]
+    assert list(apply_events(context).postponed) == [poison]
 
 
 def test_an_unknown_type_is_ignored_and_can_be_replayed(started: World) -> None:
     event = started.tell("charge.refunded", {"id": "ch"})["id"]
     assert event in started.apply().ignored
     assert state_of(started, event)[0] == "ignored"
-    rooms = started.rooms()
-    assert rooms.inbox.replay(type="charge.refunded") == [event]
-    assert apply_events(rooms).ignored == [event]
+    context = started.context()
+    assert context.inbox.replay(type="charge.refunded") == [event]
+    assert apply_events(context).ignored == [event]
 
 
 def test_events_of_the_other_mode_or_of_connected_accounts_are_ignored(started: World) -> None:
@@ -464,7 +464,7 @@ def test_events_of_the_other_mode_or_of_connected_accounts_are_ignored(started: 
         event = checked_out(started, "cus_x", client_reference_id="acme")
         started.sandbox.account.news.events[-1].update(change)
         assert event["id"] in started.apply().ignored
-    assert started.rooms().customers.mapping() == {}
+    assert started.context().customers.mapping() == {}
 
 
 def test_an_event_is_applied_and_marked_together_or_not_at_all(
@@ -479,11 +479,11 @@ def test_an_event_is_applied_and_marked_together_or_not_at_all(
     with monkeypatch.context() as broken:
         broken.setattr(Inbox, "mark", crash)
         with pytest.raises(OperationalError):
-            apply_events(started.rooms())
-    assert started.rooms().customers.mapping() == {}
+            apply_events(started.context())
+    assert started.context().customers.mapping() == {}
     assert state_of(started, event)[:2] == ("received", 0)
-    apply_events(started.rooms())
-    assert started.rooms().customers.mapping() == {"acme": "cus_x"}
+    apply_events(started.context())
+    assert started.context().customers.mapping() == {"acme": "cus_x"}
 
 
 def test_stripe_being_away_costs_an_event_no_attempt(
@@ -493,18 +493,18 @@ def test_stripe_being_away_costs_an_event_no_attempt(
     started.receive()
     with monkeypatch.context() as away:
         away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
-        applied = apply_events(started.rooms())
+        applied = apply_events(started.context())
     assert list(applied.postponed) == [report["id"]]
     assert state_of(started, report["id"])[:2] == ("received", 0)
     started.advance(minutes=2)
-    assert apply_events(started.rooms()).processed == [report["id"]]
+    assert apply_events(started.context()).processed == [report["id"]]
 
 
 # The backstop ------------------------------------------------------------------------------------
 
 
 def test_the_backstop_stores_what_no_webhook_delivered(started: World) -> None:
-    rooms = started.rooms()
+    context = started.context()
     begun = started.clock() - timedelta(minutes=1)
     for n in range(130):  # more than a page
         started.tell("customer.subscription.updated", {"id": f"sub_{n}"})
@@ -515,13 +515,13 @@ def test_the_backstop_stores_what_no_webhook_delivered(started: World) -> None:
         for _ in range(120)
     ]
     started.tell("charge.refunded", {"id": "ch"})  # nothing acts on it: not listed
-    store = EventStore(rooms.inbox.engine)
+    store = EventStore(context.inbox.engine)
     delivered = json.dumps(started.sandbox.account.news.events[-2])
     store.keep(read(delivered), delivered, started.clock(), "webhook")
-    listed, missing = fetch_missed(rooms.inbox, rooms.gateway, begun, started.clock())
+    listed, missing = fetch_missed(context.inbox, context.gateway, begun, started.clock())
     assert (listed, len(missing)) == (250, 249)
-    assert fetch_missed(rooms.inbox, rooms.gateway, begun, started.clock()) == (250, [])
-    record = rooms.inbox.records(ids=[thin[0]["id"]])[0]
+    assert fetch_missed(context.inbox, context.gateway, begun, started.clock()) == (250, [])
+    record = context.inbox.records(ids=[thin[0]["id"]])[0]
     assert (record["source"], record["redeliveries"], record["flavour"]) == ("backstop", 0, "thin")
     assert states(started, yesterday()) == {}
     assert State.PLANNED not in states(started, yesterday())

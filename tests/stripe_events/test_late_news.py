@@ -68,12 +68,12 @@ def test_a_report_about_an_earlier_difference_is_made_good(started: World) -> No
     lost = lose(started, 5)
     report(started, SUM, "meter_event_invalid_value", lost.identifier)
     started.apply()
-    assert [r["value"] for r in started.rooms().inquiry.rejected([day])] == [5]
-    assert unfinished_days(started.rooms()) == [day]
+    assert [r["value"] for r in started.context().inquiry.rejected([day])] == [5]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert billed(started, day) == 7
-    assert started.rooms().inquiry.rejected([day]) == []
-    assert unfinished_days(started.rooms()) == []
+    assert started.context().inquiry.rejected([day]) == []
+    assert unfinished_days(started.context()) == []
 
 
 def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) -> None:
@@ -85,13 +85,13 @@ def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) ->
     mapping = dict(started.customers)
     started.make_customers(["acme"])
     started.sandbox.faults = Faults.parse("rate_limit=1")
-    report_days(started.rooms(), [day])  # planned for the other customer, and not sent
+    report_days(started.context(), [day])  # planned for the other customer, and not sent
     started.sandbox.faults = Faults()
     started.write_customers(mapping)
     started.bill([day])
-    refused = started.rooms().inquiry.rejected([day])
+    refused = started.context().inquiry.rejected([day])
     assert [(r["meter"], r["value"]) for r in refused] == [(SUM, 5)]
-    assert "rejected_events" in {alert.kind for alert in alerts(started.rooms())}
+    assert "rejected_events" in {alert.kind for alert in alerts(started.context())}
 
 
 def test_a_cancelled_period_does_not_keep_what_followed_it_open() -> None:
@@ -126,16 +126,16 @@ def test_an_event_of_unknown_outcome_is_not_sent_again_into_a_closed_period(
     started.sandbox.faults = Faults.parse("error_before=1")
     started.bill([day])
     started.sandbox.faults = Faults()
-    assert started.rooms().inquiry.counts([day])["ambiguous"] == 2
+    assert started.context().inquiry.counts([day])["ambiguous"] == 2
     started.advance(hours=2)
     started.apply()
     seen = started.sandbox.seen["meter_events"]
     started.bill([day])
     assert started.sandbox.seen["meter_events"] == seen
     assert billed(started, day) == 0
-    [held] = [h for h in started.rooms().inquiry.held([day]) if h.cell.event_name == SUM]
+    [held] = [h for h in started.context().inquiry.held([day]) if h.cell.event_name == SUM]
     assert (held.reason, held.value) == ("period_closed", 5)
-    assert "closed_usage" in {alert.kind for alert in alerts(started.rooms())}
+    assert "closed_usage" in {alert.kind for alert in alerts(started.context())}
 
 
 def test_what_was_taken_after_its_invoice_was_final_is_shown_for_ever(started: World) -> None:
@@ -146,11 +146,11 @@ def test_what_was_taken_after_its_invoice_was_final_is_shown_for_ever(started: W
     started.write_readings(day, {"acme": {"s": 5}})
     started.bill([day])
     assert billed(started, day) == 5
-    assert unbilled(started.rooms()) == []
+    assert unbilled(started.context()) == []
     started.apply()
-    late = {(e["meter"], e["value"]) for e in unbilled(started.rooms())}
+    late = {(e["meter"], e["value"]) for e in unbilled(started.context())}
     assert late == {(SUM, 5), (LAST, 1)}
-    assert "unbilled_events" in {alert.kind for alert in alerts(started.rooms())}
+    assert "unbilled_events" in {alert.kind for alert in alerts(started.context())}
 
 
 def test_an_invoice_of_a_subscription_never_heard_of_asks_for_it_and_closes_its_period(
@@ -163,12 +163,12 @@ def test_an_invoice_of_a_subscription_never_heard_of_asks_for_it_and_closes_its_
     news.events[:] = [e for e in news.events if "subscription" not in e["type"]]
     started.apply()
     customer = started.customers["acme"]
-    [known] = started.rooms().customers.subscriptions_of({customer})[customer]
+    [known] = started.context().customers.subscriptions_of({customer})[customer]
     assert known["status"] == "active"
     started.write_readings(day, {"acme": {"s": 5}})
     started.bill([day])
     assert billed(started, day) == 0
-    assert {h.reason for h in started.rooms().inquiry.held([day])} == {"period_closed"}
+    assert {h.reason for h in started.context().inquiry.held([day])} == {"period_closed"}
 
 
 def test_a_zero_that_was_lost_is_not_taken_for_a_zero_that_was_said(started: World) -> None:
@@ -176,20 +176,20 @@ def test_a_zero_that_was_lost_is_not_taken_for_a_zero_that_was_said(started: Wor
     started.write_readings(first, {"acme": {"s": 2}})
     started.bill([first])
     take_snapshot(*_of(started), day)
-    report_days(started.rooms(), [day])
+    report_days(started.context(), [day])
     lose(started, 0, LAST)
     report(started, LAST, "meter_event_invalid_value", count=1)
     started.apply()
     started.verify([day])
-    assert started.rooms().inquiry.counts([day])["verified"] == 0
+    assert started.context().inquiry.counts([day])["verified"] == 0
     started.advance(hours=25)
     started.verify([day])
-    assert [r["value"] for r in started.rooms().inquiry.rejected([day])] == [0]
+    assert [r["value"] for r in started.context().inquiry.rejected([day])] == [0]
 
 
 def _of(world: World) -> tuple[Any, Any, Any]:
-    rooms = world.rooms()
-    return rooms.engine, rooms.readings, rooms.snapshots
+    context = world.context()
+    return context.engine, context.readings, context.snapshots
 
 
 def test_a_lost_correction_in_the_reported_hour_heals(started: World) -> None:
@@ -202,11 +202,11 @@ def test_a_lost_correction_in_the_reported_hour_heals(started: World) -> None:
     started.apply()
     started.advance(hours=25)
     started.verify([day])
-    assert [r["value"] for r in started.rooms().inquiry.rejected([day])] == [3]
+    assert [r["value"] for r in started.context().inquiry.rejected([day])] == [3]
     meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
     started.sandbox.account.change_meter(meter["id"], status="active")
     started.apply()
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert billed(started, day) == 8
 
@@ -241,11 +241,11 @@ def test_held_usage_goes_by_the_customer_its_day_was_stated_for(started: World) 
     started.bill([day])
     started.make_customers(["acme"])  # the organization pays as another customer from now on
     started.bill([day])
-    assert unfinished_days(started.rooms()) == []
+    assert unfinished_days(started.context()) == []
     started.advance(seconds=2)
     started.status(subscription, "active")
     started.apply()
-    assert unfinished_days(started.rooms()) == [day]
+    assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert started.billed()[first, SUM, day] == 9
 
@@ -266,7 +266,7 @@ def test_while_stripe_is_away_it_is_asked_once_for_all_events(
         raise StripeUnreachable("away")
 
     monkeypatch.setattr("billing_pipeline.stripe_events.applying.fetch", slow)
-    applied = apply_events(started.rooms())
+    applied = apply_events(started.context())
     assert len(asked) == 1
     assert len(applied.postponed) == 20
 
@@ -300,8 +300,8 @@ def test_an_odd_event_fails_alone_on_both_databases(
     applied = world.apply()
     assert list(applied.postponed) == [odd]
     assert "jane.doe" not in applied.postponed[odd]
-    assert world.rooms().customers.mapping() == {"acme": "cus_1"}
-    assert closing_days(world.rooms()) == {}
+    assert world.context().customers.mapping() == {"acme": "cus_1"}
+    assert closing_days(world.context()) == {}
 
 
 def test_a_report_that_is_replayed_forgets_nothing_it_explained(started: World) -> None:
@@ -313,35 +313,37 @@ def test_a_report_that_is_replayed_forgets_nothing_it_explained(started: World) 
     started.apply()
     started.advance(hours=25)
     started.verify([day])
-    rooms = started.rooms()
-    rooms.inbox.replay(type="v1.billing.meter.error_report_triggered")
-    apply_events(rooms)
-    [known] = rooms.inquiry.open_reports(started.clock())
+    context = started.context()
+    context.inbox.replay(type="v1.billing.meter.error_report_triggered")
+    apply_events(context)
+    [known] = context.inquiry.open_reports(started.clock())
     assert (known["errors"], known["matched"]) == (1, 1)
 
 
 def test_an_older_change_of_a_meter_does_not_hide_a_newer_one(started: World) -> None:
     meter = next(iter(started.sandbox.account.meters))
-    rooms = started.rooms()
-    ledger = Ledger(rooms.ledger.engine, "test")
-    report_days(rooms, [yesterday()])
+    context = started.context()
+    ledger = Ledger(context.ledger.engine, "test")
+    report_days(context, [yesterday()])
     later = started.clock() + timedelta(days=1)
-    with rooms.ledger.planning() as connection:
+    with context.ledger.planning() as connection:
         assert ledger.meter_changed(connection, meter, later)
         assert ledger.meter_changed(connection, meter, later - timedelta(minutes=9))
         assert not ledger.meter_changed(connection, "mtr_other", later)
-    changed = {m.meter_id: m.changed_at for m in ledger.known_meters(rooms.settings.billing_meters)}
+    changed = {
+        m.meter_id: m.changed_at for m in ledger.known_meters(context.settings.billing_meters)
+    }
     assert changed[meter] == int(later.timestamp())
 
 
 def test_a_deleted_draft_closes_nothing_and_asks_for_nothing(started: World) -> None:
     in_a_draft(started)
     started.apply()
-    assert closing_days(started.rooms()) != {}
+    assert closing_days(started.context()) != {}
     [invoice] = started.sandbox.billing.invoices.values()
     started.advance(seconds=30)
     started.tell("invoice.deleted", invoice)
     started.sandbox.billing.invoices.clear()
     started.apply()
-    assert closing_days(started.rooms()) == {}
-    assert started.rooms().customers.final_periods() == []
+    assert closing_days(started.context()) == {}
+    assert started.context().customers.final_periods() == []

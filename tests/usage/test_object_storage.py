@@ -136,7 +136,7 @@ def test_what_is_on_s3_is_billed(
     world.bill([day])
     usage = {"acme": {"s": 1, "t": 1}, "bolt": {"u": 1}}
     assert world.billed() == world.due({day: usage})
-    assert world.rooms().inquiry.counts([day])["verified"] == 4
+    assert world.context().inquiry.counts([day])["verified"] == 4
 
 
 def test_no_bucket_is_not_a_day_without_readings(bucket: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from billing_pipeline.ledger.inquiry import CellStory
 from billing_pipeline.operations.explain.links import Link, summary
-from billing_pipeline.operations.reporting import Rooms
+from billing_pipeline.operations.reporting import Context
 from billing_pipeline.rules.model import (
     SENT,
     Cell,
@@ -31,26 +31,26 @@ from billing_pipeline.usage.sources.day_files import UnusableInput, folder_name
 
 
 def explain_day(
-    rooms: Rooms, organization: str, day: date, meters: Sequence[str]
+    context: Context, organization: str, day: date, meters: Sequence[str]
 ) -> dict[str, Any]:
     """Everything known about an organization's day, with each link checked.
 
     Raises ConfigurationError for an organization that is known nowhere, DAY_ERRORS for a
     snapshot that cannot be read.
     """
-    snapshot = load_snapshot(rooms.engine, rooms.snapshots, day)
+    snapshot = load_snapshot(context.engine, context.snapshots, day)
     usage = None
     if snapshot is not None:
         usage = next((o for o in snapshot.organizations if o.organization_id == organization), None)
-    stories = [rooms.inquiry.story(Cell(day, organization, meter)) for meter in meters]
-    customer = rooms.customers.mapping(rooms.settings.billing_customers_file).get(organization)
+    stories = [context.inquiry.story(Cell(day, organization, meter)) for meter in meters]
+    customer = context.customers.mapping(context.settings.billing_customers_file).get(organization)
     if usage is None and customer is None and not any(s.events or s.held for s in stories):
         raise ConfigurationError(
             f"nothing is known of the organization {organization!r} on {day}: no usage, no "
             "report, no customer. Ids are exact, capital letters and spaces included."
         )
-    sensors = sensors_of(rooms.engine, rooms.snapshots, day, organization)
-    links = [link.as_json() for link in _links(rooms, organization, day, snapshot, stories)]
+    sensors = sensors_of(context.engine, context.snapshots, day, organization)
+    links = [link.as_json() for link in _links(context, organization, day, snapshot, stories)]
     return {
         "organization_id": organization,
         "day": day.isoformat(),
@@ -69,7 +69,7 @@ def explain_day(
             "quarantined": snapshot.counted.quarantined,
         },
         "sensors": sensors,
-        "duplicates": _duplicates(rooms, organization, day, sensors),
+        "duplicates": _duplicates(context, organization, day, sensors),
         "links": links,
         "checked": summary(links),
     }
@@ -87,19 +87,19 @@ def _meter(story: CellStory) -> dict[str, Any]:
 
 
 def _duplicates(
-    rooms: Rooms, organization: str, day: date, sensors: Sequence[dict[str, Any]]
+    context: Context, organization: str, day: date, sensors: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Which readings had more than one row; read from the files once more, if there are any."""
     if not any(s["exact_duplicates"] or s["conflicting_duplicates"] for s in sensors):
         return []
     try:
-        return duplicates_of(rooms.engine, rooms.readings, day, organization)
+        return duplicates_of(context.engine, context.readings, day, organization)
     except DAY_ERRORS:  # the links say which file is not as it was
         return []
 
 
 def _links(
-    rooms: Rooms,
+    context: Context,
     organization: str,
     day: date,
     snapshot: Snapshot | None,
@@ -108,8 +108,8 @@ def _links(
     for story in stories:
         yield from _of_events(story)
     if snapshot is not None:
-        yield from _of_counts(rooms, organization, day, snapshot)
-        yield from _of_files(rooms, day, snapshot)
+        yield from _of_counts(context, organization, day, snapshot)
+        yield from _of_files(context, day, snapshot)
 
 
 def _of_events(story: CellStory) -> Iterator[Link]:
@@ -162,10 +162,12 @@ def _of_events(story: CellStory) -> Iterator[Link]:
             )
 
 
-def _of_counts(rooms: Rooms, organization: str, day: date, snapshot: Snapshot) -> Iterator[Link]:
+def _of_counts(
+    context: Context, organization: str, day: date, snapshot: Snapshot
+) -> Iterator[Link]:
     """The snapshot: from the activity that lies there, with every row accounted for."""
-    counted = load_counted(rooms.snapshots, day)
-    window = rooms.settings.billing_active_window_days
+    counted = load_counted(context.snapshots, day)
+    window = context.settings.billing_active_window_days
     yield Link(
         "the snapshot was taken from the sensor activity that lies there",
         counted is not None and snapshot.window[-1] == counted.activity_id,
@@ -173,7 +175,7 @@ def _of_counts(rooms: Rooms, organization: str, day: date, snapshot: Snapshot) -
     )
     try:
         days = [day - timedelta(days=back) for back in range(window - 1, -1, -1)]
-        totals = activity_totals(rooms.engine, rooms.snapshots, days)
+        totals = activity_totals(context.engine, context.snapshots, days)
         active, volume = totals.get(organization, (0, 0))
     except DAY_ERRORS as error:
         yield Link("the sensors add up to the snapshot", False, f"they cannot be read: {error}")
@@ -194,11 +196,11 @@ def _of_counts(rooms: Rooms, organization: str, day: date, snapshot: Snapshot) -
     )
 
 
-def _of_files(rooms: Rooms, day: date, snapshot: Snapshot) -> Iterator[Link]:
+def _of_files(context: Context, day: date, snapshot: Snapshot) -> Iterator[Link]:
     """The files: still there, with the content that was counted."""
     for file in snapshot.counted.files:
         try:
-            same = rooms.readings.sha256(folder_name(day), file.name) == file.sha256
+            same = context.readings.sha256(folder_name(day), file.name) == file.sha256
         except (OSError, UnusableInput) as error:
             yield Link(f"{file.name} lies there as it was counted", False, str(error))
         else:

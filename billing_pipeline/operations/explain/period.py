@@ -10,7 +10,7 @@ from typing import Any
 from billing_pipeline.operations.explain.day import explain_day
 from billing_pipeline.operations.explain.links import Link, summary
 from billing_pipeline.operations.reconcile import Row, reconcile_month
-from billing_pipeline.operations.reporting import Progress, Rooms
+from billing_pipeline.operations.reporting import Context, Progress
 from billing_pipeline.rules.model import SENT
 from billing_pipeline.rules.reconciliation import Step
 from billing_pipeline.rules.timestamps import day_start
@@ -21,7 +21,7 @@ FOREVER = 2**40
 
 
 def explain_period(
-    rooms: Rooms,
+    context: Context,
     organization: str,
     period: str,
     meters: Sequence[str],
@@ -33,8 +33,8 @@ def explain_period(
     Asks Stripe for its figures if there is a key. Raises ConfigurationError for a period that
     cannot be read or does not exist.
     """
-    month, within, invoice = _asked_for(rooms, period)
-    found = reconcile_month(rooms, month, organizations=[organization], progress=progress)
+    month, within, invoice = _asked_for(context, period)
+    found = reconcile_month(context, month, organizations=[organization], progress=progress)
     rows = [
         row
         for row in found.rows
@@ -50,7 +50,7 @@ def explain_period(
         )
     names = [meter for meter in meters if any(row.meter == meter for row in rows)]
     days = sorted({segment.day for row in rows for segment in row.segments})
-    explained = {day: explain_day(rooms, organization, day, names) for day in days}
+    explained = {day: explain_day(context, organization, day, names) for day in days}
     lines = [_line(row, organization, explained) for row in rows]
     links = [link for line in lines for link in line["links"]]
     links += [link for document in explained.values() for link in document["links"]]
@@ -65,14 +65,14 @@ def explain_period(
     }
 
 
-def _asked_for(rooms: Rooms, period: str) -> tuple[date, int | None, str | None]:
+def _asked_for(context: Context, period: str) -> tuple[date, int | None, str | None]:
     """The month to reconcile, an instant inside the period, the invoice."""
     if period.startswith("in_"):
-        known = rooms.customers.billing_periods(0, FOREVER)
+        known = context.customers.billing_periods(0, FOREVER)
         ends = [p.end for p in known if p.invoice_id == period]
         if not ends:
             raise ConfigurationError(f"no invoice {period} of a billing period is known")
-        last = min(datetime.fromtimestamp(ends[0] - 1, UTC), rooms.clock()).date()
+        last = min(datetime.fromtimestamp(ends[0] - 1, UTC), context.clock()).date()
         return last.replace(day=1), None, period
     try:
         if re.fullmatch(r"\d{4}-\d{2}", period):
@@ -84,9 +84,9 @@ def _asked_for(rooms: Rooms, period: str) -> tuple[date, int | None, str | None]
             "YYYY-MM-DD, or an invoice as in_…"
         ) from None
     instant = day_start(day)
-    known = rooms.customers.billing_periods(instant, instant + 1)
+    known = context.customers.billing_periods(instant, instant + 1)
     end = max((p.end for p in known), default=instant + 1)
-    last = min(datetime.fromtimestamp(end - 1, UTC), rooms.clock()).date()
+    last = min(datetime.fromtimestamp(end - 1, UTC), context.clock()).date()
     return last.replace(day=1), instant, None
 
 
