@@ -178,14 +178,14 @@ def _prepare_inserts(url: str, bodies: list[str]) -> list[Job]:
     if not sqlite:
         connection.autocommit = True  # the SQLite driver does so as make_engine sets it up
     insert = (
-        "INSERT INTO stripe_events (id, type, flavour, api_version, livemode, account, created, "
+        "INSERT INTO stripe_events (id, type, style, api_version, livemode, account, created, "
         f"received, source, payload) VALUES ({', '.join(['?' if sqlite else '%s'] * 10)}) "
         "ON CONFLICT DO NOTHING"
     )
     jobs: list[Job] = []
     for body in bodies:
         event = read(body)
-        what = (event.id, event.type, event.flavour, event.api_version, event.livemode)
+        what = (event.id, event.type, event.style, event.api_version, event.livemode)
         when = [event.created_utc, datetime.now(UTC)]
         times = [f"{each:%Y-%m-%d %H:%M:%S.%f}" for each in when] if sqlite else when
         row = (*what, event.account, *times, "webhook", body)

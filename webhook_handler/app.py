@@ -94,7 +94,7 @@ class WebhookApp:
             # What is still to come of a body that was not read to its end goes nowhere.
             headers = {"connection": "close"} if refused.status in (408, 413) else {}
             return JSONResponse(answer, refused.status, headers)
-        known = {"stripe_event": envelope.id, "type": envelope.type, "flavour": envelope.flavour}
+        known = {"stripe_event": envelope.id, "type": envelope.type, "style": envelope.style}
         log.info("stored" if new else "known", extra=known)
         return JSONResponse({"status": "stored" if new else "known"})
 
@@ -114,7 +114,7 @@ class WebhookApp:
             raise Refused("database", message, 503) from None
         metrics.STORE_SECONDS.observe(time.perf_counter() - started)
         if new:
-            metrics.RECEIVED.labels(envelope.flavour).inc()
+            metrics.RECEIVED.labels(envelope.style).inc()
         else:
             metrics.DUPLICATES.inc()
         return new

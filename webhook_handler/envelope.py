@@ -1,6 +1,6 @@
 """What is read of an event's body before it is stored as it came.
 
-Two flavours: ordinary events carry the object they are about, thin ones (`v2.core.event`, such
+Two style: snapshot events carry the object they are about, thin ones (`v2.core.event`, such
 as the meters' error reports) only say where it can be fetched.
 """
 
@@ -22,7 +22,7 @@ from webhook_handler.signature import LATEST, Refused
 Name = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
 """An id or a type: printable ASCII without blanks, as all of Stripe's are."""
 
-Flavour = Literal["ordinary", "thin"]
+Flavour = Literal["snapshot", "thin"]
 
 
 class Envelope(BaseModel):
@@ -44,13 +44,13 @@ class Envelope(BaseModel):
         return value
 
     @property
-    def flavour(self) -> Flavour:
+    def style(self) -> Flavour:
         """Whether the body carries its object or only refers to it."""
-        return "ordinary" if self.object == "event" else "thin"
+        return "snapshot" if self.object == "event" else "thin"
 
     @property
     def created_utc(self) -> datetime:
-        """When Stripe made the event; to the second in ordinary events."""
+        """When Stripe made the event; to the second in snapshot events."""
         return self.created.astimezone(UTC)
 
 

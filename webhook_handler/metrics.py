@@ -21,7 +21,7 @@ STATES = ("received", "processed", "ignored", "failed")
 
 _own = CollectorRegistry()
 RECEIVED = Counter(
-    "stripe_webhook_received", "Events stored for the first time.", ["flavour"], registry=_own
+    "stripe_webhook_received", "Events stored for the first time.", ["style"], registry=_own
 )
 DUPLICATES = Counter(
     "stripe_webhook_duplicates", "Deliveries of events stored before.", registry=_own

@@ -51,7 +51,7 @@ class EventStore:
         row = {
             "id": envelope.id,
             "type": envelope.type,
-            "flavour": envelope.flavour,
+            "style": envelope.style,
             "api_version": envelope.api_version,
             "livemode": envelope.livemode,
             "account": envelope.account,

@@ -17,7 +17,7 @@ stripe_events = Table(
     metadata,
     Column("id", String(255), primary_key=True),  # Stripe's
     Column("type", String(255), nullable=False),
-    Column("flavour", String(20), nullable=False),  # ordinary or thin
+    Column("style", String(20), nullable=False),  # ordinary or thin
     Column("api_version", String(255)),
     Column("livemode", Boolean, nullable=False),
     Column("account", String(255)),  # only in events of connected accounts

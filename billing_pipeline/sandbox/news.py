@@ -24,7 +24,7 @@ class News:
     events: list[dict[str, Any]] = field(default_factory=list)
 
     def tell(self, kind: str, about: dict[str, Any], at: float) -> dict[str, Any]:
-        """An ordinary event, carrying its object as it is now. `at` in unix seconds."""
+        """An snapshot event, carrying its object as it is now. `at` in unix seconds."""
         event = {
             "id": self._next_id(),
             "object": "event",

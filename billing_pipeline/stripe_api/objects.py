@@ -44,15 +44,15 @@ async def fetch(gateway: StripeGateway, kind: str, object_id: str) -> dict[str, 
 
 
 async def list_events(
-    gateway: StripeGateway, since: datetime, ordinary: Sequence[str], thin: Sequence[str]
+    gateway: StripeGateway, since: datetime, snapshot_types: Sequence[str], thin: Sequence[str]
 ) -> AsyncIterator[dict[str, Any]]:
-    """Every event of these types that Stripe made since then, of both flavours, newest first.
+    """Every event of these types that Stripe made since then, of both style, newest first.
 
     Raises StripeUnreachable, and ConfigurationError for a key that may not read events.
     """
     async with gateway.client() as client:
         try:
-            async for event in _ordinary(client, since, ordinary):
+            async for event in _snapshot_events(client, since, snapshot_types):
                 yield event
             async for event in _thin(client, since, thin):
                 yield event
@@ -63,7 +63,7 @@ async def list_events(
             ) from None
 
 
-async def _ordinary(
+async def _snapshot_events(
     client: stripe.StripeClient, since: datetime, types: Sequence[str]
 ) -> AsyncIterator[dict[str, Any]]:
     parameters: dict[str, Any] = {

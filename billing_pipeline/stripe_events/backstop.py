@@ -12,7 +12,7 @@ from datetime import datetime
 
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.objects import list_events
-from billing_pipeline.stripe_events.handlers import ORDINARY_TYPES, THIN_TYPES
+from billing_pipeline.stripe_events.handlers import SNAPSHOT_TYPES, THIN_TYPES
 from billing_pipeline.stripe_events.inbox import Inbox
 from webhook_handler.envelope import read
 from webhook_handler.signature import Refused
@@ -36,7 +36,7 @@ async def _fetch_missed(
     store: EventStore, gateway: StripeGateway, since: datetime, now: datetime
 ) -> tuple[int, list[str]]:
     listed, missing = 0, []
-    async for event in list_events(gateway, since, ORDINARY_TYPES, THIN_TYPES):
+    async for event in list_events(gateway, since, SNAPSHOT_TYPES, THIN_TYPES):
         listed += 1
         text = json.dumps(event)
         try:

@@ -223,5 +223,5 @@ def _source(event: StoredEvent) -> Source:
 
 
 THIN_TYPES = tuple(sorted(name for name in HANDLERS if name.startswith("v1.")))
-ORDINARY_TYPES = tuple(sorted(name for name in HANDLERS if not name.startswith("v1.")))
-"""The types that something here acts on, by flavour."""
+SNAPSHOT_TYPES = tuple(sorted(name for name in HANDLERS if not name.startswith("v1.")))
+"""The types that something here acts on, by style."""

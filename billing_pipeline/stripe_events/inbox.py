@@ -44,7 +44,7 @@ class StoredEvent:
 
     id: str
     type: str
-    flavour: str
+    style: str
     livemode: bool
     account: str | None
     created: datetime
@@ -53,7 +53,7 @@ class StoredEvent:
 
     @property
     def object(self) -> dict[str, Any]:
-        """The object that an ordinary event is about. Raises KeyError where there is none."""
+        """The object that an snapshot event is about. Raises KeyError where there is none."""
         found: dict[str, Any] = json.loads(self.payload)["data"]["object"]
         return found
 
@@ -227,7 +227,7 @@ def _event(row: Any) -> StoredEvent:
     return StoredEvent(
         row.id,
         row.type,
-        row.flavour,
+        row.style,
         row.livemode,
         row.account,
         row.created,

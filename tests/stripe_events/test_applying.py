@@ -522,6 +522,6 @@ def test_the_backstop_stores_what_no_webhook_delivered(started: World) -> None:
     assert (listed, len(missing)) == (250, 249)
     assert fetch_missed(context.inbox, context.gateway, begun, started.clock()) == (250, [])
     record = context.inbox.records(ids=[thin[0]["id"]])[0]
-    assert (record["source"], record["redeliveries"], record["flavour"]) == ("backstop", 0, "thin")
+    assert (record["source"], record["redeliveries"], record["style"]) == ("backstop", 0, "thin")
     assert states(started, yesterday()) == {}
     assert State.PLANNED not in states(started, yesterday())

@@ -61,8 +61,8 @@ def test_an_event_is_stored_once_as_it_came(handler: Handler, database_url: str)
     assert handler.post(body, THIN_SECRET) == (200, {"status": "known"})
     row = rows(database_url)["evt_1"]
     assert row["payload"].encode() == body
-    assert (row["type"], row["flavour"], row["api_version"], row["livemode"], row["account"]) == (
-        "invoice.paid", "ordinary", "2025-12-15.clover", False, "acct_1",
+    assert (row["type"], row["style"], row["api_version"], row["livemode"], row["account"]) == (
+        "invoice.paid", "snapshot", "2025-12-15.clover", False, "acct_1",
     )  # fmt: skip
     assert row["created"].isoformat() == "2026-09-21T14:13:20+00:00"
     assert abs(row["received"].timestamp() - time.time()) < 60
@@ -73,7 +73,7 @@ def test_an_event_is_stored_once_as_it_came(handler: Handler, database_url: str)
 def test_a_thin_event_is_stored_with_its_flavour(handler: Handler, database_url: str) -> None:
     assert handler.post(json.dumps(THIN).encode(), THIN_SECRET)[0] == 200
     row = rows(database_url)["evt_thin"]
-    assert (row["flavour"], row["livemode"], row["api_version"]) == ("thin", True, None)
+    assert (row["style"], row["livemode"], row["api_version"]) == ("thin", True, None)
     assert row["created"].isoformat() == "2026-11-20T10:11:12.345000+00:00"
 
 
@@ -189,7 +189,7 @@ def test_it_is_alive_ready_measured_and_described(handler: Handler, database_url
     handler.post(event_body("evt_1"))
     handler.post(event_body("evt_1"))
     handler.post(event_body("evt_2"), "whsec_other")
-    assert handler.metric('stripe_webhook_received_total{flavour="ordinary"}') == 1
+    assert handler.metric('stripe_webhook_received_total{style="ordinary"}') == 1
     assert handler.metric("stripe_webhook_duplicates_total") == 1
     assert handler.metric('stripe_webhook_refused_total{reason="bad_signature"}') == 1
     assert handler.metric("stripe_webhook_store_seconds_count") == 2

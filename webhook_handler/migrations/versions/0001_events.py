@@ -14,7 +14,7 @@ def upgrade() -> None:
         "stripe_events",
         sa.Column("id", sa.String(255), primary_key=True),
         sa.Column("type", sa.String(255), nullable=False),
-        sa.Column("flavour", sa.String(20), nullable=False),
+        sa.Column("style", sa.String(20), nullable=False),
         sa.Column("api_version", sa.String(255)),
         sa.Column("livemode", sa.Boolean(), nullable=False),
         sa.Column("account", sa.String(255)),
