@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from billing_pipeline.operations.reporting import utc_now
 from pydantic import SecretStr
 
 from billing_pipeline.database import open_database
+from billing_pipeline.ledger.account import bind
 from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.operations.context import utc_now
 from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.model import (
     Meter,
@@ -36,7 +37,10 @@ from billing_pipeline.rules.planning import (
     plan_day,
 )
 from billing_pipeline.sandbox.server import make_sandbox
-from billing_pipeline.settings import DEFAULT_METERS, Settings
+from billing_pipeline.settings import (
+    DEFAULT_METERS,
+    Settings,
+)
 from billing_pipeline.stripe_api.catalogue import ensure_meters
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.delivery import deliver
@@ -72,7 +76,9 @@ def measure_delivery(home: Path, events: int, rate: int) -> dict[str, Any]:
             gateway = _Gateway(base, rate)
             ledger = Ledger(open_database(f"sqlite:///{folder}/billing.db"), "benchmark")
             catalogue, _ = asyncio.run(ensure_meters(gateway, DEFAULT_METERS, ledger))
-            ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, utc_now())
+            ledger.write(
+                bind, catalogue.account_id, catalogue.livemode, catalogue.meters, utc_now()
+            )
             day = utc_now().date() - timedelta(days=1)
             plan = _plan(ledger, catalogue.meters, customers, day)
 

@@ -14,12 +14,19 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
-from billing_pipeline.operations.reporting import Context, unfinished_days, utc_now
 from pydantic import SecretStr
 from sqlalchemy import Engine, event, text
 
 from benchmarks.webhooks import new_database, running_postgres
-from billing_pipeline.ledger.inquiry import Closed
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.events import deliverable, recorded_events
+from billing_pipeline.ledger.evidence import expected_figures, newest_before
+from billing_pipeline.ledger.queries import Closed
+from billing_pipeline.operations.context import (
+    Context,
+    utc_now,
+)
+from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.rules.model import (
     Cell,
     State,
@@ -89,22 +96,24 @@ def _questions(context: Context, day: date, organizations: int) -> dict[str, Cal
         for n in range(1, 1001)
     ]
     return {
-        "what was reported of a day": lambda: ledger.recorded([day]),
+        "what was reported of a day": lambda: ledger.read(recorded_events, [day]),
         "a day at rest": lambda: ledger.is_at_rest(day, "basis", METERS),
-        "what is to be sent, 34 days": lambda: ledger.deliverable(recent, [State.PLANNED]),
-        "what is to be verified, 34 days": lambda: ledger.expected_figures(
-            recent, METERS, unverified_only=True
+        "what is to be sent, 34 days": lambda: ledger.read(deliverable, recent, [State.PLANNED]),
+        "what is to be verified, 34 days": lambda: ledger.read(
+            expected_figures, recent, METERS, unverified_only=True
         ),
         "unfinished days": lambda: unfinished_days(context),
-        "counts of a day": lambda: inquiry.counts([day]),
-        "counts of 34 days": lambda: inquiry.counts(recent),
-        "held and refused": lambda: (inquiry.left_out(), inquiry.rejected()),
-        "one cell's story": lambda: inquiry.story(Cell(day, f"org-{organizations // 2}", "x")),
-        "the value before a zero": lambda: ledger.newest_before(
-            "active_sensors", f"cus_{organizations // 2}", stamp
+        "counts of a day": lambda: ledger.read(queries.counts, [day]),
+        "counts of 34 days": lambda: ledger.read(queries.counts, recent),
+        "held and refused": lambda: (ledger.read(LEFT_OUT), ledger.read(queries.rejected)),
+        "one cell's story": lambda: ledger.read(
+            queries.story, Cell(day, f"org-{organizations // 2}", "x")
+        ),
+        "the value before a zero": lambda: ledger.read(
+            newest_before, "active_sensors", f"cus_{organizations // 2}", stamp
         ),
         "who was reported for a customer": lambda: ledger.reported_for(day, ["cus_1", "cus_2"]),
-        "late for 1,000 closed periods": lambda: inquiry.accepted_after(closed),
+        "late for 1,000 closed periods": lambda: ledger.read(queries.accepted_after, closed),
     }
 
 

@@ -19,20 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-from billing_pipeline.operations.reporting import (
-    Context,
-    count_usage,
-    counted_already,
-    report_days,
-    utc_now,
-    verify_days,
-)
 from pydantic import SecretStr
 from sqlalchemy import update
 
 from benchmarks.delivery import make_customers, running_sandbox
 from benchmarks.webhooks import new_database, running_postgres
+from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.tables import meter_events
+from billing_pipeline.operations.bill import (
+    count_usage,
+    counted_already,
+    report_days,
+    verify_days,
+)
+from billing_pipeline.operations.context import (
+    Context,
+    utc_now,
+)
 from billing_pipeline.rules.model import State
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.catalogue import ensure_meters
@@ -91,7 +94,7 @@ def _one_day(folder: Path, organizations: int, url: str) -> dict[str, Any]:
         count_usage(context, day)
         first = _timed(lambda: report_days(context, [day]))
         again = _timed(lambda: report_days(context, [day]))
-        counts = context.inquiry.counts([day])
+        counts = context.ledger.read(queries.counts, [day])
     assert counts["planned"] == 2 * organizations, counts
     return {"organizations": organizations, "plan a day s": first, "plan it again s": again}
 
@@ -115,7 +118,7 @@ def _backfill(folder: Path, organizations: int, url: str) -> dict[str, Any]:
             reporting = report_days(context, days)
             report = verify_days(context, days)
             seconds = time.perf_counter() - begun
-            counts = context.inquiry.counts(days)
+            counts = context.ledger.read(queries.counts, days)
     assert (reporting.sent, report.agreed, reporting.stopped) == (0, 0, None), reporting
     assert counts["verified"] == 2 * organizations * len(days), counts
     return {

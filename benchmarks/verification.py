@@ -13,10 +13,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from billing_pipeline.operations.reporting import count_usage, report_days, utc_now, verify_days
-
 from benchmarks.delivery import make_customers, running_sandbox
 from benchmarks.planning import open_rooms, write_readings
+from billing_pipeline.operations.bill import (
+    count_usage,
+    report_days,
+    verify_days,
+)
+from billing_pipeline.operations.context import utc_now
 
 
 def measure_verification(home: Path, sizes: Sequence[int]) -> list[dict[str, Any]]:

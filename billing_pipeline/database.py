@@ -13,7 +13,7 @@ from sqlalchemy import BigInteger, Connection, Engine, Integer, MetaData, Table,
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError
 from webhook_handler.database import (
     DatabaseUnusable,
     UtcDateTime,

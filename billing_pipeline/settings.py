@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.rules.eligibility import (
     DEFAULT_POLICY,
     Policy,
@@ -35,8 +36,8 @@ from billing_pipeline.rules.model import (
     Measure,
     MeterSpec,
 )
+from billing_pipeline.stripe_facts import API_VERSION, READS_A_MONTH, KeyKind
 
-STRIPE_API_VERSION = "2025-12-15.clover"
 DEFAULT_METERS = (
     MeterSpec(
         event_name="active_sensors",
@@ -50,16 +51,11 @@ DEFAULT_METERS = (
     ),
 )
 
-KeyKind = Literal["live", "sandbox", "local"]
 SPARK_REMOTE = re.compile(r"sc://[\w.-]+(:\d{1,5})?(/(;[^;]+)*)?")
 """Host and port, then parameters, which may be secrets."""
 
 _KEY = re.compile(r"(sk|rk)_(live|test)_\w+")
 _MEMORY = re.compile(r"\d+(\.\d+)?\s*([KMGT]i?B)", re.IGNORECASE)
-
-
-class ConfigurationError(Exception):
-    """The pipeline cannot do this with its present configuration; the message says what to fix."""
 
 
 class Settings(BaseSettings):
@@ -71,7 +67,7 @@ class Settings(BaseSettings):
     stripe_webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = ()
     stripe_api_base: str = "https://api.stripe.com"
     stripe_meter_events_base: str = ""
-    stripe_api_version: str = STRIPE_API_VERSION
+    stripe_api_version: str = API_VERSION
 
     billing_readings_uri: str = "var/readings"
     billing_snapshots_uri: str = "var/snapshots"
@@ -85,7 +81,7 @@ class Settings(BaseSettings):
     billing_meters: tuple[MeterSpec, ...] = DEFAULT_METERS
     billing_subscription_policy: dict[str, Policy] = Field(default_factory=dict)
     billing_gates: Gates = Gates()
-    billing_verification_reads: int = Field(default=10_000, ge=0)
+    billing_verification_reads: int = Field(default=READS_A_MONTH, ge=0)
     billing_alert_url: SecretStr | None = None
 
     @field_validator("stripe_secret_key")

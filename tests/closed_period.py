@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from billing_pipeline.operations.reporting import unfinished_days
-
+from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.rules.timestamps import day_start
 from tests.support import World, yesterday
 

@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import stripe
-from billing_pipeline.operations.reporting import (
-    Context,
+from sqlalchemy import create_engine, text
+
+from billing_pipeline.operations.bill import (
     ReportOutcome,
     apply_events,
     count_usage,
     report_days,
-    utc_now,
     verify_days,
 )
-from sqlalchemy import create_engine, text
-
+from billing_pipeline.operations.context import (
+    Context,
+    utc_now,
+)
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.app import Sandbox
 from billing_pipeline.sandbox.news import notification

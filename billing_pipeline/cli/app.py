@@ -34,19 +34,24 @@ from rich.table import Table
 from rich.text import Text
 
 from billing_pipeline import __version__
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger.account import bind
 from billing_pipeline.operations import adjust as adjustments
-from billing_pipeline.operations.preview import Preview, preview_days
-from billing_pipeline.operations.preview import dry_run as dry_run_days
-from billing_pipeline.operations.reporting import (
+from billing_pipeline.operations.bill import verify_days
+from billing_pipeline.operations.context import (
     Actor,
     Context,
-    approve_gate,
-    closed_gates,
-    unfinished_days,
     utc_now,
-    verify_days,
 )
-from billing_pipeline.settings import ConfigurationError, Settings, load_settings
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.gate import approve_gate, closed_gates, record_run
+from billing_pipeline.operations.preview import Preview, preview_days
+from billing_pipeline.operations.preview import dry_run as dry_run_days
+from billing_pipeline.rules.planning import PlanOptions
+from billing_pipeline.settings import (
+    Settings,
+    load_settings,
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 meters_app = typer.Typer(no_args_is_help=True, help="The meters in Stripe.")
@@ -106,7 +111,7 @@ RetryRejected = Annotated[
 
 def main() -> NoReturn:
     """The console script: turns what can go wrong into a clear message and an exit code."""
-    from billing_pipeline.stripe_api.retrying import StripeUnreachable
+    from billing_pipeline.errors import StripeUnreachable
 
     try:
         sys.exit(app(standalone_mode=False) or 0)
@@ -169,7 +174,7 @@ def run(
     if dry_run:
         with _progress() as progress:
             found = dry_run_days(
-                _open(settings), days, retry_rejected=retry_rejected, progress=progress
+                _open(settings), days, options=_by_hand(retry_rejected), progress=progress
             )
         _show_preview(found, days, as_json)
     settings.require_key()
@@ -198,7 +203,14 @@ def plan(
     """Show what would be sent for the snapshots there are; write and send nothing."""
     settings = load_settings()
     days = _span(settings, first, last)
-    _show_preview(preview_days(_open(settings), days, retry_rejected=retry_rejected), days, as_json)
+    _show_preview(
+        preview_days(_open(settings), days, options=_by_hand(retry_rejected)), days, as_json
+    )
+
+
+def _by_hand(retry_rejected: bool) -> PlanOptions:
+    """A person's run reports again what was undone."""
+    return PlanOptions(retry_rejected, report_undone=True)
 
 
 def _show_preview(preview: Preview, days: list[date], as_json: bool) -> NoReturn:
@@ -235,7 +247,7 @@ def undo(
         undone = undo_run(context, run, Actor(_who(), reason), dry_run=dry_run, progress=progress)
     document = undone_document(context, undone)
     _print(as_json, document, lambda: show_undone(out, document, undone))
-    wrong = undone.left or undone.reporting.stopped or document["unresolved"]
+    wrong = undone.unchanged or undone.reporting.stopped or document["unresolved"]
     raise typer.Exit(1 if wrong else 0)
 
 
@@ -330,7 +342,7 @@ def reconcile(
     Exits with 1 if one has none.
     """
     from billing_pipeline.cli.report import show_reconciliation
-    from billing_pipeline.operations.reconcile import reconcile_month
+    from billing_pipeline.operations.reconcile.month import reconcile_month
 
     context = _open(load_settings())
     chosen = None if organization is None else [organization]
@@ -352,7 +364,9 @@ def meters_ensure(as_json: Json = False) -> None:
     catalogue, made = asyncio.run(
         ensure_meters(context.gateway, context.settings.billing_meters, context.ledger)
     )
-    context.ledger.bind(catalogue.account_id, catalogue.livemode, catalogue.meters, context.clock())
+    context.ledger.write(
+        bind, catalogue.account_id, catalogue.livemode, catalogue.meters, context.clock()
+    )
     _show_meters(catalogue, made, as_json)
 
 
@@ -512,7 +526,7 @@ def gate_approve(
     """Let a day through the gate as it is counted now; the next run reports it."""
     context = _open(load_settings())
     findings = approve_gate(context, day, reason)
-    context.ledger.begin(_who(), reason.strip(), context.clock())
+    context.ledger.write(record_run, _who(), reason.strip(), context.clock())
     document = {
         "day": day.isoformat(),
         "reason": reason.strip(),
@@ -536,7 +550,7 @@ AdjustmentIds = Annotated[list[str], typer.Argument(help="Ids, from `billing adj
 @adjustments_app.command("list")
 def adjustments_list(as_json: Json = False) -> None:
     """Show the amounts that wait for a decision, and what was decided."""
-    document = adjustments.document(_open(load_settings()))
+    document = adjustments.list_adjustments(_open(load_settings()))
 
     def show() -> None:
         if not document["open"]:
@@ -570,7 +584,7 @@ def adjustments_show(
     as_json: Json = False,
 ) -> None:
     """Show one amount, what was decided about it, and every event behind it."""
-    document = adjustments.story(_open(load_settings()), id)
+    document = adjustments.show_adjustment(_open(load_settings()), id)
     _print(as_json, document, lambda: out.print_json(data=document, default=str))
 
 
@@ -591,7 +605,7 @@ def _adjust(
 ) -> None:
     context = _open(load_settings())
     decided = [decide(context, id, reason).as_json() for id in ids]
-    context.ledger.begin(_who(), reason.strip(), context.clock())
+    context.ledger.write(record_run, _who(), reason.strip(), context.clock())
 
     def show() -> None:
         for row in decided:
@@ -674,7 +688,7 @@ def events_replay(
     as_json: Json = False,
 ) -> None:
     """Apply events again: those named, or all of a type or in a state."""
-    from billing_pipeline.operations.reporting import apply_events
+    from billing_pipeline.operations.bill import apply_events
     from billing_pipeline.stripe_events.inbox import EventState
 
     if not event_ids and type is None and state is None:

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from billing_pipeline.defs import DayOutcome, RunOutcome
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.context import Context
 from billing_pipeline.operations.preview import Preview
-from billing_pipeline.operations.reconcile import Reconciliation
-from billing_pipeline.operations.reporting import Context
+from billing_pipeline.operations.reconcile.rows import Reconciliation
 from billing_pipeline.operations.undo import Undone
 from billing_pipeline.stripe_api.verification import VerificationReport
 
@@ -26,8 +27,8 @@ def run_document(
     context: Context, days: Sequence[date], outcome: RunOutcome, run_id: str, error: str | None
 ) -> dict[str, Any]:
     """The answer of `billing run`."""
-    events = context.inquiry.counts(days)
-    mismatches = context.inquiry.checks(days, "mismatch")
+    events = context.ledger.read(queries.counts, days)
+    mismatches = context.ledger.read(queries.checks, days, "mismatch")
     return {
         "from": days[0].isoformat(),
         "to": days[-1].isoformat(),
@@ -38,8 +39,8 @@ def run_document(
         "verified": events["verified"],
         "unconfirmed": events["accepted"],
         "mismatched": len(mismatches),
-        "held": [held.as_json() for held in context.inquiry.held(days)],
-        "rejected": context.inquiry.rejected(days),
+        "held": [held.as_json() for held in context.ledger.read(queries.holds_of, days)],
+        "rejected": context.ledger.read(queries.rejected, days),
         "mismatches": mismatches,
         "gates": [
             {"day": day.isoformat(), **asdict(finding)}
@@ -231,13 +232,13 @@ def show_reconciliation(console: Console, found: Reconciliation) -> None:
     table = Table("organization", "meter", "period", "invoice", _right("readings"),
                   _right("counted"), _right("reported"), _right("Stripe"), _right("invoiced"), "",
                   title=f"{found.month:%Y-%m}: from readings to invoices")  # fmt: skip
-    subscribers = {row.span.customer for row in found.rows if row.span.period is not None}
+    subscribers = {row.period.customer for row in found.rows if row.period.billing is not None}
     for row in found.rows:
         line, figures = row.as_json(), row.figures
         verdict = ("right", "green")
         if any(figures.differences.values()):
             verdict = ("differs", "yellow")
-        elif row.status == "none" and figures.ledger and row.span.customer in subscribers:
+        elif row.status == "none" and figures.ledger and row.period.customer in subscribers:
             verdict = ("on no invoice", "yellow")
         table.add_row(
             line["organization_id"], row.meter,
@@ -268,13 +269,13 @@ def show_reconciliation(console: Console, found: Reconciliation) -> None:
 
 def undone_document(context: Context, undone: Undone) -> dict[str, Any]:
     """The answer of `billing undo`."""
-    events = context.inquiry.counts(undone.days)
+    events = context.ledger.read(queries.counts, undone.days)
     return {
         "run": undone.run,
         "undone_by": context.ledger.run,
         "days": [day.isoformat() for day in undone.days],
         "reported": [line.as_json() for line in undone.lines],
-        "left": undone.left,
+        "unchanged": undone.unchanged,
         "sent": undone.reporting.sent,
         "stopped": undone.reporting.stopped,
         "events": events,
@@ -292,7 +293,7 @@ def show_undone(console: Console, document: dict[str, Any], undone: Undone) -> N
     console.print(table if undone.lines else f"Nothing of {undone.run} is left to undo.")
     console.print(events_line(document["events"], document["sent"]))
     for panel in _table_panel(
-        "Not undone", undone.left, ("day", "organization_id", "meter", "why"),
+        "Not undone", undone.unchanged, ("day", "organization_id", "meter", "why"),
         "These cells stay as they are.",
     ):  # fmt: skip
         console.print(panel)
@@ -304,8 +305,8 @@ def verification_document(
     context: Context, days: Sequence[date], report: VerificationReport
 ) -> dict[str, Any]:
     """The answer of `billing verify`."""
-    events = context.inquiry.counts(days)
-    mismatches = context.inquiry.checks(days, "mismatch")
+    events = context.ledger.read(queries.counts, days)
+    mismatches = context.ledger.read(queries.checks, days, "mismatch")
     return {
         "from": days[0].isoformat(),
         "to": days[-1].isoformat(),
@@ -316,8 +317,8 @@ def verification_document(
         "unconfirmed": events["accepted"],
         "mismatched": len(mismatches),
         "mismatches": mismatches,
-        "held": [held.as_json() for held in context.inquiry.held(days)],
-        "rejected": context.inquiry.rejected(days),
+        "held": [held.as_json() for held in context.ledger.read(queries.holds_of, days)],
+        "rejected": context.ledger.read(queries.rejected, days),
         "unresolved": unresolved(events),
         "unread": report.unread,
         "not_compared": report.postponed,

@@ -29,6 +29,7 @@ from billing_pipeline.customers.tables import (
     subscriptions,
 )
 from billing_pipeline.database import upsert_all, writing
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.rules.eligibility import (
     Eligibility,
     Payers,
@@ -36,7 +37,7 @@ from billing_pipeline.rules.eligibility import (
     Policy,
     Subscription,
 )
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.stripe_facts import CLOSING_REASONS
 
 LONGEST = 255
 """Characters of an id, as in the readings and in Stripe."""
@@ -56,10 +57,6 @@ class ImportReport:
 
 NEVER = 2**62
 """Unix seconds, later than anything ends."""
-
-CLOSING_REASONS = (None, "subscription", "subscription_cycle")
-"""Why an invoice is made that bills a whole period; others (a threshold, a change of plan, an
-item) are made in the middle of one, and close nothing."""
 
 
 @dataclass(frozen=True)
@@ -302,11 +299,11 @@ class CustomerDirectory:
         for row in seen:
             by_subscription[row.subscription_id].append((row.start_at, row.end_at))
         found = []
-        for subscription, segment_bounds in by_subscription.items():
+        for subscription, segments_between in by_subscription.items():
             owner = owners.get(subscription)
             lived_until = NEVER if owner is None or owner.end_at is None else owner.end_at
             meters = None if owner is None or owner.meters is None else json.loads(owner.meters)
-            for start, planned_end in _one_after_the_other(segment_bounds):
+            for start, planned_end in _one_after_the_other(segments_between):
                 end = min(planned_end, lived_until)
                 invoice = by_bounds.get((subscription, start, end)) or by_bounds.get(
                     (subscription, start, planned_end)
@@ -405,10 +402,10 @@ class CustomerDirectory:
         return report
 
 
-def _one_after_the_other(segment_bounds: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+def _one_after_the_other(segments_between: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     """A subscription's periods as they came to be: an end that was moved gives way to the next."""
     ends: dict[int, int] = {}
-    for start, end in segment_bounds:
+    for start, end in segments_between:
         ends[start] = min(end, ends.get(start, end))
     starts = sorted(ends)
     following = [*starts[1:], NEVER]

@@ -18,26 +18,29 @@ import duckdb
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
-from billing_pipeline.operations.preview import dry_run
-from billing_pipeline.operations.reporting import (
-    Actor,
-    Context,
-    approve_gate,
-    closed_gates,
+from billing_pipeline.errors import ConfigurationError, UnusableInput
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.bill import (
     count_usage,
     counted_already,
-    ends_inside,
     report_days,
     verify_days,
 )
+from billing_pipeline.operations.context import (
+    Actor,
+    Context,
+)
+from billing_pipeline.operations.gate import approve_gate, closed_gates
+from billing_pipeline.operations.periods import period_ends_in
+from billing_pipeline.operations.preview import dry_run
+from billing_pipeline.rules.planning import PlanOptions
 from billing_pipeline.rules.timestamps import is_over
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.activity import (
     DAY_ERRORS,
     count_day,
 )
 from billing_pipeline.usage.snapshot import Snapshot
-from billing_pipeline.usage.sources.day_files import UnusableInput, folder_name
+from billing_pipeline.usage.sources.day_files import folder_name
 
 Events = Iterator[Any]
 
@@ -130,7 +133,7 @@ def _count(
         try:
             known = None if recount else counted_already(ctx, day)
             yield from _count_one(ctx, day, selected, known, outcome)
-            if is_over(day, ctx.clock()) or ends_inside(ctx, day):
+            if is_over(day, ctx.clock()) or period_ends_in(ctx, day):
                 ready.append(day)
             elif selected & {"meter_events", "verification"}:
                 outcome.error = "the day is not over yet: counted, but not reported"
@@ -184,7 +187,7 @@ def _count_one(
         yield _checked(specs.CONSERVATION, day, snapshot.counted.conserved, conserved)
         over = is_over(day, ctx.clock())
         # Where a billing period has ended inside today, that part of it can be reported already.
-        segment = not over and ends_inside(ctx, day)
+        segment = not over and period_ends_in(ctx, day)
         yield _checked(
             specs.COMPLETENESS,
             day,
@@ -204,7 +207,8 @@ def _started_by(tags: Mapping[str, str]) -> str:
 
 def _preview(ctx: Context, billing: Billing, days: list[date], config: BillingConfig) -> Events:
     """A dry run: each day's plan as an observation, and no materialization."""
-    preview = dry_run(ctx, days, retry_rejected=config.retry_rejected, progress=billing.progress)
+    options = PlanOptions(config.retry_rejected, report_undone=True)
+    preview = dry_run(ctx, days, options=options, progress=billing.progress)
     for day in days:
         lines = [line for line in preview.lines if line.day == day]
         why = preview.errors.get(day) or preview.causes[day].text
@@ -236,8 +240,7 @@ def _state(
         ctx,
         days,
         by=by,
-        retry_rejected=config.retry_rejected,
-        report_undone=by_a_person,
+        options=PlanOptions(config.retry_rejected, report_undone=by_a_person),
         progress=billing.progress,
     )
     billing.outcome.reporting = reporting
@@ -259,7 +262,7 @@ def _state(
             },
         )  # fmt: skip
         waiting = sum(facts[s] for s in ("planned", "sending", "ambiguous", "held"))
-        refused = len(ctx.inquiry.rejected([day]))
+        refused = len(ctx.ledger.read(queries.rejected, [day]))
         yield _checked(
             specs.DELIVERY,
             day,
@@ -277,7 +280,7 @@ def _verify(ctx: Context, billing: Billing, days: list[date], config: BillingCon
     for day in days:
         facts = metadata.of_verification(ctx, day)
         yield _materialized(specs.VERIFICATION, day, facts)
-        unconfirmed = ctx.inquiry.counts([day])["accepted"]
+        unconfirmed = ctx.ledger.read(queries.counts, [day])["accepted"]
         yield _checked(
             specs.AGREEMENT,
             day,

@@ -8,8 +8,10 @@ import dagster as dg
 
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.resources import Billing
-from billing_pipeline.operations.reporting import apply_events, unbilled
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.bill import apply_events
+from billing_pipeline.operations.periods import unbilled
 from billing_pipeline.stripe_events.backstop import fetch_missed
 
 
@@ -30,7 +32,7 @@ def subscriptions(
     try:
         with billing.open(context.run.run_id) as ctx:
             applied = apply_events(ctx)
-            reports = ctx.inquiry.open_reports(ctx.clock())
+            reports = ctx.ledger.read(queries.open_reports, ctx.clock())
             late = unbilled(ctx)
             known = ctx.customers.known(ctx.settings.billing_customers_file)
     except ConfigurationError as error:

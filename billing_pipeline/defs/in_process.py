@@ -16,8 +16,11 @@ from filelock import FileLock
 from billing_pipeline.defs.assets import BY_TAG
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
-from billing_pipeline.operations.reporting import Actor, Progress
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.operations.context import (
+    Actor,
+    Progress,
+)
 
 
 @contextmanager

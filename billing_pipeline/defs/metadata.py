@@ -9,9 +9,13 @@ from typing import Any
 import dagster as dg
 import pandas as pd
 
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.context import Context
 from billing_pipeline.operations.preview import PlanLine
-from billing_pipeline.operations.reconcile import Reconciliation, Row
-from billing_pipeline.operations.reporting import Context
+from billing_pipeline.operations.reconcile.rows import (
+    Reconciliation,
+    Row,
+)
 from billing_pipeline.stripe_events.applying import Applied
 from billing_pipeline.usage.activity import ACTIVITY_FILE, CountedDay, day_folder
 from billing_pipeline.usage.snapshot import SNAPSHOT_FILE, Snapshot
@@ -77,7 +81,7 @@ def of_snapshot(ctx: Context, snapshot: Snapshot) -> dict[str, Any]:
 
 def of_events(ctx: Context, day: date) -> dict[str, Any]:
     """The day's events by state, and what is held or refused."""
-    counts = ctx.inquiry.counts([day])
+    counts = ctx.ledger.read(queries.counts, [day])
     return {
         **counts,
         "dagster/row_count": sum(counts.values()) - counts["held"],
@@ -85,14 +89,14 @@ def of_events(ctx: Context, day: date) -> dict[str, Any]:
             [
                 {"organization": h.cell.organization_id, "meter": h.cell.event_name,
                  "value": h.value, "reason": h.reason}
-                for h in ctx.inquiry.held([day])
+                for h in ctx.ledger.read(queries.holds_of, [day])
             ]
         ),
         "refused": table(
             [
                 {"organization": r["organization_id"], "meter": r["meter"], "value": r["value"],
                  "code": r["error_code"], "message": r["error_message"]}
-                for r in ctx.inquiry.rejected([day])
+                for r in ctx.ledger.read(queries.rejected, [day])
             ]
         ),
     }  # fmt: skip
@@ -127,8 +131,10 @@ def of_applied(applied: Applied) -> dict[str, Any]:
 
 def of_verification(ctx: Context, day: date) -> dict[str, Any]:
     """How far Stripe agrees, and where it does not."""
-    looks = {o: ctx.inquiry.checks([day], o) for o in ("agrees", "lagging", "mismatch")}
-    counts = ctx.inquiry.counts([day])
+    looks = {
+        o: ctx.ledger.read(queries.checks, [day], o) for o in ("agrees", "lagging", "mismatch")
+    }
+    counts = ctx.ledger.read(queries.counts, [day])
     taken = counts["accepted"] + counts["verified"]
     return {
         "verified_share": counts["verified"] / taken if taken else 1.0,

@@ -17,8 +17,11 @@ import dagster as dg
 from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, report_days
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
-from billing_pipeline.operations.reporting import Context, closing_days, unfinished_days
-from billing_pipeline.rules.timestamps import OLDEST
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.context import Context
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.periods import closing_days
+from billing_pipeline.stripe_facts import OLDEST_REPORTED
 from billing_pipeline.usage.activity import DAY_ERRORS
 from billing_pipeline.usage.sources.day_files import list_day
 
@@ -90,7 +93,7 @@ def stripe_event_sensor(
         due = [(event.id, event.attempts) for event in ctx.inbox.due(now)]
         counts = ctx.inbox.counts()
         # What the checks of the asset show: when a person has fixed it, they turn green.
-        trouble = [r["event_id"] for r in ctx.inquiry.open_reports(now)]
+        trouble = [r["event_id"] for r in ctx.ledger.read(queries.open_reports, now)]
         trouble += ctx.customers.known(ctx.settings.billing_customers_file).contradictions()
     before = json.loads(context.cursor) if context.cursor else {}
     wanted = due or trouble != before.get("trouble", [])
@@ -171,7 +174,7 @@ def _reportable_days(ctx: Context) -> list[date]:
     """The finished days that Stripe still takes events for."""
     now = ctx.clock()
     last = (now - GRACE).date() - timedelta(days=1)
-    first = max((now - OLDEST).date(), ctx.settings.billing_start_day)
+    first = max((now - OLDEST_REPORTED).date(), ctx.settings.billing_start_day)
     return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 

@@ -1,4 +1,4 @@
-"""What people decided about usage that its own period no longer accepts: a book of double entries."""
+"""Adjustments that people decided, and their entries."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, delete, insert, select
 
-from billing_pipeline.ledger.ledger import reopen
-from billing_pipeline.ledger.tables import (
-    adjustment_entries,
-    adjustments,
-    held_usage,
-    history,
-)
+from billing_pipeline.ledger.events import change, remember
+from billing_pipeline.ledger.ledger import Writer
+from billing_pipeline.ledger.marks import look_again
+from billing_pipeline.ledger.rows import cell_columns, cell_of, is_cell
+from billing_pipeline.ledger.tables import adjustment_entries, adjustments, holds
 from billing_pipeline.rules.adjustments import Entry
 from billing_pipeline.rules.model import (
     Cell,
@@ -26,12 +24,12 @@ from billing_pipeline.rules.model import (
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """A decision: the amount of a closed cell's part that was carried into the current period or written off."""
+    """A decision: an amount of a closed cell, reported in the current period or written off."""
 
     id: str
     cell: Cell
     at: int
-    """In the part of the day that it is about (unix seconds)."""
+    """Unix seconds, in the segment that it is about."""
     amount: int
     hold_reason: str
     """Why it could not be reported where it belongs."""
@@ -62,146 +60,105 @@ class Adjustment:
         }
 
 
-class AdjustmentBook:
-    """Decisions and their entries, in the ledger's database. `run` names who acts."""
+def adjustment_entries_of(
+    connection: Connection, days: Sequence[date]
+) -> dict[date, dict[Cell, list[Entry]]]:
+    """What adjustments add to the cells of these days."""
+    found: dict[date, dict[Cell, list[Entry]]] = {day: defaultdict(list) for day in days}
+    columns = adjustment_entries.c
+    for row in connection.execute(
+        select(adjustment_entries).where(columns.usage_day.in_(days)).order_by(columns.id)
+    ):
+        entry = _entry(row)
+        found[row.usage_day][entry.cell].append(entry)
+    return found
 
-    def __init__(self, engine: Engine, run: str) -> None:
-        self._engine = engine
-        self._run = run
 
-    def adjustments(
-        self, days: Sequence[date], connection: Connection | None = None
-    ) -> dict[date, dict[Cell, list[Entry]]]:
-        """What adjustments add to the cells of these days."""
-        if connection is None:
-            with self._engine.begin() as own:
-                return self.adjustments(days, own)
-        found: dict[date, dict[Cell, list[Entry]]] = {day: defaultdict(list) for day in days}
-        columns = adjustment_entries.c
-        for row in connection.execute(
-            select(adjustment_entries).where(columns.usage_day.in_(days)).order_by(columns.id)
-        ):
-            entry = _entry(row)
-            found[row.usage_day][entry.cell].append(entry)
-        return found
+def decisions_about(connection: Connection, cell: Cell, at: int) -> int:
+    """How many decisions there are about this segment of a cell."""
+    return sum(
+        (each.cell, each.at) == (cell, at) for each in decided_adjustments(connection, cell=cell)
+    )
 
-    def number(self, cell: Cell, at: int, connection: Connection | None = None) -> int:
-        """How many decisions there are about this part of a cell."""
-        return sum(
-            (each.cell, each.at) == (cell, at) for each in self.decided(cell=cell, of=connection)
+
+def decided_adjustments(
+    connection: Connection, *, id: str | None = None, cell: Cell | None = None
+) -> list[Adjustment]:
+    """The decisions (all, one, or those about a cell), the oldest first."""
+    columns = adjustments.c
+    query = select(adjustments).order_by(columns.decided_at, columns.id)
+    if id is not None:
+        query = query.where(columns.id == id)
+    if cell is not None:
+        query = query.where(*is_cell(adjustments, cell))
+    rows = connection.execute(query).all()
+    entries: dict[str, list[Entry]] = defaultdict(list)
+    for row in connection.execute(
+        select(adjustment_entries)
+        .where(
+            adjustment_entries.c.adjustment_id.in_([row.id for row in rows]),
+            adjustment_entries.c.taken_out.is_(False),
         )
+        .order_by(adjustment_entries.c.id)
+    ):
+        entries[row.adjustment_id].append(_entry(row))
+    return [
+        Adjustment(
+            row.id,
+            cell_of(row),
+            row.at,
+            row.amount,
+            row.hold_reason,
+            row.approved,
+            row.reason,
+            row.run,
+            row.decided_at,
+            tuple(entries[row.id]),
+        )
+        for row in rows
+    ]
 
-    def decided(
-        self,
-        *,
-        id: str | None = None,
-        cell: Cell | None = None,
-        of: Connection | None = None,
-    ) -> list[Adjustment]:
-        """The decisions (all, one, or those about a cell), the oldest first."""
-        if of is None:
-            with self._engine.begin() as own:
-                return self.decided(id=id, cell=cell, of=own)
-        columns = adjustments.c
-        query = select(adjustments).order_by(columns.decided_at, columns.id)
-        if id is not None:
-            query = query.where(columns.id == id)
-        if cell is not None:
-            query = query.where(
-                columns.usage_day == cell.usage_day,
-                columns.organization_id == cell.organization_id,
-                columns.event_name == cell.event_name,
-            )
-        rows = of.execute(query).all()
-        entries: dict[str, list[Entry]] = defaultdict(list)
-        for row in of.execute(
-            select(adjustment_entries)
-            .where(
-                adjustment_entries.c.adjustment_id.in_([row.id for row in rows]),
-                adjustment_entries.c.taken_out.is_(False),
-            )
-            .order_by(adjustment_entries.c.id)
-        ):
-            entries[row.adjustment_id].append(_entry(row))
-        return [
-            Adjustment(
-                row.id,
-                Cell(row.usage_day, row.organization_id, row.event_name),
-                row.at,
-                row.amount,
-                row.hold_reason,
-                row.approved,
-                row.reason,
-                row.run,
-                row.decided_at,
-                tuple(entries[row.id]),
-            )
-            for row in rows
-        ]
 
-    def write(self, connection: Connection, adjustment: Adjustment, held_start: int) -> None:
-        """Write a decision down, in the caller's transaction.
+def write_adjustment(writer: Writer, adjustment: Adjustment, hold_start: int) -> None:
+    """Write a decision.
 
-        The closed cell's hold (that of the part from `held_start`) ends; the days in which an
-        approved amount is to be reported are planned again.
-        """
-        cell = adjustment.cell
-        connection.execute(
-            insert(adjustments).values(
-                id=adjustment.id,
-                usage_day=cell.usage_day,
-                organization_id=cell.organization_id,
-                event_name=cell.event_name,
-                at=adjustment.at,
-                amount=adjustment.amount,
-                hold_reason=adjustment.hold_reason,
-                approved=adjustment.approved,
-                reason=adjustment.reason,
-                run=self._run,
-                decided_at=adjustment.decided_at,
-            )
+    The closed cell's hold (that of the segment from `hold_start`) ends. The days in which an
+    approved amount is reported are planned again.
+    """
+    cell, connection = adjustment.cell, writer.connection
+    connection.execute(
+        insert(adjustments).values(
+            id=adjustment.id,
+            **cell_columns(cell),
+            at=adjustment.at,
+            amount=adjustment.amount,
+            hold_reason=adjustment.hold_reason,
+            approved=adjustment.approved,
+            reason=adjustment.reason,
+            run=writer.run,
+            decided_at=adjustment.decided_at,
         )
-        out = Entry(cell, adjustment.at, -adjustment.amount)
-        connection.execute(
-            insert(adjustment_entries),
-            [
-                {
-                    "adjustment_id": adjustment.id,
-                    "usage_day": entry.cell.usage_day,
-                    "organization_id": entry.cell.organization_id,
-                    "event_name": entry.cell.event_name,
-                    "at": entry.at,
-                    "amount": entry.amount,
-                    "taken_out": entry is out,
-                }
-                for entry in (out, *adjustment.entries)
-            ],
-        )
-        connection.execute(
-            delete(held_usage).where(
-                held_usage.c.usage_day == cell.usage_day,
-                held_usage.c.organization_id == cell.organization_id,
-                held_usage.c.event_name == cell.event_name,
-                held_usage.c.start_at == held_start,
-            )
-        )
-        decision = "approved" if adjustment.approved else "dismissed"
-        connection.execute(
-            insert(history).values(
-                at=adjustment.decided_at,
-                run=self._run,
-                usage_day=cell.usage_day,
-                organization_id=cell.organization_id,
-                event_name=cell.event_name,
-                from_state=State.HELD,
-                to_state=decision,
-                detail=f"{adjustment.id}: {adjustment.amount}, {adjustment.reason}",
-            )
-        )
-        reported_on = {entry.cell.usage_day for entry in adjustment.entries}
-        reopen(connection, reported_on, self._run)
+    )
+    out = Entry(cell, adjustment.at, -adjustment.amount)
+    connection.execute(
+        insert(adjustment_entries),
+        [
+            {
+                **cell_columns(entry.cell),
+                "adjustment_id": adjustment.id,
+                "at": entry.at,
+                "amount": entry.amount,
+                "taken_out": entry is out,
+            }
+            for entry in (out, *adjustment.entries)
+        ],
+    )
+    connection.execute(delete(holds).where(*is_cell(holds, cell), holds.c.start_at == hold_start))
+    decision = "approved" if adjustment.approved else "dismissed"
+    detail = f"{adjustment.id}: {adjustment.amount}, {adjustment.reason}"
+    remember(writer, [change(cell, None, State.HELD, decision, detail)], adjustment.decided_at)
+    look_again(writer, {cell.usage_day, *(entry.cell.usage_day for entry in adjustment.entries)})
 
 
 def _entry(row: Any) -> Entry:
-    cell = Cell(row.usage_day, row.organization_id, row.event_name)
-    return Entry(cell, row.at, row.amount)
+    return Entry(cell_of(row), row.at, row.amount)

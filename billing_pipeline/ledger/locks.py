@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 from sqlalchemy import Connection, Engine, text
 
-ADVISORY_KEY = 7205132
+DELIVERY, PLANNING, READS, APPLYING = range(7205132, 7205136)
+"""Keys of PostgreSQL's advisory locks, one for each thing that one process does at a time."""
+
 WAIT_SECONDS = 600.0
 """How long to wait for another deliverer before giving up; its events stay planned."""
 
@@ -49,12 +51,18 @@ def delivery_lock(
                 # A lost session has lost the lock: the ping then raises.
                 yield lambda: connection.execute(text("SELECT 1")).close()
             finally:
-                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": ADVISORY_KEY})
+                connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": DELIVERY})
+
+
+def lock_until_commit(connection: Connection, key: int) -> None:
+    """Wait for an advisory lock that ends with this transaction. SQLite has one writer anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
 
 def _wait_for_advisory_lock(connection: Connection, wait_seconds: float) -> None:
     give_up = time.monotonic() + wait_seconds
-    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": ADVISORY_KEY}):
+    while not connection.scalar(text("SELECT pg_try_advisory_lock(:key)"), {"key": DELIVERY}):
         if time.monotonic() > give_up:
             raise DeliveryBusy
         time.sleep(0.1)

@@ -1,8 +1,8 @@
-"""The ledger's tables. What each column means is said here and nowhere else.
+"""The ledger's tables. This is the only place that says what each column means.
 
 Everything in one ledger belongs to one Stripe account and mode, kept in `account`; the other
-tables therefore need not repeat it. What a meter event says never changes after its insert;
-only its state does, and every change is kept in `history`.
+tables do not repeat it. The content of a meter event never changes after its insert. Its state
+does, and every change is kept in `history`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from sqlalchemy import (
 )
 
 from billing_pipeline.database import BigInt, UtcDateTime, metadata
+from billing_pipeline.rules.model import UNRESOLVED
+
+IS_UNRESOLVED = "state IN ({})".format(", ".join(f"'{state}'" for state in sorted(UNRESOLVED)))
 
 account = Table(
     "account",
     metadata,
-    Column("id", Integer, primary_key=True),  # always 1: a ledger speaks for one account
+    Column("id", Integer, primary_key=True),  # always 1: a ledger belongs to one account
     Column("account_id", String(255)),  # null when the key may not read it
     Column("livemode", Boolean, nullable=False),
     Column("seen_at", UtcDateTime, nullable=False),
@@ -48,7 +51,7 @@ meter_events = Table(
     "meter_events",
     metadata,
     Column("id", BigInt, primary_key=True),
-    # What is said: written once.
+    # The content: written once.
     Column("usage_day", Date, nullable=False),
     Column("organization_id", Text, nullable=False),
     Column("event_name", String(100), nullable=False),
@@ -58,13 +61,13 @@ meter_events = Table(
     Column("value", BigInt, nullable=False),  # what is sent
     Column("target", BigInt, nullable=False),  # what the cell should then be
     Column("timestamp", BigInt, nullable=False),  # unix seconds, UTC, inside usage_day
-    # The part of the day it speaks of, [start, end) in unix seconds; null: the whole day.
+    # The segment it is about, [start, end) in unix seconds; null: the whole day.
     Column("segment_start", BigInt),
     Column("segment_end", BigInt),
     Column("snapshot_id", String(64)),
     Column("planned_at", UtcDateTime, nullable=False),
     Column("planned_by", String(255), nullable=False),  # the run
-    # What is known about it: changes, each change kept in `history`.
+    # The state: each change is kept in `history`.
     Column("state", String(20), nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("first_attempt_at", UtcDateTime),
@@ -77,46 +80,48 @@ meter_events = Table(
     UniqueConstraint("usage_day", "organization_id", "event_name", "revision"),
     # At most one unresolved event per cell, whoever plans at the same time.
     Index(
-        "ux_meter_events_one_unsettled",
+        "ux_meter_events_one_unresolved",
         "usage_day",
         "organization_id",
         "event_name",
         unique=True,
-        sqlite_where=text("state IN ('planned', 'sending', 'ambiguous')"),
-        postgresql_where=text("state IN ('planned', 'sending', 'ambiguous')"),
+        sqlite_where=text(IS_UNRESOLVED),
+        postgresql_where=text(IS_UNRESOLVED),
     ),
     Index("ix_meter_events_state_usage_day", "state", "usage_day"),
     Index("ix_meter_events_customer_timestamp", "customer", "timestamp"),
     Index("ix_meter_events_planned_by", "planned_by"),
 )
 
-held_usage = Table(
-    "held_usage",
+holds = Table(
+    "holds",
     metadata,
+    # Usage on hold, with the reason.
     Column("usage_day", Date, primary_key=True),
     Column("organization_id", Text, primary_key=True),
     Column("event_name", String(100), primary_key=True),
-    # Where the held part of a day with segments begins, in unix seconds; 0: it is the whole day.
+    # Where the segment on hold begins, in unix seconds; 0: the whole day.
     Column("start_at", BigInt, primary_key=True, autoincrement=False, server_default="0"),
     Column("value", BigInt, nullable=False),  # what would be sent
     Column("target", BigInt, nullable=False),
-    # How much more the usage is than Stripe has of it and people have decided on.
+    # How much more the usage is than what Stripe recorded and people decided about.
     Column("difference", BigInt, nullable=False, server_default="0"),
     Column("reason", String(50), nullable=False),
     Column("since", UtcDateTime, nullable=False),
 )
 
-planned_days = Table(
-    "planned_days",
+days = Table(
+    "days",
     metadata,
-    # What each day was last planned from: its snapshot, how it was split, who pays. What is newer
-    # still has to be; an empty id: it was counted since, or something was decided about it.
+    # One row per usage day that was planned, or that is to be looked at.
     Column("usage_day", Date, primary_key=True),
-    Column("snapshot_id", String(64), nullable=False),
+    # The digest of the inputs it was planned from, as JSON; null: not planned whole yet.
+    Column("planned_from", Text),
+    # Whether something changed that may concern it, however old it is: look at it again.
+    Column("look_again", Boolean, nullable=False),
     Column("planned_at", UtcDateTime),  # null: never yet
-    Column("run", String(255), nullable=False),
-    Column("inputs", Text),  # JSON: its files and counts then, for saying what has changed since
-    Column("meters", Text),  # JSON: the names of the meters that it was planned for
+    Column("run", String(255), nullable=False),  # the last one that planned or marked it
+    Column("counted", Text),  # JSON: its files and counts then, to say what has changed since
 )
 
 runs = Table(
@@ -126,14 +131,14 @@ runs = Table(
     Column("run", String(255), primary_key=True),
     Column("who", Text, nullable=False),
     Column("reason", Text, nullable=False),  # empty: nobody gave one
-    Column("undoes", String(255)),  # the run that it undoes; null: it states usage
+    Column("undoes", String(255)),  # the run that it undoes; null: it reports usage
     Column("started_at", UtcDateTime, nullable=False),
 )
 
 undone_cells = Table(
     "undone_cells",
     metadata,
-    # What a person took back, until the day's snapshot is another one or a person runs it again.
+    # Cells of undone runs, until the day's snapshot changes or a person reports the day again.
     Column("usage_day", Date, primary_key=True),
     Column("organization_id", Text, primary_key=True),
     Column("event_name", String(100), primary_key=True),
@@ -146,7 +151,7 @@ undone_cells = Table(
 gate_approvals = Table(
     "gate_approvals",
     metadata,
-    # What a person let through although it is implausible: exactly the counts that they saw.
+    # Implausible counts that a person let through: exactly the counts that they saw.
     Column("usage_day", Date, primary_key=True),
     Column("snapshot_id", String(64), primary_key=True),
     Column("reason", Text, nullable=False),
@@ -162,7 +167,7 @@ adjustments = Table(
     Column("usage_day", Date, nullable=False),
     Column("organization_id", Text, nullable=False),
     Column("event_name", String(100), nullable=False),
-    Column("at", BigInt, nullable=False),  # in the part of the day that it is about
+    Column("at", BigInt, nullable=False),  # unix seconds, in the segment that it is about
     Column("amount", BigInt, nullable=False),
     Column("hold_reason", String(50), nullable=False),  # why it could not be reported
     Column("approved", Boolean, nullable=False),  # else it was written off
@@ -174,14 +179,14 @@ adjustments = Table(
 adjustment_entries = Table(
     "adjustment_entries",
     metadata,
-    # What adjustments add to cells: carried out of the closed one, and into others. Those of an
-    # approved adjustment add up to zero.
+    # What adjustments add to cells: the amount leaves the closed cell and enters others. The
+    # entries of an approved adjustment add up to zero.
     Column("id", BigInt, primary_key=True),
     Column("adjustment_id", String(40), nullable=False),
     Column("usage_day", Date, nullable=False, index=True),
     Column("organization_id", Text, nullable=False),
     Column("event_name", String(100), nullable=False),
-    Column("at", BigInt, nullable=False),  # unix seconds: the part of the day that holds it
+    Column("at", BigInt, nullable=False),  # unix seconds, in the segment that it is about
     Column("amount", BigInt, nullable=False),
     Column("taken_out", Boolean, nullable=False),
 )
@@ -195,7 +200,7 @@ history = Table(
     Column("usage_day", Date, nullable=False),
     Column("organization_id", Text, nullable=False),
     Column("event_name", String(100), nullable=False),
-    Column("revision", Integer),  # null for held usage, which has no revision yet
+    Column("revision", Integer),  # null for usage on hold, which has no revision yet
     Column("from_state", String(20)),
     Column("to_state", String(20), nullable=False),
     Column("request_id", String(255)),
@@ -206,8 +211,8 @@ history = Table(
 meter_errors = Table(
     "meter_errors",
     metadata,
-    # What Stripe reported as not counted, by report and code. Its samples are samples, not
-    # lists: `errors` may be more than the `matched` events that they name.
+    # What Stripe reported as not counted, by report and code. Reports name samples only, so that
+    # `errors` may be more than `matched`, the events that were found.
     Column("event_id", String(255), primary_key=True),
     Column("code", String(255), primary_key=True),
     Column("meter_id", String(255)),  # null: no such meter was found
@@ -233,7 +238,7 @@ verifications = Table(
     Column("customer", String(255), primary_key=True),
     Column("event_name", String(100), primary_key=True),
     Column("expected", BigInt, nullable=False),
-    Column("reported", String(64), nullable=False),  # as Stripe said it: it may not be an integer
+    Column("reported", String(64), nullable=False),  # as Stripe gave it: it may not be an integer
     Column("outcome", String(20), nullable=False),  # agrees, lagging or mismatch
     Column("checked_at", UtcDateTime, nullable=False),
     Column("run", String(255), nullable=False),

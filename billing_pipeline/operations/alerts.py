@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from urllib.request import Request, urlopen
 
-from billing_pipeline.operations.reporting import Context, unbilled
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.context import Context
+from billing_pipeline.operations.periods import unbilled
 from billing_pipeline.stripe_events.inbox import EventState
 
 OLDEST_EVENT = timedelta(minutes=15)
-"""An Stripe event that waits longer has met nobody who applies it, or cannot be applied."""
+"""A stored Stripe event that waits longer is not applied by anybody, or cannot be applied."""
 
 TIMEOUT_SECONDS = 10
 
@@ -31,19 +33,19 @@ class Alert:
 
 def alerts(context: Context) -> list[Alert]:
     """All that needs a person now."""
-    now = context.clock()
+    now, ledger = context.clock(), context.ledger
     found = [
-        ("rejected_events", len(context.inquiry.rejected()),
+        ("rejected_events", len(ledger.read(queries.rejected)),
          "meter events that Stripe refused: `billing explain` shows each, with its reason"),
-        ("mismatches", len(context.inquiry.checks(None, "mismatch")),
+        ("mismatches", len(ledger.read(queries.checks, None, "mismatch")),
          "figures where Stripe's summary differs from the ledger: `billing verify`"),
-        ("meter_errors", len(context.inquiry.open_reports(now)),
-         "error Stripe error reports that are open: the check `meter_errors` shows them"),
+        ("meter_errors", len(ledger.read(queries.open_reports, now)),
+         "Stripe error reports that are open: the check `meter_errors` shows them"),
         ("unbilled_events", len(unbilled(context)),
          "meter events that Stripe took after the invoice of their period was final"),
-        ("closed_usage", context.inquiry.held_for_good(),
+        ("closed_usage", ledger.read(queries.amounts_to_decide),
          "amounts can no longer be reported where they belong: `billing adjustments list`"),
-        ("closed_gates", len(context.inquiry.gated()),
+        ("closed_gates", len(ledger.read(queries.days_at_gate)),
          "days wait because their counts are implausible: `billing gate list`"),
         ("failed_events", context.inbox.counts()[EventState.FAILED],
          "Stripe events that could not be applied: `billing events list --state failed`"),

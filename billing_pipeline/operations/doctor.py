@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
-from billing_pipeline.operations.reporting import Context
-from billing_pipeline.settings import ConfigurationError, Settings
+from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.ledger.account import bound_account, guard
+from billing_pipeline.operations.context import Context
+from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.catalogue import look_up
-from billing_pipeline.stripe_api.retrying import StripeUnreachable
 from billing_pipeline.usage.spark import SparkUnavailable, spark_version
 
 
@@ -34,7 +35,7 @@ def examine(settings: Settings) -> list[Check]:
 
 
 def _examine(context: Context, settings: Settings) -> list[Check]:
-    bound = context.inquiry.account()
+    bound = context.ledger.read(bound_account)
     speaks = "no Stripe account yet"
     if bound is not None:
         mode = "live" if bound["livemode"] else "test"
@@ -75,7 +76,7 @@ def _stripe(context: Context) -> Check:
     try:
         context.settings.require_key()
         catalogue = asyncio.run(look_up(context.gateway, context.settings.billing_meters))
-        context.ledger.guard(catalogue.account_id, catalogue.livemode, catalogue.meters)
+        context.ledger.read(guard, catalogue.account_id, catalogue.livemode, catalogue.meters)
     except ConfigurationError as error:
         return Check("stripe", False, str(error))
     except StripeUnreachable as error:

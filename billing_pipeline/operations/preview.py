@@ -1,7 +1,7 @@
-"""What a run would say, and why: the plan of days, and what has changed in their readings.
+"""What a run would report, and why: the plan of days, and what has changed in their readings.
 
 Writes and sends nothing. `billing plan`, `billing run --dry-run` and a dry run in the Dagster UI
-show the same lines.
+show the same lines, planned from the same inputs as a run.
 """
 
 from __future__ import annotations
@@ -15,35 +15,30 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from billing_pipeline.operations.reporting import (
-    Context,
-    Progress,
-    Recent,
-    behind_gate,
-    judge_gate,
-    period_boundaries,
-    read_segments,
-    usage_by_organization,
-)
+from billing_pipeline.errors import StripeUnreachable
+from billing_pipeline.ledger.days import counted_then
+from billing_pipeline.operations.context import Context, Progress
+from billing_pipeline.operations.day_inputs import SpanInputs, read_day_inputs, read_segments
+from billing_pipeline.rules.day_inputs import NO_SNAPSHOT, DayInputs
+from billing_pipeline.rules.holds import Hold
 from billing_pipeline.rules.model import (
     Cell,
     Meter,
     MeterEvent,
     RecordedEvent,
+    Waiting,
 )
 from billing_pipeline.rules.planning import (
+    NO_OPTIONS,
     DayPlan,
-    plan_day,
+    PlanOptions,
+    plan,
 )
 from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.stripe_api.catalogue import look_up
-from billing_pipeline.stripe_api.retrying import StripeUnreachable
-from billing_pipeline.usage.activity import (
-    DAY_ERRORS,
-    CountedDay,
-)
+from billing_pipeline.usage.activity import DAY_ERRORS, CountedDay
 from billing_pipeline.usage.counted import CountedUsage
-from billing_pipeline.usage.snapshot import take_snapshot
+from billing_pipeline.usage.snapshot import Snapshot, take_snapshot
 from billing_pipeline.usage.sources.folders import Folder
 
 COUNTS = {
@@ -78,17 +73,19 @@ class Cause:
         """In one line."""
         if self.first:
             return f"first count: {len(self.files)} files, {self.counts['readings'][1]} readings"
-        message = [f"{f.name} {f.change} ({f.rows_before} → {f.rows} rows)" for f in self.files[:3]]
-        message += [f"and {len(self.files) - 3} more files"] if len(self.files) > 3 else []
-        message += [
-            f"{now - before:+d} {COUNTS[name]}" for name, (before, now) in self.counts.items()
-        ]
-        return "; ".join(message) or "its readings have not changed since it was last planned"
+        changes = [f"{f.name} {f.change} ({f.rows_before} → {f.rows} rows)" for f in self.files[:3]]
+        changes += [f"and {len(self.files) - 3} more files"] if len(self.files) > 3 else []
+        changes += [f"{now - then:+d} {COUNTS[name]}" for name, (then, now) in self.counts.items()]
+        return "; ".join(changes) or "its readings have not changed since it was last planned"
 
 
-def why(before: str | None, counted: CountedDay) -> Cause:
-    """What has changed in a day's readings since it was planned (`CountedDay.brief` of then)."""
-    now: dict[str, Any] = json.loads(counted.brief())
+NOT_OVER = Cause(False)
+"""Of a day that is not over only segments are planned; there is no count to compare."""
+
+
+def cause_of(before: str | None, counted: CountedDay) -> Cause:
+    """What has changed in a day's readings since it was planned (`CountedDay.summary` of then)."""
+    now: dict[str, Any] = json.loads(counted.summary())
     nothing: dict[str, Any] = {"files": {}, **dict.fromkeys(COUNTS, 0)}
     then: dict[str, Any] = nothing if before is None else json.loads(before)
     files = []
@@ -136,9 +133,10 @@ class Preview:
     lines: list[PlanLine] = field(default_factory=list)
     causes: dict[date, Cause] = field(default_factory=dict)
     missing: list[date] = field(default_factory=list)
-    """Days without a snapshot."""
+    """Days without a snapshot that was taken after their end."""
     errors: dict[date, str] = field(default_factory=dict)
-    """Days that could not be counted or read."""
+    """Days that could not be counted, read or planned."""
+    plans: dict[date, DayPlan] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """As `billing plan --json` prints it."""
@@ -154,53 +152,47 @@ class Preview:
 
 
 def preview_days(
-    context: Context, days: Sequence[date], *, retry_rejected: bool = False
+    context: Context, days: Sequence[date], *, options: PlanOptions = NO_OPTIONS
 ) -> Preview:
-    """What `report_days` would plan now from the snapshots there are.
+    """What `report_days` would plan now from the snapshots there are, with these options.
 
     Asks Stripe for its meters where there is a key and an answer, else takes them as last seen.
     """
-    specs = context.settings.billing_meters
-    meters: Sequence[Meter] = context.ledger.known_meters(specs)
-    if context.settings.stripe_secret_key is not None:
-        with suppress(StripeUnreachable):  # then as last seen will do for a preview
-            meters = asyncio.run(look_up(context.gateway, specs)).meters
-    payers = context.payers()
-    recorded, adjustments = context.ledger.recorded(days), context.adjustments.adjustments(days)
-    inputs, recent, preview = context.inquiry.inputs(days), Recent(context), Preview()
+    span, preview = SpanInputs.read(context, _meters(context), days), Preview()
+    counted = context.ledger.read(counted_then, days)
     for day in days:
         try:
-            snapshot = context.usage.snapshot(day)
-            if snapshot is None:
-                preview.missing.append(day)
-                continue
-            segments_of = read_segments(
-                context, day, period_boundaries(context, meters, payers, day)
-            )
+            inputs, snapshot = _read(span, day)
         except DAY_ERRORS as error:
             preview.errors[day] = f"its snapshot cannot be read: {error}"
             continue
-        approved = context.ledger.gate_approved(day, snapshot.snapshot_id)
-        # Nothing counts as undone here: a person's run, which this shows, would report it again.
-        plan = plan_day(
-            day,
-            meters,
-            usage_by_organization(snapshot),
-            payers,
-            recorded[day],
-            context.clock(),
-            segments_of=segments_of,
-            gated=behind_gate(judge_gate(context, snapshot, recent, approved)),
-            adjustments=adjustments[day],
-            retry_rejected=retry_rejected,
-        )
-        preview.causes[day] = why(inputs.get(day), snapshot.counted)
-        preview.lines.extend(plan_lines(plan, meters, recorded[day], preview.causes[day].text))
+        planned = plan(inputs, options)
+        if planned.why_not == NO_SNAPSHOT:
+            preview.missing.append(day)
+        elif planned.why_not is not None:
+            preview.errors[day] = planned.why_not
+        else:
+            cause = NOT_OVER if snapshot is None else cause_of(counted.get(day), snapshot.counted)
+            preview.plans[day], preview.causes[day] = planned, cause
+            preview.lines.extend(plan_lines(planned, span.meters, inputs.recorded, cause.text))
     return preview
 
 
+def _meters(context: Context) -> Sequence[Meter]:
+    if context.settings.stripe_secret_key is not None:
+        with suppress(StripeUnreachable):  # then as last seen will do for a preview
+            return asyncio.run(look_up(context.gateway, context.settings.billing_meters)).meters
+    return context.known_meters()
+
+
+def _read(span: SpanInputs, day: date) -> tuple[DayInputs, Snapshot | None]:
+    segments = read_segments(span.context, day, span.boundaries_of(day))
+    with span.context.ledger.reading() as connection:
+        return read_day_inputs(span, connection, day, segments)
+
+
 def plan_lines(
-    plan: DayPlan,
+    planned: DayPlan,
     meters: Sequence[Meter],
     recorded: Mapping[Cell, Sequence[RecordedEvent]],
     cause: str,
@@ -208,33 +200,34 @@ def plan_lines(
     """A day's plan as lines for people, by organization and meter."""
     by_name = {meter.event_name: meter for meter in meters}
 
-    def line(planned: Any, action: str, value: int, detail: str) -> PlanLine:
-        cell, segment = planned.cell, recorded.get(planned.cell, ())
-        if isinstance(planned, MeterEvent) and planned.segment is not None:
-            start, end = planned.segment
-            segment = [each for each in segment if start <= each.timestamp < end]
+    def line(outcome: MeterEvent | Hold | Waiting, action: str, value: int, why: str) -> PlanLine:
+        cell = outcome.cell
+        events = recorded.get(cell, ())
+        if isinstance(outcome, MeterEvent) and outcome.segment is not None:
+            start, end = outcome.segment
+            events = [each for each in events if start <= each.timestamp < end]
         return PlanLine(
-            plan.usage_day,
+            planned.usage_day,
             cell.organization_id,
             cell.event_name,
             action,
-            recorded_value(by_name[cell.event_name], segment),
-            planned.target,
+            recorded_value(by_name[cell.event_name], events),
+            outcome.target,
             value,
-            detail,
+            why,
             cause,
         )
 
     lines = [
-        line(e, "state" if e.revision == 1 else "correct", e.value, f"revision {e.revision}")
-        for e in plan.events
+        line(e, "report" if e.revision == 1 else "correct", e.value, f"revision {e.revision}")
+        for e in planned.events
     ]
     lines += [
         line(h, "hold", h.value, f"{h.reason}: {h.explanation}")
-        for h in plan.holds
+        for h in planned.holds
         if not h.is_silent
     ]
-    lines += [line(w, "wait", 0, "an earlier event is not resolved yet") for w in plan.waiting]
+    lines += [line(w, "wait", 0, "an earlier event is unresolved") for w in planned.waiting]
     return sorted(lines, key=lambda each: (each.day, each.organization_id, each.meter))
 
 
@@ -242,10 +235,10 @@ def dry_run(
     context: Context,
     days: Sequence[date],
     *,
-    retry_rejected: bool = False,
+    options: PlanOptions = NO_OPTIONS,
     progress: Progress | None = None,
 ) -> Preview:
-    """Count these days aside, leaving their snapshots alone; preview what they would ask for."""
+    """Count these days aside, leaving their snapshots alone; preview what a run would report."""
     errors = {}
     with _counting_aside(context) as aside:
         for number, day in enumerate(days, start=1):
@@ -262,13 +255,13 @@ def dry_run(
             if progress is not None:
                 progress("counting", number, len(days))
         counted = [day for day in days if day not in errors]
-        preview = preview_days(aside, counted, retry_rejected=retry_rejected)
+        preview = preview_days(aside, counted, options=options)
     return replace(preview, errors=errors | preview.errors)
 
 
 @contextmanager
 def _counting_aside(context: Context) -> Iterator[Context]:
-    """The same rooms with snapshots in a folder that is gone afterwards."""
+    """The same context with snapshots in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="billing-dry-run-") as folder:
         snapshots = Folder(folder)
         window_days = context.settings.billing_active_window_days

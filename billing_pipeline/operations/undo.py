@@ -1,33 +1,37 @@
-"""Undo a run: state what Stripe had of its cells before it, as new revisions, by the same rules.
+"""Undo a run: report what Stripe had of its cells before it, as new revisions, by the same rules.
 
-What the run said stays on record; so does who undid it, and why. An undone day stays undone until
-its readings change or somebody runs it again: then it is reported as the readings prove.
+What the run reported stays on record, and so does who undid it, and why. An undone day stays undone
+until its readings change or somebody runs it again: then it is reported as the readings prove.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any
 
-from billing_pipeline.operations.preview import PlanLine, plan_lines
-from billing_pipeline.operations.reporting import (
-    Actor,
-    Context,
-    Progress,
+from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.ledger.decisions import mark_undone, record_run
+from billing_pipeline.ledger.ledger import Writer
+from billing_pipeline.ledger.plans import write_plan
+from billing_pipeline.ledger.queries import last_value, planned_by
+from billing_pipeline.operations.bill import (
+    MOST_SEGMENTS,
     ReportOutcome,
-    contact,
     deliver_days,
-    period_boundaries,
     verify_days,
 )
+from billing_pipeline.operations.context import Actor, Context, Progress, contact_stripe
+from billing_pipeline.operations.day_inputs import SpanInputs, read_day_inputs
+from billing_pipeline.operations.preview import PlanLine, plan_lines
+from billing_pipeline.rules.day_inputs import DayInputs
+from billing_pipeline.rules.holds import Hold
 from billing_pipeline.rules.model import (
     SENT,
     Cell,
-    Hold,
     Meter,
     MeterEvent,
     RecordedEvent,
@@ -35,29 +39,30 @@ from billing_pipeline.rules.model import (
     usage_of,
 )
 from billing_pipeline.rules.planning import (
+    CellInputs,
     DayPlan,
-    plan_segments,
+    Outcome,
+    plan_cell,
 )
 from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.rules.segments import (
     Segment,
-    segment_bounds,
+    segments_between,
 )
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.activity import DAY_ERRORS
 
-ROUNDS = 6
-"""A cell has one unresolved event at a time: the parts of a day with segments follow one another."""
+Reported = Mapping[Cell, Sequence[tuple[int, int]]]
+"""(revision, timestamp) of what a run reported, by cell."""
 
 
 @dataclass
 class Undone:
-    """What undoing a run did. `left` says of cells why they stay as they are."""
+    """What undoing a run did. `unchanged` says of cells why they stay as they are."""
 
     run: str
     reason: str
     lines: list[PlanLine] = field(default_factory=list)
-    left: list[dict[str, Any]] = field(default_factory=list)
+    unchanged: list[dict[str, Any]] = field(default_factory=list)
     days: list[date] = field(default_factory=list)
     reporting: ReportOutcome = field(default_factory=ReportOutcome)
 
@@ -70,163 +75,186 @@ def undo_run(
     dry_run: bool = False,
     progress: Progress | None = None,
 ) -> Undone:
-    """Report again what Stripe had before `run`, in every cell that it was the last to speak of.
+    """Report again what Stripe had before `run`, in every cell that it was the last to report.
 
-    Raises ConfigurationError for an unknown run, without a reason, or where Stripe is away.
+    Raises ConfigurationError for an unknown run, without a reason, or if Stripe is unreachable.
     """
-    touched = context.inquiry.planned_by(run)
-    if not touched:
+    reason = by.reason.strip()
+    reported: dict[date, dict[Cell, list[tuple[int, int]]]] = {}
+    for cell, revision, timestamp in context.ledger.read(planned_by, run):
+        cells = reported.setdefault(cell.usage_day, defaultdict(list))
+        cells[cell].append((revision, timestamp))
+    if not reported:
         raise ConfigurationError(
             f"no run {run!r} has reported anything: `billing run` prints a run's id, and `billing "
-            "explain` shows which run said what"
+            "explain` shows which run reported what"
         )
-    if not by.reason.strip():
+    if not reason:
         raise ConfigurationError("an undo needs a reason: it stays on record")
-    reached = contact(context)
-    if reached.unreachable is not None:
-        raise ConfigurationError(f"Stripe cannot be reached: {reached.unreachable}")
-    days = sorted({cell.usage_day for cell, _, _ in touched})
-    undone = Undone(run, by.reason.strip(), days=days)
+    contact = contact_stripe(context)
+    if contact.unreachable is not None:
+        raise StripeUnreachable(contact.unreachable)
+    undone = Undone(run, reason, days=sorted(reported))
     if not dry_run:
-        context.ledger.begin(
-            by.who, f"undo of {run}: {by.reason.strip()}", context.clock(), undoes=run
-        )
-        # An outcome that is open is resolved first: its cell waits for it.
-        deliver_days(context, reached.meters, days, undone.reporting, progress, leftovers=True)
-    for _ in range(ROUNDS):
-        undone.left.clear()
-        more = False
-        for day in days:
-            cells = [(c, r, t) for c, r, t in touched if c.usage_day == day]
-            more |= _undo_day(context, reached.meters, day, cells, undone, dry_run)
+        why = f"undo of {run}: {reason}"
+        context.ledger.write(record_run, by.who, why, context.clock(), undoes=run)
+        # An outcome that is not known is resolved first: its cell waits for it.
+        leftovers = deliver_days(context, contact.meters, undone.days, progress, leftovers=True)
+        undone.reporting.add(leftovers)
+    for _ in range(MOST_SEGMENTS):
+        undone.unchanged.clear()
+        span = SpanInputs.read(context, contact.meters, undone.days)
+        more = [_undo_day(span, day, reported[day], undone, dry_run) for day in undone.days]
         if dry_run:
             break
-        deliver_days(context, reached.meters, days, undone.reporting, progress)
-        if not more or undone.reporting.stopped is not None:
+        undone.reporting.add(deliver_days(context, contact.meters, undone.days, progress))
+        if not any(more) or undone.reporting.stopped is not None:
             break
     if not dry_run:
-        verify_days(context, days)
+        verify_days(context, undone.days)
     return undone
 
 
 def _undo_day(
-    context: Context,
-    meters: Sequence[Meter],
-    day: date,
-    touched: Sequence[tuple[Cell, int, int]],
-    undone: Undone,
-    dry_run: bool,
+    span: SpanInputs, day: date, reported: Reported, undone: Undone, dry_run: bool
 ) -> bool:
-    """Plan one day's undoing and write it down; True if another round has more of it to say."""
-    by_name = {meter.event_name: meter for meter in meters}
-    payers = context.payers()
-    ends = period_boundaries(context, meters, payers, day)
-    spoken: dict[Cell, list[tuple[int, int]]] = defaultdict(list)
-    for cell, revision, timestamp in touched:
-        spoken[cell].append((revision, timestamp))
-    # What this undoing has said already is not somebody else's word.
-    ours = {
-        (cell, revision) for cell, revision, _ in context.inquiry.planned_by(context.ledger.run)
-    }
-    with context.ledger.planning() as connection:
-        recorded = context.ledger.recorded([day], connection)[day]
-        plan, kept = DayPlan(day), set[Cell]()
-        for cell, events in spoken.items():
-            history, meter = recorded.get(cell, []), by_name.get(cell.event_name)
-            first, last = min(events)[0], max(events)[0]
-            if meter is None:
-                undone.left.append(_left(cell, "the meter is not reported to any more"))
-                kept.add(cell)
-                continue
-            before = [s for s in history if s.revision < first]
-            segments = segment_bounds(day, ends.get(cell.organization_id, ()))
-            segments = [
-                Segment(start, end, usage_of(meter.measure, held))
-                for start, end in segments
-                if any(start <= timestamp < end for _, timestamp in events)
-                for held in (_held_before(context, undone.run, meter, cell, before, start, end),)
-            ]
-            later = [s for s in history if s.revision > last and s.state in SENT]
-            if any((cell, s.revision) not in ours for s in later):
-                if not all(_holds(meter, history, segment) for segment in segments):
-                    undone.left.append(_left(cell, "it was reported again since, by another run"))
-                    kept.add(cell)
-                continue
-            outcomes = plan_segments(
+    """Plan one day's undoing and write it; True if another round has more of it to report."""
+    context = span.context
+    # What this undoing has reported already does not count as another run's report.
+    ours = {(c, revision) for c, revision, _ in context.ledger.read(planned_by, context.ledger.run)}
+    with context.ledger.planning() as writer:
+        inputs, _ = read_day_inputs(span, writer.connection, day, {})
+        undoing = _Undoing(span, writer, inputs, undone.run, ours)
+        for cell, events in reported.items():
+            undoing.add(cell, events)
+        undone.unchanged += undoing.unchanged
+        cause = f"undo of {undone.run}"
+        undone.lines += plan_lines(undoing.plan, span.meters, inputs.recorded, cause)
+        if not dry_run:
+            # Usage that waits for other reasons is not an undoing's business.
+            write_plan(writer, undoing.plan, lambda _cell: False, None, inputs.now)
+            mark_undone(
+                writer,
+                reported.keys() - undoing.kept,
+                _snapshot_id(context, day),
+                undone.reason,
+                inputs.now,
+            )
+    return bool(undoing.plan.unfinished)
+
+
+class _Undoing:
+    """The plan of one day's undoing, cell by cell."""
+
+    def __init__(
+        self,
+        span: SpanInputs,
+        writer: Writer,
+        inputs: DayInputs,
+        run: str,
+        ours: set[tuple[Cell, int]],
+    ) -> None:
+        self.plan = DayPlan(inputs.usage_day)
+        self.kept = set[Cell]()
+        """Cells that stay as they are, and are not undone."""
+        self.unchanged: list[dict[str, Any]] = []
+        self._span = span
+        self._writer = writer
+        self._inputs = inputs
+        self._run = run
+        self._ours = ours
+        self._meters = {meter.event_name: meter for meter in inputs.meters}
+
+    def add(self, cell: Cell, events: Sequence[tuple[int, int]]) -> None:
+        """Plan what Stripe had of a cell before these events (revision, timestamp)."""
+        meter = self._meters.get(cell.event_name)
+        if meter is None:
+            self._keep(cell, "its meter is not configured any more")
+            return
+        recorded = self._inputs.recorded.get(cell, ())
+        first, last = min(events)[0], max(events)[0]
+        boundaries = self._span.boundaries_of(cell.usage_day).get(cell.organization_id, ())
+        bounds = segments_between(cell.usage_day, boundaries)
+        before = [e for e in recorded if e.revision < first]
+        segments = [
+            Segment(start, end, usage_of(meter.measure, self._had(meter, cell, before, start, end)))
+            for start, end in bounds
+            if any(start <= timestamp < end for _, timestamp in events)
+        ]
+        later = [e for e in recorded if e.revision > last and e.state in SENT]
+        if any((cell, e.revision) not in self._ours for e in later):
+            if not all(_has(meter, recorded, segment) for segment in segments):
+                self._keep(cell, "it was reported again since, by another run")
+            return
+        outcomes = plan_cell(
+            CellInputs(
                 meter,
                 cell,
                 segments,
-                payers.customers.get(cell.organization_id),
-                history,
-                context.clock(),
-                payers=payers,
+                self._inputs.payers.customers.get(cell.organization_id),
+                recorded,
+                self._inputs.now,
+                self._inputs.payers,
                 retry_rejected=True,
             )
-            for outcome in outcomes:
-                if isinstance(outcome, Hold):
-                    undone.left.append(_left(cell, outcome.explanation))
-                elif isinstance(outcome, Waiting):
-                    undone.left.append(_left(cell, "an earlier event is not resolved yet"))
-            reported = [
-                replace(o, segment=next(p for p in segments if p[0] <= o.timestamp < p[1]))
-                if len(segments) > 1
-                else o
-                for o in outcomes
-                if isinstance(o, MeterEvent)
+        )
+        self._add(cell, outcomes, bounds, recorded)
+
+    def _add(
+        self,
+        cell: Cell,
+        outcomes: Sequence[Outcome],
+        bounds: Sequence[tuple[int, int]],
+        recorded: Sequence[RecordedEvent],
+    ) -> None:
+        for outcome in outcomes:
+            if isinstance(outcome, Hold):
+                self.unchanged.append(_unchanged(cell, outcome.explanation))
+            elif isinstance(outcome, Waiting):
+                self.unchanged.append(_unchanged(cell, "an earlier event is unresolved"))
+        events = [outcome for outcome in outcomes if isinstance(outcome, MeterEvent)]
+        if len(bounds) > 1:  # only some of the day's segments may have been planned here
+            events = [
+                replace(e, segment=next(b for b in bounds if b[0] <= e.timestamp < b[1]))
+                for e in events
             ]
-            plan.add(cell, reported, history)
-        cause = f"undo of {undone.run}"
-        undone.lines += plan_lines(plan, meters, recorded, cause)
-        if not dry_run:
-            # What waits for other reasons is none of an undoing's business.
-            now = context.clock()
-            context.ledger.write_plan(connection, plan, lambda _cell: False, None, now)
-            context.ledger.mark_undone(
-                connection, spoken.keys() - kept, _snapshot_id(context, day), undone.reason, now
-            )
-    return bool(plan.unfinished)
+        self.plan.add(cell, events, recorded)
+
+    def _keep(self, cell: Cell, why: str) -> None:
+        self.kept.add(cell)
+        self.unchanged.append(_unchanged(cell, why))
+
+    def _had(
+        self, meter: Meter, cell: Cell, before: Sequence[RecordedEvent], start: int, end: int
+    ) -> int:
+        """What Stripe had of a segment before the run.
+
+        A `last` meter that had nothing of it showed the value before: that is reported.
+        """
+        had = recorded_value(meter, [e for e in before if start <= e.timestamp < end])
+        if had is not None or not meter.replaces or meter.event_time_window == "day":
+            return had or 0
+        organization, connection = cell.organization_id, self._writer.connection
+        return last_value(connection, organization, cell.event_name, start, without=self._run) or 0
 
 
 def _snapshot_id(context: Context, day: date) -> str:
-    """The day's snapshot at present; empty where there is none that can be read."""
+    """The day's present snapshot; empty if there is none that can be read."""
     with suppress(*DAY_ERRORS):
         return context.usage.snapshot_id(day) or ""
     return ""
 
 
-def _holds(meter: Meter, history: Sequence[RecordedEvent], segment: Segment) -> bool:
-    """Whether Stripe has of a part of a cell what it is to hold, as after an earlier undoing."""
-    held = recorded_value(meter, [s for s in history if segment.holds(s.timestamp)])
-    return (held or 0) == segment.usage.of(meter.measure)
+def _has(meter: Meter, recorded: Sequence[RecordedEvent], segment: Segment) -> bool:
+    """Whether Stripe has of a segment what it should have, as after an earlier undoing."""
+    value = recorded_value(meter, [e for e in recorded if segment.contains(e.timestamp)])
+    return (value or 0) == segment.usage.of(meter.measure)
 
 
-def _left(cell: Cell, why: str) -> dict[str, Any]:
+def _unchanged(cell: Cell, why: str) -> dict[str, Any]:
     return {
         "day": cell.usage_day.isoformat(),
         "organization_id": cell.organization_id,
         "meter": cell.event_name,
         "why": why,
     }
-
-
-def _held_before(
-    context: Context,
-    run: str,
-    meter: Meter,
-    cell: Cell,
-    before: Sequence[RecordedEvent],
-    start: int,
-    end: int,
-) -> int:
-    """What Stripe had of a part of a cell before the run.
-
-    A `last` meter to which nothing had been said of it showed the value before: that is reported.
-    """
-    held = recorded_value(meter, [s for s in before if start <= s.timestamp < end])
-    if held is not None or not meter.replaces:
-        return held or 0
-    if meter.event_time_window == "day":
-        return 0
-    return (
-        context.inquiry.last_value(cell.organization_id, cell.event_name, start, without=run) or 0
-    )

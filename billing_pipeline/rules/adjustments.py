@@ -1,9 +1,9 @@
-"""Carry-forward: usage that its own period no longer accepts, resolved by a person's decision.
+"""Adjustments: what a person decides about usage that its own period no longer accepts.
 
-Kept as double entries. What is carried out of a closed cell is entered there with the opposite
-sign, so that nothing is owed there any more; what was approved is entered in cells of the
-current period, where it is reported. The entries of an approved adjustment add up to zero; those
-of a dismissed one do not, and that is what was written off.
+Adjustments are double entries. The amount leaves the closed cell with the opposite sign, so that
+nothing is missing there any more. An approved amount enters cells of the current period, where it
+is reported. The entries of an approved adjustment add up to zero. Those of a dismissed one do not:
+the rest was written off.
 """
 
 from __future__ import annotations
@@ -11,24 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from billing_pipeline.rules.model import Cell, HoldReason
+from billing_pipeline.rules.model import Cell
 from billing_pipeline.rules.segments import Segment
-
-DECIDED_BY_PEOPLE = frozenset(
-    {
-        HoldReason.PERIOD_CLOSED,
-        HoldReason.TOO_OLD,
-        HoldReason.NO_ROOM_IN_DAY,
-        HoldReason.DAILY_WINDOW,
-    }
-)
-"""Holds that nothing lifts by itself: a person decides what becomes of the amount."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One side of an adjustment: the part of the cell that holds the instant `at` (unix seconds)
-    counts `amount` more, or less."""
+    """One side of an adjustment: `amount` is added to the cell's segment that contains `at`
+    (unix seconds). It may be negative."""
 
     cell: Cell
     at: int
@@ -36,22 +26,22 @@ class Entry:
 
 
 def adjusted_by(entries: Iterable[Entry], segment: Segment) -> int:
-    """What adjustments add to a segment."""
-    return sum(entry.amount for entry in entries if segment.holds(entry.at))
+    """How much adjustments add to a segment."""
+    return sum(entry.amount for entry in entries if segment.contains(entry.at))
 
 
-def allocate(amount: int, context: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
+def allocate(amount: int, places: Iterable[tuple[Cell, int, int]]) -> list[Entry] | None:
     """Where an approved amount goes, given (cell, instant, units reported there) by preference.
 
-    More units go to the first. Fewer units are taken where there are some, never below zero;
-    None: there are not enough.
+    A positive amount goes to the first place. A negative one is taken from where there are units,
+    never below zero; None if there are not enough.
     """
     left, entries = amount, []
-    for cell, at, units in context:
-        segment = left if left > 0 else max(left, -units)
-        if segment:
-            entries.append(Entry(cell, at, segment))
-        left -= segment
+    for cell, at, units in places:
+        taken = left if left > 0 else max(left, -units)
+        if taken:
+            entries.append(Entry(cell, at, taken))
+        left -= taken
         if not left:
             return entries
     return None

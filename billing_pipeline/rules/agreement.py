@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import combinations
 from typing import Literal
 
-LAG_ALLOWANCE = timedelta(hours=1)
-"""How long Stripe's summaries may trail what it accepted. They are "eventually consistent", with
-no bound given; a difference that outlasts this is a mismatch, and a person should look."""
-
-CLOCKS_APART = timedelta(minutes=5)
-"""Our clock and Stripe's may differ by this much: it takes no event from further in the future."""
+from billing_pipeline.stripe_facts import LAG_ALLOWANCE
 
 Agreement = Literal["agrees", "lagging", "mismatch"]
 
@@ -66,10 +61,6 @@ def possible_figures(
     for value in pending:
         figures |= {figure + value for figure in figures}
     return figures
-
-
-TAKE_BACK_AFTER = timedelta(hours=24)
-"""How long a summary must have had before what it does not show is believed to be lost."""
 
 
 def missing_from(

@@ -1,33 +1,36 @@
-"""Under which eligibility a customer's usage may be reported: its subscriptions, and what is closed.
+"""Eligibility: whether a customer's usage at an instant may be reported, and if not, why.
 
-| subscription status                          | usage                             |
-| -------------------------------------------- | --------------------------------- |
-| active, trialing, past_due, unpaid           | reported                            |
-| canceled                                     | reported up to its end, then held   |
-| incomplete, incomplete_expired, paused       | held                              |
-| any other                                    | held: never read as active        |
-| none known                                   | reported: a meter needs none        |
+| subscription status                          | usage                                 |
+| -------------------------------------------- | ------------------------------------- |
+| active, trialing, past_due, unpaid           | reported                              |
+| canceled                                     | reported up to its end, then on hold  |
+| incomplete, incomplete_expired, paused       | on hold                               |
+| any other                                    | on hold: never taken for active       |
+| none known                                   | reported: a meter needs none          |
 
 A customer with several subscriptions is reported for as long as one of them allows it. All
-instants are unix seconds; what lies at an end belongs to what follows.
+instants are unix seconds. An instant at which a period ends belongs to what follows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from functools import cached_property
 
-from billing_pipeline.rules.model import HoldReason
+from billing_pipeline.rules.holds import HoldReason
+from billing_pipeline.rules.timestamps import day_of
 
 
 class Policy(StrEnum):
     """What a subscription's status means for usage."""
 
-    REPORT = "state"
+    REPORT = "report"
     UNTIL_END = "until_end"
     HOLD = "hold"
 
@@ -93,7 +96,7 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class Eligibility:
-    """All that is known of one customer's subscriptions and their periods."""
+    """What is known of one customer's subscriptions and billing periods."""
 
     subscriptions: tuple[Subscription, ...] = ()
     periods: tuple[Period, ...] = ()
@@ -124,7 +127,7 @@ class Eligibility:
         ends = {s.id: s.end for s in relevant}
         covering = [p for p in self.periods if p.subscription in ends and p.covers(timestamp)]
         final = {p.subscription for p in covering if p.final}
-        # A period that its subscription did not live to see the end of bills nothing after that.
+        # A subscription that ended inside a period bills nothing after its end.
         covering = [
             p
             for p in covering
@@ -132,25 +135,30 @@ class Eligibility:
         ]
         return bool(final) and all(p.subscription in final for p in covering)
 
-    def boundaries(self, meter_id: str | None, start: int, end: int) -> list[int]:
-        """The instants strictly inside (start, end) at which a period or subscription ends."""
+    def boundaries(self, meter_id: str | None) -> set[int]:
+        """The instants at which a period or a subscription that bills this meter ends."""
         relevant = {s.id: s for s in self.subscriptions if s.bills(meter_id)}
         instants = {s.end for s in relevant.values() if s.end is not None}
         for period in self.periods:
             if period.subscription in relevant:
                 instants |= {period.start, period.end}
-        return sorted(instant for instant in instants if start < instant < end)
+        return instants
+
+    def between(self, start: int, end: int) -> str:
+        """All that decides about instants in [start, end), as text to compare."""
+        periods = [p for p in self.periods if p.start < end and start < p.end]
+        return repr((self.deleted, self.subscriptions, periods))
 
 
-ANYTHING_GOES = Eligibility()
-"""Nothing is known: usage of a mapped customer is reported."""
+NO_SUBSCRIPTION = Eligibility()
+"""No subscription is known: usage of a mapped customer is reported."""
 
 
 @dataclass(frozen=True)
 class Payers:
     """Who pays, as known today: customer by organization, eligibility by customer.
 
-    `undecided` organizations have several customers by Stripe's events, and none by a person.
+    Stripe events name several customers for an `undecided` organization, and no person chose one.
     """
 
     customers: Mapping[str, str] = field(default_factory=dict)
@@ -158,11 +166,37 @@ class Payers:
     eligibility: Mapping[str, Eligibility] = field(default_factory=dict)
 
     @cached_property
-    def mapping_id(self) -> str:
-        """The mapping as an id: with another one, days may have to be reported that were not."""
-        content = json.dumps([sorted(self.customers.items()), sorted(self.undecided)])
-        return hashlib.sha256(content.encode()).hexdigest()
+    def organizations_digest(self) -> str:
+        """Which organizations have a customer, as a digest. Each owes `last` meters its zeros."""
+        return hashlib.sha256(json.dumps(sorted(self.customers)).encode()).hexdigest()[:16]
+
+    @cached_property
+    def sharing(self) -> Mapping[str, list[str]]:
+        """The organizations of each customer."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for organization, customer in sorted(self.customers.items()):
+            found[customer].append(organization)
+        return found
 
     def eligibility_of(self, customer: str | None) -> Eligibility:
-        """A customer's eligibility; those of one without any known subscription allow everything."""
-        return self.eligibility.get(customer or "", ANYTHING_GOES)
+        """A customer's eligibility; without a known subscription everything may be reported."""
+        return self.eligibility.get(customer or "", NO_SUBSCRIPTION)
+
+    def boundaries(
+        self, meter_ids: Iterable[str | None], days: Collection[date]
+    ) -> dict[date, dict[str, set[int]]]:
+        """The period boundaries inside each of these days, by customer (unix seconds).
+
+        Customers are looked at once for all days. Days without a boundary are left out.
+        """
+        wanted, meters = set(days), list(meter_ids)
+        found: dict[date, dict[str, set[int]]] = {}
+        for customer, eligibility in self.eligibility.items():
+            for instant in {i for m in meters for i in eligibility.boundaries(m)}:
+                day = day_of(instant)
+                if instant % 86_400 and day in wanted:
+                    found.setdefault(day, {}).setdefault(customer, set()).add(instant)
+        return found
+
+
+NO_PAYERS = Payers()

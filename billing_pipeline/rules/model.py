@@ -1,4 +1,4 @@
-"""The words of billing by meter, as frozen dataclasses. See docs/architecture.md for the eligibility."""
+"""The values that all rules work on, as frozen dataclasses; docs/glossary.md explains the words."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class State(StrEnum):
     ACCEPTED = "accepted"  # Stripe took it: a 200, or "already exists with this identifier"
     VERIFIED = "verified"  # and Stripe's own summary agrees
     REJECTED = "rejected"  # refused for good, at once or later
-    HELD = "held"  # usage that cannot be reported yet; see Hold
+    HELD = "held"  # on hold: never an event's state; the ledger's history uses it for holds
 
 
 UNRESOLVED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
@@ -42,71 +42,29 @@ UNRESOLVED = frozenset({State.PLANNED, State.SENDING, State.AMBIGUOUS})
 NOT_COUNTED = "not_counted"
 """Error code of an event whose outcome was unknown until Stripe's summary showed it missing."""
 
+SUPERSEDED = "superseded"
+"""Error code of a planned event that was replaced before it was sent, because its customer, its
+value or the need for it had changed."""
+
+NOT_REFUSALS = frozenset({NOT_COUNTED, SUPERSEDED})
+"""Codes of rejected events that Stripe did not refuse: the same report may be made again."""
+
 SENT = frozenset({State.ACCEPTED, State.VERIFIED})
 """States of events that Stripe has."""
 
 
-class HoldReason(StrEnum):
-    """Why usage cannot be reported yet."""
-
-    NO_CUSTOMER = "no_customer"
-    CUSTOMER_UNDECIDED = "customer_undecided"
-    CUSTOMER_SHARED = "customer_shared"
-    CUSTOMER_DELETED = "customer_deleted"
-    SUBSCRIPTION_INACTIVE = "subscription_inactive"
-    SUBSCRIPTION_ENDED = "subscription_ended"
-    SUBSCRIPTION_UNKNOWN = "subscription_unknown"
-    PERIOD_CLOSED = "period_closed"
-    DAILY_WINDOW = "daily_window"
-    DAY_NOT_OVER = "day_not_over"
-    TOO_OLD = "too_old"
-    NO_ROOM_IN_DAY = "no_room_in_day"
-    GATE_CLOSED = "gate_closed"
-    BELOW_ZERO = "below_zero"
-    UNDONE = "undone"
-
-
-HOLD_EXPLANATIONS: dict[HoldReason, str] = {
-    HoldReason.NO_CUSTOMER: "no Stripe customer is known for this organization",
-    HoldReason.CUSTOMER_UNDECIDED: (
-        "Stripe's events name several customers for this organization: import the right one"
-    ),
-    HoldReason.CUSTOMER_DELETED: "its Stripe customer was deleted",
-    HoldReason.SUBSCRIPTION_INACTIVE: (
-        "its subscription is incomplete or paused, or its status is set to be held"
-    ),
-    HoldReason.SUBSCRIPTION_ENDED: "its subscription had ended by then",
-    HoldReason.SUBSCRIPTION_UNKNOWN: "its subscription has a status that this version cannot read",
-    HoldReason.PERIOD_CLOSED: "period closed: the invoice of its billing period is final",
-    HoldReason.DAILY_WINDOW: (
-        "its billing period ends inside the day, and the meter keeps one value a day (its "
-        "event_time_window): the rest of the day's usage cannot be reported beside it"
-    ),
-    HoldReason.CUSTOMER_SHARED: (
-        "several organizations share this customer, and the meter keeps one value per customer"
-    ),
-    HoldReason.DAY_NOT_OVER: "the usage day is not over yet",
-    HoldReason.TOO_OLD: "older than 34 days: Stripe takes no event for it any more",
-    HoldReason.GATE_CLOSED: (
-        "gate closed: the day's counts are implausible; `billing gate list` says why"
-    ),
-    HoldReason.NO_ROOM_IN_DAY: "no later second is left inside the usage day",
-    HoldReason.UNDONE: (
-        "a run that reported it was undone: `billing run` over its day reports it again"
-    ),
-    HoldReason.BELOW_ZERO: (
-        "an adjustment takes back more than the day has now; `billing adjustments list` shows it"
-    ),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class MeterSpec:
-    """A meter as we want it: its event name, its formula, and the count that feeds it."""
+    """A meter as configured: its event name, its formula, and the count that feeds it."""
 
     event_name: str
     formula: Formula
     measure: Measure
+
+
+REPLACING_FORMULAS = frozenset({Formula.LAST})
+REPLACING_WINDOWS = frozenset({"day"})
+"""With one of these a meter keeps the newest value instead of adding values up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +84,12 @@ class Meter:
     @property
     def replaces(self) -> bool:
         """Whether a newer event takes the place of an older one (else Stripe adds them up)."""
-        return self.formula is Formula.LAST or self.event_time_window == "day"
+        return self.formula in REPLACING_FORMULAS or self.event_time_window in REPLACING_WINDOWS
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """The smallest thing that is reported and corrected, within one ledger's account and mode."""
+    """The smallest thing that is reported and corrected, within the account and mode of a ledger."""
 
     usage_day: date
     organization_id: str
@@ -146,14 +104,14 @@ class Usage:
     reading_volume: int = 0
 
     def of(self, measure: Measure) -> int:
-        """The count that a meter fed by `measure` states."""
+        """The count that feeds a meter of this measure."""
         if measure is Measure.ACTIVE_SENSORS:
             return self.active_sensors
         return self.reading_volume
 
 
 def usage_of(measure: Measure, count: int) -> Usage:
-    """A usage of which only one count is known and asked for."""
+    """Usage of which only one count is known."""
     if measure is Measure.ACTIVE_SENSORS:
         return Usage(active_sensors=count)
     return Usage(reading_volume=count)
@@ -161,7 +119,7 @@ def usage_of(measure: Measure, count: int) -> Usage:
 
 @dataclass(frozen=True)
 class MeterEvent:
-    """One report about one cell. `value` is what is sent, `target` what the cell should be.
+    """One report about a cell. `value` is what is sent, `target` what the cell should then be.
 
     `timestamp` is in unix seconds, UTC, inside the usage day.
     """
@@ -173,15 +131,15 @@ class MeterEvent:
     target: int
     timestamp: int
     segment: tuple[int, int] | None = None
-    """The part of the day it speaks of, [start, end) in unix seconds; None: the whole day."""
+    """The segment it is about, [start, end) in unix seconds; None: the whole day."""
 
     @cached_property
     def identifier(self) -> str:
         """At most 100 characters, from the cell and the revision alone.
 
         The day and the revision are readable; the hash carries the rest, because organization
-        ids have any length and alphabet. Identifiers live inside one Stripe account and mode,
-        and a ledger speaks for exactly one, so these two need no place in it.
+        ids have any length and alphabet. Account and mode are left out: identifiers are unique
+        within one of them, and a ledger belongs to exactly one.
         """
         cell = self.cell
         content = json.dumps(
@@ -216,7 +174,7 @@ class MeterEvent:
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvent:
-    """An event as the ledger remembers it, as much as planning needs."""
+    """A meter event in the ledger, with its state: as much of it as planning needs."""
 
     revision: int
     customer: str
@@ -228,41 +186,18 @@ class RecordedEvent:
     last_attempt_at: int | None = None
     """Unix seconds."""
 
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Usage that cannot be reported yet: what would be sent, and why it is not."""
-
-    cell: Cell
-    value: int
-    target: int
-    reason: HoldReason
-    start: int = 0
-    """Where the held part of a day with segments begins (unix seconds); 0: it is the whole day."""
-    difference: int = 0
-    """How much more the usage is than Stripe has of it and people have decided on."""
-
     @property
-    def explanation(self) -> str:
-        """The reason in words for a person."""
-        return HOLD_EXPLANATIONS[self.reason]
-
-    @property
-    def is_silent(self) -> bool:
-        """Whether nothing is missing yet: a zero, to be reported once the reason is gone.
-
-        Until then it is nobody's concern; forgotten, the value of an earlier day would be the
-        last one of its period. What waits at the gate a person should see all the same.
-        """
-        return (self.value, self.difference) == (0, 0) and self.reason != HoldReason.GATE_CLOSED
+    def is_refused(self) -> bool:
+        """Whether Stripe refused it."""
+        return self.state is State.REJECTED and self.error_code not in NOT_REFUSALS
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A cell whose earlier event is unresolved.
+    """A cell that waits because an earlier event of it is unresolved.
 
-    `still_valid` where that event is planned and says just what is to be said; else the cell is planned
-    again once the outcome is known. `more`: other parts of the day are to be reported after it.
+    `still_valid`: that event is planned and is just what would be planned now; otherwise the cell
+    is planned again once the outcome is known. `more`: other segments are reported after it.
     """
 
     cell: Cell

@@ -1,65 +1,65 @@
-"""The rules: from a target and what was reported before to the next report about a cell.
+"""The plan of a usage day: which events to send, which usage to hold. A pure function of its inputs.
 
-| meter              | first report           | correction                            |
-| ------------------ | ------------------------- | ------------------------------------- |
-| sum, no window     | the target, unless zero   | the signed difference to what Stripe recorded |
-| last, no window    | the target, zero included | the target again, stamped later       |
-| window = day       | the target                | the target again                      |
-| window = hour      | refused before planning, by the meter catalogue                   |
+| meter              | first report              | correction                                     |
+| ------------------ | ------------------------- | ---------------------------------------------- |
+| sum, no window     | the target, unless zero   | the signed difference to what Stripe recorded  |
+| last, no window    | the target, zero included | the target again, stamped later                |
+| window = day       | the target                | the target again                               |
+| window = hour      | refused before planning, by the meter catalogue                            |
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date, datetime
+from functools import cached_property
 
-from billing_pipeline.rules.adjustments import DECIDED_BY_PEOPLE, Entry, adjusted_by
-from billing_pipeline.rules.eligibility import Eligibility, Payers
+from billing_pipeline.rules.adjustments import (
+    Entry,
+    adjusted_by,
+)
+from billing_pipeline.rules.day_inputs import DayInputs
+from billing_pipeline.rules.eligibility import NO_PAYERS, Payers
+from billing_pipeline.rules.holds import NEEDS_ADJUSTMENT, Hold, HoldReason
 from billing_pipeline.rules.model import (
-    NOT_COUNTED,
     UNRESOLVED,
     Cell,
     Formula,
-    Hold,
-    HoldReason,
     Meter,
     MeterEvent,
     RecordedEvent,
     State,
-    Usage,
     Waiting,
-    usage_of,
 )
 from billing_pipeline.rules.recorded import recorded_value, reported_customer
-from billing_pipeline.rules.segments import Segment, whole_day
+from billing_pipeline.rules.segments import Segment
 from billing_pipeline.rules.timestamps import stamp, too_old
 from billing_pipeline.rules.values import check_target
-
-SUPERSEDED = "superseded"
-"""Error code of a planned event that was replaced before it could be counted: its customer, its
-value or its reason to exist had changed."""
-
-HARMLESS = frozenset({NOT_COUNTED, SUPERSEDED})
-"""Unlike Stripe's refusals these say nothing against a report, so it may be made again."""
-
-METER_AWAY = frozenset({"archived_meter", "no_meter"})
-"""Error codes of a meter that was inactive; a later change of the meter may have fixed it."""
-
-
-NO_PAYERS = Payers()
+from billing_pipeline.stripe_facts import METER_INACTIVE_CODES
 
 Outcome = MeterEvent | Hold | Waiting
 
 
+@dataclass(frozen=True, slots=True)
+class PlanOptions:
+    """What a person may ask of a run: report again what Stripe refused, or what was undone."""
+
+    retry_rejected: bool = False
+    report_undone: bool = False
+
+
+NO_OPTIONS = PlanOptions()
+
+
 @dataclass(frozen=True)
 class DayPlan:
-    """What one usage day asks for: events to report, usage to hold, cells that wait.
+    """What a usage day asks for: events to report, usage to hold, cells that wait.
 
-    `superseded` are (cell, revision) of planned events that no longer say what is to be said,
-    `moot` those of refused ones where nothing is owed any more; `unfinished` are cells that ask
-    for another event once this plan's is resolved.
+    `superseded` are (cell, revision) of planned events that are no longer right, `no_longer_owed`
+    those of refused events where nothing is missing any more. `unfinished` cells need another event
+    once this plan's event is resolved. `why_not`: why nothing could be planned at all.
     """
 
     usage_day: date
@@ -67,18 +67,19 @@ class DayPlan:
     holds: list[Hold] = field(default_factory=list)
     waiting: list[Waiting] = field(default_factory=list)
     superseded: list[tuple[Cell, int]] = field(default_factory=list)
-    moot: list[tuple[Cell, int]] = field(default_factory=list)
+    no_longer_owed: list[tuple[Cell, int]] = field(default_factory=list)
     unfinished: list[Cell] = field(default_factory=list)
+    why_not: str | None = None
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of the day has to be planned again after what is planned now."""
+        """Whether nothing of the day has to be planned again once these events are resolved."""
         return not self.unfinished and all(waiting.still_valid for waiting in self.waiting)
 
     def add(
         self, cell: Cell, outcomes: Iterable[Outcome], recorded: Sequence[RecordedEvent] = ()
     ) -> None:
-        """Put what was planned for a cell, given what was `recorded`, where it belongs."""
+        """Add what was planned for a cell with these recorded events."""
         found = list(outcomes)
         self.holds.extend(o for o in found if isinstance(o, Hold))
         self.waiting.extend(o for o in found if isinstance(o, Waiting))
@@ -88,342 +89,271 @@ class DayPlan:
         if len(events) > 1 or any(isinstance(o, Waiting) and o.more for o in found):
             self.unfinished.append(cell)
         if not any(isinstance(o, Waiting) for o in found):
-            self.superseded.extend((cell, s.revision) for s in recorded if s.state is State.PLANNED)
+            self.superseded.extend((cell, e.revision) for e in recorded if e.state is State.PLANNED)
 
 
-def plan_cell(
-    meter: Meter,
-    cell: Cell,
-    target: int,
-    customer: str | None,
-    recorded: Sequence[RecordedEvent],
-    now: datetime,
-    *,
-    at: int | None = None,
-    shared: bool = False,
-    payers: Payers = NO_PAYERS,
-    adjustments: Sequence[Entry] = (),
-    retry_rejected: bool = False,
-) -> Outcome | None:
-    """The next report about a cell of a day that is not split, or why there is none.
+@dataclass(frozen=True)
+class CellInputs:
+    """What one cell is planned from.
 
-    `target` is what the cell should be, `at` an explicit instant in unix seconds (a report
-    made during the day); for the rest see `plan_segments`. None: Stripe has the target
-    already, or refused exactly this report and nothing has changed since.
+    `customer` is the organization's customer today, `shared` whether other organizations have the
+    same one. `at` is an instant asked for (unix seconds), for counts reported during the day.
     """
-    check_target(target)
-    day = whole_day(cell.usage_day, usage_of(meter.measure, target))
-    outcomes = plan_segments(
+
+    meter: Meter
+    cell: Cell
+    segments: Sequence[Segment]
+    customer: str | None
+    recorded: Sequence[RecordedEvent]
+    now: datetime
+    payers: Payers = NO_PAYERS
+    adjustments: Sequence[Entry] = ()
+    at: int | None = None
+    shared: bool = False
+    gated: bool = False
+    undone: bool = False
+    retry_rejected: bool = False
+
+    @cached_property
+    def reported_for(self) -> str | None:
+        """The customer that the cell was first reported for. A planned event was not sent."""
+        return reported_customer([e for e in self.recorded if e.state is not State.PLANNED])
+
+    @property
+    def payer(self) -> str | None:
+        """The customer to report for: a cell keeps the first one, whatever the mapping says."""
+        return self.reported_for or self.customer
+
+
+def plan(inputs: DayInputs, options: PlanOptions = NO_OPTIONS) -> DayPlan:
+    """Plan the cells of a usage day. Raises UsageDefect for a count that cannot be right.
+
+    An organization that is missing from the snapshot has a target of zero. If it was reported
+    before, it is corrected down; if it has a customer, a `last` meter is reported the zero.
+    """
+    why_not = inputs.why_not_planned
+    planned = DayPlan(inputs.usage_day, why_not=why_not)
+    if why_not is not None:
+        return planned
+    for meter in inputs.meters:
+        shared = shared_customers(meter, inputs.payers.customers, inputs.recorded)
+        for organization in _organizations(inputs, meter):
+            cell = _cell_inputs(inputs, meter, organization, shared, options)
+            outcomes = plan_cell(cell)
+            planned.add(cell.cell, outcomes, cell.recorded)
+            refused = [(cell.cell, e.revision) for e in cell.recorded if e.is_refused]
+            if refused and not outcomes and _nothing_is_missing(cell):
+                planned.no_longer_owed.extend(refused)
+    return planned
+
+
+def _organizations(inputs: DayInputs, meter: Meter) -> list[str]:
+    """The organizations to plan on this meter."""
+    if inputs.is_partial:
+        return sorted(inputs.segments)
+    known = (*inputs.recorded, *inputs.adjustments)
+    found = set(inputs.usage)
+    found |= {cell.organization_id for cell in known if cell.event_name == meter.event_name}
+    if meter.formula is Formula.LAST:
+        found |= set(inputs.payers.customers)
+    return sorted(found if inputs.only is None else found & set(inputs.only))
+
+
+def _cell_inputs(
+    inputs: DayInputs, meter: Meter, organization: str, shared: set[str], options: PlanOptions
+) -> CellInputs:
+    cell = Cell(inputs.usage_day, organization, meter.event_name)
+    customer = inputs.payers.customers.get(organization)
+    return CellInputs(
         meter,
         cell,
-        [day],
+        inputs.segments_of(organization),
         customer,
-        recorded,
-        now,
-        at=at,
-        shared=shared,
-        payers=payers,
-        adjustments=adjustments,
-        retry_rejected=retry_rejected,
+        inputs.recorded.get(cell, ()),
+        inputs.now,
+        inputs.payers,
+        inputs.adjustments.get(cell, ()),
+        shared=customer in shared,
+        gated=inputs.waits_at_gate(organization),
+        undone=cell in inputs.undone and not options.report_undone,
+        retry_rejected=options.retry_rejected,
     )
-    return outcomes[0] if outcomes else None
 
 
-def plan_segments(
-    meter: Meter,
-    cell: Cell,
-    segments: Sequence[Segment],
-    customer: str | None,
-    recorded: Sequence[RecordedEvent],
-    now: datetime,
-    *,
-    at: int | None = None,
-    shared: bool = False,
-    gated: bool = False,
-    undone: bool = False,
-    payers: Payers = NO_PAYERS,
-    adjustments: Sequence[Entry] = (),
-    retry_rejected: bool = False,
-) -> list[Outcome]:
-    """What is to be reported about a cell, segment by segment; empty where nothing is.
+def plan_cell(inputs: CellInputs) -> list[Outcome]:
+    """What is to be reported about a cell, segment by segment; empty if nothing is.
 
-    `customer` is the organization's customer today, `recorded` every event recorded about the cell so
-    far, `shared` whether other organizations have the same customer, `gated` whether the counts
-    wait for a person, `undone` whether a person took back what was reported from these counts,
-    `payers` where the customers' eligibility stand, `adjustments` what adjustments add to the cell. Of several
-    events only the first may be sent before it is resolved.
+    Only the first of several events may be sent before it is resolved.
     Raises UsageDefect for a target that no correct counting can produce.
     """
-    if any(s.state in UNRESOLVED - {State.PLANNED} for s in recorded):
-        owed = [s.usage.of(meter.measure) + adjusted_by(adjustments, s) for s in segments]
-        return [Waiting(cell, sum(owed))]
-    firm = [s for s in recorded if s.state is not State.PLANNED]
-    only = _only_segment(
-        meter, segments, payers.eligibility_of(reported_customer(firm) or customer)
-    )
+    if any(e.state in UNRESOLVED - {State.PLANNED} for e in inputs.recorded):
+        return [Waiting(inputs.cell, sum(_target(inputs, s) for s in inputs.segments))]
+    only = _segment_of_daily_window(inputs)
     outcomes: list[Outcome] = []
-    for segment in segments:
+    for segment in inputs.segments:
+        outcome: Outcome | None
         if only is not None and segment is not only:
-            left_out = check_target(segment.usage.of(meter.measure)) + adjusted_by(
-                adjustments, segment
-            )
-            if left_out:
-                reason = HoldReason.DAILY_WINDOW
-                outcomes.append(Hold(cell, left_out, left_out, reason, segment.start, left_out))
-            continue
-        # On a meter with a daily window every event of the day is about the one value it keeps.
-        segment = (
-            recorded if only is not None else [s for s in recorded if segment.holds(s.timestamp)]
-        )
-        outcome = _next(
-            meter,
-            cell,
-            segment,
-            customer,
-            [s for s in segment if s.state is not State.PLANNED],
-            now,
-            reported_for=reported_customer(firm),
-            # Said or planned: revisions and timestamps only rise.
-            revision=max((s.revision for s in recorded), default=0) + 1,
-            after=max((s.timestamp for s in segment), default=None),
-            segment=(segment.start, segment.end) if only is None and len(segments) > 1 else None,
-            at=at,
-            shared=shared,
-            gated=gated,
-            undone=undone,
-            payers=payers,
-            adjusted=adjusted_by(adjustments, segment),
-            retry_rejected=retry_rejected,
-        )
-        if outcome is None:
-            continue
-        if isinstance(outcome, Hold) and len(segments) > 1:
-            outcome = replace(outcome, start=segment.start)
-        outcomes.append(outcome)
-    # What is planned is certainly not counted. It stands if it is what would be planned now.
-    first = next((o for o in outcomes if isinstance(o, MeterEvent)), None)
-    for planned in recorded:
-        if (
-            planned.state is State.PLANNED
-            and first is not None
-            and (planned.customer, planned.value) == (first.customer, first.value)
-            and not too_old(planned.timestamp, now)
-            and any(s.holds(planned.timestamp) and s.holds(first.timestamp) for s in segments)
-        ):
-            holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
-            more = sum(isinstance(o, MeterEvent) for o in outcomes) > 1
-            return [*holds, Waiting(cell, first.target, still_valid=True, more=more)]
-    return outcomes
+            outcome = _hold_beside_daily_window(inputs, segment)
+        else:
+            outcome = _plan_segment(inputs, segment, keeps_one_a_day=only is not None)
+        if outcome is not None:
+            outcomes.append(outcome)
+    return _keep_planned(inputs, outcomes)
 
 
-def _only_segment(
-    meter: Meter, segments: Sequence[Segment], eligibility: Eligibility
-) -> Segment | None:
-    """On a meter that keeps one value a day: the segment that value is for, else None.
+def _target(inputs: CellInputs, segment: Segment) -> int:
+    """What a segment should be, adjustments included."""
+    counted = check_target(segment.usage.of(inputs.meter.measure))
+    return counted + adjusted_by(inputs.adjustments, segment)
 
-    The last one that may be reported.
+
+def _segment_of_daily_window(inputs: CellInputs) -> Segment | None:
+    """On a meter that keeps one value a day: the segment it is reported for; otherwise None.
+
+    It is the last one that may be reported.
     """
-    if meter.event_time_window != "day" or len(segments) == 1:
+    meter = inputs.meter
+    if meter.event_time_window != "day" or len(inputs.segments) == 1:
         return None
-    free = [s for s in segments if eligibility.hold_reason(meter.meter_id, s.end - 1) is None]
-    return (free or segments)[-1]
+    eligibility = inputs.payers.eligibility_of(inputs.payer)
+    free = [
+        s for s in inputs.segments if eligibility.hold_reason(meter.meter_id, s.end - 1) is None
+    ]
+    return (free or inputs.segments)[-1]
 
 
-def _next(
-    meter: Meter,
-    cell: Cell,
-    segment: Segment,
-    customer: str | None,
-    recorded: Sequence[RecordedEvent],
-    now: datetime,
-    *,
-    reported_for: str | None,
-    revision: int,
-    after: int | None,
-    segment: tuple[int, int] | None,
-    at: int | None,
-    shared: bool,
-    gated: bool,
-    undone: bool,
-    payers: Payers,
-    adjusted: int,
-    retry_rejected: bool,
+def _hold_beside_daily_window(inputs: CellInputs, segment: Segment) -> Hold | None:
+    amount = _target(inputs, segment)
+    reason = HoldReason.GATE_CLOSED if inputs.gated else HoldReason.DAILY_WINDOW
+    if not amount:
+        return None
+    return Hold(inputs.cell, amount, amount, reason, segment.start, amount)
+
+
+def _plan_segment(
+    inputs: CellInputs, segment: Segment, *, keeps_one_a_day: bool
 ) -> MeterEvent | Hold | None:
-    target = check_target(segment.usage.of(meter.measure))
-    at_stripe = recorded_value(meter, recorded)
-    owed = target + adjusted - (at_stripe or 0)
-    if not meter.replaces:
-        target += adjusted
+    meter, cell = inputs.meter, inputs.cell
+    # On a meter with a daily window every event of the day is about its one value.
+    events = [e for e in inputs.recorded if keeps_one_a_day or segment.contains(e.timestamp)]
+    sent = [e for e in events if e.state is not State.PLANNED]
+    at_stripe = recorded_value(meter, sent)
+    owed = _target(inputs, segment) - (at_stripe or 0)
+    # Adjustments add up; on a meter that keeps one value they only say what was decided.
+    target = segment.usage.of(meter.measure) if meter.replaces else _target(inputs, segment)
     value = target if meter.replaces else owed
     if at_stripe == target:
         return None
     if at_stripe is None and target == 0 and meter.formula is Formula.SUM:
         return None
-
-    pays = reported_for or customer
-    spoken = [s for s in recorded if s.state is not State.REJECTED or s.error_code not in HARMLESS]
-    last = max(spoken, key=lambda s: s.revision, default=None)
-    timestamp = stamp(segment.start, segment.end, after, at)
-    reason = _why_hold(
-        meter,
-        segment,
-        pays,
-        payers.eligibility_of(pays),
-        timestamp,
-        now,
-        at,
-        undecided=cell.organization_id in payers.undecided,
-        shared=shared and reported_for is None,
-    )
-    if reason is None and gated:
-        return Hold(cell, value, target, HoldReason.GATE_CLOSED, difference=owed)
-    if reason is None and undone:
-        return Hold(cell, value, target, HoldReason.UNDONE, difference=owed)
-    if reason is None and target < 0:
-        return Hold(cell, value, target, HoldReason.BELOW_ZERO, difference=owed)
+    after = max((e.timestamp for e in events), default=None)
+    timestamp = stamp(segment.start, segment.end, after, inputs.at)
+    is_first_zero = at_stripe is None and target == 0
+    reason = _hold_reason(inputs, segment, timestamp)
+    if reason in NEEDS_ADJUSTMENT and owed == 0 and not is_first_zero:
+        return None  # a person has decided
+    if inputs.gated and (reason is None or reason in NEEDS_ADJUSTMENT):
+        reason = HoldReason.GATE_CLOSED  # counts that may be wrong are no amount to decide about
+    elif reason is None and inputs.undone:
+        reason = HoldReason.UNDONE
+    elif reason is None and target < 0:
+        reason = HoldReason.BELOW_ZERO
     if reason is not None:
-        first_zero = at_stripe is None and target == 0
-        decided = reason in DECIDED_BY_PEOPLE and owed == 0 and not first_zero
-        return None if decided else Hold(cell, value, target, reason, 0, owed)
-    if (
-        last is not None
-        and last.state is State.REJECTED
-        and (last.customer, last.value) == (pays, value)
-        and not meter_is_back(meter, last.error_code, last.last_attempt_at)
-        and not retry_rejected
-    ):
+        start = segment.start if len(inputs.segments) > 1 else 0
+        return Hold(cell, value, target, reason, start, owed)
+    if _was_refused(inputs, sent, value):
         return None
-    assert pays is not None  # _why_hold says so
+    assert inputs.payer is not None  # _hold_reason says so
     assert timestamp is not None
-    return MeterEvent(cell, revision, pays, value, target, timestamp, segment)
-
-
-def meter_is_back(meter: Meter, error_code: str | None, last_attempt_at: int | None) -> bool:
-    """Whether a meter that was away has been changed, as by reactivation, since it refused.
-
-    Once per change: the attempt that follows is later than the change.
-    """
-    return (
-        error_code in METER_AWAY
-        and meter.changed_at is not None
-        and last_attempt_at is not None
-        and meter.changed_at >= last_attempt_at
+    split = len(inputs.segments) > 1 and not keeps_one_a_day
+    return MeterEvent(
+        cell,
+        max((e.revision for e in inputs.recorded), default=0) + 1,
+        inputs.payer,
+        value,
+        target,
+        timestamp,
+        (segment.start, segment.end) if split else None,
     )
 
 
-def _why_hold(
-    meter: Meter,
-    segment: Segment,
-    customer: str | None,
-    eligibility: Eligibility,
-    timestamp: int | None,
-    now: datetime,
-    at: int | None,
-    *,
-    undecided: bool,
-    shared: bool,
-) -> HoldReason | None:
-    if customer is None:
+def _hold_reason(inputs: CellInputs, segment: Segment, timestamp: int | None) -> HoldReason | None:
+    """Why a segment cannot be reported, whatever people decided; None if it can."""
+    meter, payer, payers = inputs.meter, inputs.payer, inputs.payers
+    if payer is None:
+        undecided = inputs.cell.organization_id in payers.undecided
         return HoldReason.CUSTOMER_UNDECIDED if undecided else HoldReason.NO_CUSTOMER
+    eligibility = payers.eligibility_of(payer)
     not_eligible = eligibility.hold_reason(meter.meter_id, timestamp or segment.end - 1)
     if not_eligible is not None:
         return not_eligible
-    if shared and meter.replaces:
+    if inputs.shared and meter.replaces and inputs.reported_for is None:
         return HoldReason.CUSTOMER_SHARED
-    if at is None and now.timestamp() < segment.end:
+    if inputs.at is None and inputs.now.timestamp() < segment.end:
         return HoldReason.DAY_NOT_OVER
     if timestamp is None:
         return HoldReason.NO_ROOM_IN_DAY
-    if too_old(timestamp, now):
+    if too_old(timestamp, inputs.now):
         return HoldReason.TOO_OLD
     return None
 
 
-def plan_day(
-    usage_day: date,
-    meters: Sequence[Meter],
-    usage: Mapping[str, Usage],
-    payers: Payers,
-    recorded: Mapping[Cell, Sequence[RecordedEvent]],
-    now: datetime,
-    *,
-    segments_of: Mapping[str, Sequence[Segment]] | None = None,
-    only_split: bool = False,
-    gated: Container[str] = (),
-    undone: Container[Cell] = (),
-    adjustments: Mapping[Cell, Sequence[Entry]] | None = None,
-    retry_rejected: bool = False,
-) -> DayPlan:
-    """Plan every cell of a usage day.
+def _was_refused(inputs: CellInputs, sent: Sequence[RecordedEvent], value: int) -> bool:
+    """Whether Stripe refused exactly this report, and nothing has changed since."""
+    meaningful = [e for e in sent if e.state is not State.REJECTED or e.is_refused]
+    last = max(meaningful, key=lambda e: e.revision, default=None)
+    return (
+        last is not None
+        and last.is_refused
+        and (last.customer, last.value) == (inputs.payer, value)
+        and not meter_is_back(inputs.meter, last)
+        and not inputs.retry_rejected
+    )
 
-    `usage` is the day's snapshot by organization, `payers` who pays today, `recorded` what was
-    said by cell. An organization missing from the snapshot has a target of zero: if it was
-    reported before, it is corrected down; if it has a customer, a `last` meter reports the zero.
-    `segments_of` gives the segments of organizations whose periods end inside the day; with
-    `only_split` nothing else is planned, because the day itself is not over. `gated` are the
-    organizations whose counts wait for a person, `undone` the cells of which a run was undone,
-    `adjustments` what adjustments add to the cells.
+
+def meter_is_back(meter: Meter, refused: RecordedEvent) -> bool:
+    """Whether a meter that was inactive has been changed, as by reactivation, since it refused.
+
+    Once per change: the attempt that follows is later than the change.
     """
-    plan = DayPlan(usage_day)
-    segments_of, adjustments = segments_of or {}, adjustments or {}
-    customers = payers.customers
-    for meter in meters:
-        organizations = set(usage) | {
-            cell.organization_id
-            for cell in (*recorded, *adjustments)
-            if cell.event_name == meter.event_name
-        }
-        if meter.formula is Formula.LAST:
-            organizations |= set(customers)
-        if only_split:
-            organizations = set(segments_of)
-        shared = shared_customers(meter, customers, recorded)
-        for organization_id in sorted(organizations):
-            cell = Cell(usage_day, organization_id, meter.event_name)
-            customer = customers.get(organization_id)
-            history = recorded.get(cell, ())
-            day = whole_day(usage_day, usage.get(organization_id, Usage()))
-            outcomes = plan_segments(
-                meter,
-                cell,
-                segments_of.get(organization_id, [day]),
-                customer,
-                history,
-                now,
-                shared=customer in shared,
-                gated=organization_id in gated,
-                undone=cell in undone,
-                payers=payers,
-                adjustments=adjustments.get(cell, ()),
-                retry_rejected=retry_rejected,
+    return (
+        refused.error_code in METER_INACTIVE_CODES
+        and meter.changed_at is not None
+        and refused.last_attempt_at is not None
+        and meter.changed_at >= refused.last_attempt_at
+    )
+
+
+def _keep_planned(inputs: CellInputs, outcomes: list[Outcome]) -> list[Outcome]:
+    """An event that is planned already is kept if it is what would be planned now."""
+    first = next((o for o in outcomes if isinstance(o, MeterEvent)), None)
+    for planned in inputs.recorded:
+        if (
+            planned.state is State.PLANNED
+            and first is not None
+            and (planned.customer, planned.value) == (first.customer, first.value)
+            and not too_old(planned.timestamp, inputs.now)
+            and any(
+                s.contains(planned.timestamp) and s.contains(first.timestamp)
+                for s in inputs.segments
             )
-            plan.add(cell, outcomes, history)
-            refused = [
-                (cell, recorded.revision)
-                for recorded in history
-                if recorded.state is State.REJECTED and recorded.error_code not in HARMLESS
-            ]
-            segments, entries = segments_of.get(organization_id, [day]), adjustments.get(cell, ())
-            if refused and not outcomes and _nothing_is_owed(meter, segments, history, entries):
-                plan.moot.extend(refused)
-    return plan
-
-
-def _nothing_is_owed(
-    meter: Meter,
-    segments: Sequence[Segment],
-    recorded: Sequence[RecordedEvent],
-    adjustments: Sequence[Entry],
-) -> bool:
-    """Whether Stripe has of every part of a cell what it should, without what it refused."""
-    for segment in segments:
-        target = segment.usage.of(meter.measure)
-        held = recorded_value(meter, [s for s in recorded if segment.holds(s.timestamp)])
-        if meter.formula is Formula.LAST and held != target:
-            return False
-        if meter.formula is Formula.SUM and (held or 0) != target + adjusted_by(
-            adjustments, segment
         ):
+            holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
+            more = sum(isinstance(o, MeterEvent) for o in outcomes) > 1
+            return [*holds, Waiting(inputs.cell, first.target, still_valid=True, more=more)]
+    return outcomes
+
+
+def _nothing_is_missing(inputs: CellInputs) -> bool:
+    """Whether Stripe has recorded of every segment what it should, without what it refused."""
+    for segment in inputs.segments:
+        recorded = recorded_value(
+            inputs.meter, [e for e in inputs.recorded if segment.contains(e.timestamp)]
+        )
+        if inputs.meter.formula is Formula.LAST:
+            if recorded != segment.usage.of(inputs.meter.measure):
+                return False
+        elif (recorded or 0) != _target(inputs, segment):
             return False
     return True
 
@@ -431,15 +361,15 @@ def _nothing_is_owed(
 def shared_customers(
     meter: Meter, customers: Mapping[str, str], recorded: Mapping[Cell, Sequence[RecordedEvent]]
 ) -> set[str]:
-    """The customers to which more than one organization's usage of a day goes on this meter.
+    """The customers that more than one organization's usage of a day is reported for on this meter.
 
-    A cell goes to the customer it was reported for, whatever the mapping says today.
+    A cell is reported for the customer that it was first reported for, whatever the mapping says.
     """
     reported = {
         cell.organization_id: customer
-        for cell, history in recorded.items()
+        for cell, events in recorded.items()
         if cell.event_name == meter.event_name
-        and (customer := reported_customer([s for s in history if s.state is not State.PLANNED]))
+        and (customer := reported_customer([e for e in events if e.state is not State.PLANNED]))
     }
     counts = Counter({**customers, **reported}.values())
     return {customer for customer, number in counts.items() if number > 1}

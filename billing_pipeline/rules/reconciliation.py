@@ -13,11 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from billing_pipeline.rules.holds import HOLD_RULES, HoldReason
 from billing_pipeline.rules.model import (
-    HOLD_EXPLANATIONS,
     SENT,
     UNRESOLVED,
-    HoldReason,
     Meter,
     RecordedEvent,
 )
@@ -90,8 +89,8 @@ class Reconciled:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldSegment:
-    """What is held of a cell: its reason, where the part begins (0: all of it), what is owed."""
+class SegmentHold:
+    """Usage on hold: its reason, where the segment begins (0: the whole day), and the amount."""
 
     reason: HoldReason
     start: int
@@ -100,14 +99,14 @@ class HeldSegment:
 
 @dataclass(frozen=True)
 class CellFacts:
-    """What is known of one part of a cell."""
+    """What is known of one segment of a cell."""
 
     meter: Meter
     segment: Segment
     recorded: Sequence[RecordedEvent] = ()
-    held: Sequence[HeldSegment] = ()
+    holds: Sequence[SegmentHold] = ()
     adjusted: int = 0
-    """What adjustments add to this part."""
+    """What adjustments add to this segment."""
     refused: str | None = None
     """Stripe's refusal that nothing has made good."""
     undone: str | None = None
@@ -123,7 +122,7 @@ class CellFacts:
     @property
     def taken(self) -> list[RecordedEvent]:
         """What Stripe took of it, by the ledger."""
-        return [s for s in self.recorded if s.state in SENT and self.segment.holds(s.timestamp)]
+        return [s for s in self.recorded if s.state in SENT and self.segment.contains(s.timestamp)]
 
     @property
     def reported(self) -> int:
@@ -153,15 +152,15 @@ class CellFacts:
         """Causes whose amounts are known."""
         if self.adjusted:
             yield _cause("by adjustments: `billing adjustments list`", self.adjusted)
-        for segment in self.held:
-            if segment.start == 0 or self.segment.holds(segment.start):
-                message = f"held: {HOLD_EXPLANATIONS[segment.reason]}"
-                if segment.reason is HoldReason.UNDONE and self.undone:
+        for hold in self.holds:
+            if hold.start == 0 or self.segment.contains(hold.start):
+                message = f"on hold: {HOLD_RULES[hold.reason].text}"
+                if hold.reason is HoldReason.UNDONE and self.undone:
                     message = f"undone: {self.undone}"
-                yield _cause(message, -segment.value)
+                yield _cause(message, -hold.value)
         for each in self.recorded:
-            if each.state in UNRESOLVED and self.segment.holds(each.timestamp):
-                yield _cause(f"not resolved yet: revision {each.revision} is {each.state}",
+            if each.state in UNRESOLVED and self.segment.contains(each.timestamp):
+                yield _cause(f"unresolved: revision {each.revision} is {each.state}",
                              -each.value)  # fmt: skip
 
     def _rest(self, amount: int) -> list[Cause]:

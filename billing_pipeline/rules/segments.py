@@ -1,7 +1,7 @@
-"""Parts of a usage day: where a billing period or a subscription ends inside it, the day is split.
+"""Segments of a usage day: a day is split where a billing period or a subscription ends inside it.
 
 Subscriptions begin and end at instants, not at midnight. Each segment is reported by itself, with
-timestamps inside it, so that both periods are right to the reading.
+timestamps inside it, so that each billing period gets exactly its own readings.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Segment:
     end: int
     usage: Usage
 
-    def holds(self, timestamp: int) -> bool:
-        """Whether an event stamped so says something about this segment."""
+    def contains(self, timestamp: int) -> bool:
+        """Whether an event with this timestamp (unix seconds) belongs to the segment."""
         return self.start <= timestamp < self.end
 
 
 def whole_day(day: date, usage: Usage) -> Segment:
-    """The one segment of a day that is not split."""
+    """The only segment of a day that is not split."""
     return Segment(day_start(day), day_end(day), usage)
 
 
-def segment_bounds(day: date, boundaries: Iterable[int]) -> list[tuple[int, int]]:
-    """The segments of a day that is cut at these instants."""
-    inside = {boundary for boundary in boundaries if day_start(day) < boundary < day_end(day)}
+def segments_between(day: date, boundaries: Iterable[int]) -> list[tuple[int, int]]:
+    """The segments [start, end) of a day with these period boundaries, in unix seconds."""
+    inside = {instant for instant in boundaries if day_start(day) < instant < day_end(day)}
     edges = [day_start(day), *sorted(inside), day_end(day)]
     return list(itertools.pairwise(edges))

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time
+
+from billing_pipeline.stripe_facts import OLDEST_REPORTED
 
 ROOM = 3600
 """A first report is stamped an hour before the end, for a day at 23:00:00: late, so that a
 `last` meter reads it as the final word, with 3,599 later seconds left for corrections."""
 
-OLDEST = timedelta(days=34)
-"""Stripe refuses events older than 35 calendar days; one day earlier we stop, so that clocks
-and slow runs cannot turn a report into a refusal."""
+EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
 
 def day_start(day: date) -> int:
     """The first second of a UTC day."""
     return int(datetime.combine(day, time(), tzinfo=UTC).timestamp())
+
+
+def day_of(instant: int) -> date:
+    """The UTC day of an instant in unix seconds."""
+    return date.fromordinal(EPOCH_ORDINAL + instant // 86_400)
 
 
 def day_end(day: date) -> int:
@@ -36,7 +41,7 @@ def stamp(start: int, end: int, after: int | None, at: int | None = None) -> int
 
 def too_old(timestamp: int, now: datetime) -> bool:
     """Whether Stripe may refuse an event with this timestamp for its age."""
-    return timestamp < (now - OLDEST).timestamp()
+    return timestamp < (now - OLDEST_REPORTED).timestamp()
 
 
 def is_over(day: date, now: datetime) -> bool:

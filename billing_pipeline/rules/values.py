@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-MAX_VALUE = 10**15 - 1
-"""15 significant digits are safe everywhere in Stripe (meter_event_value_too_many_digits)."""
+from billing_pipeline.stripe_facts import LARGEST_VALUE
 
 
 class UsageDefect(Exception):
@@ -13,13 +12,13 @@ class UsageDefect(Exception):
 
 
 def check_target(target: Any) -> int:
-    """`target` if it is an int from 0 to MAX_VALUE, else UsageDefect.
+    """`target` if it is an int from 0 to LARGEST_VALUE, else UsageDefect.
 
     >>> check_target(28)
     28
     """
     if type(target) is not int:
         raise UsageDefect(f"usage must be an exact integer, not {target!r}")
-    if not 0 <= target <= MAX_VALUE:
-        raise UsageDefect(f"usage must lie between 0 and {MAX_VALUE}, not {target}")
+    if not 0 <= target <= LARGEST_VALUE:
+        raise UsageDefect(f"usage must lie between 0 and {LARGEST_VALUE}, not {target}")
     return target

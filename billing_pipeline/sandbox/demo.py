@@ -29,15 +29,19 @@ from rich.table import Table
 from rich.text import Text
 
 from billing_pipeline.cli.report import attention, exit_code, run_document
-from billing_pipeline.operations.reporting import (
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.account import known_meters
+from billing_pipeline.ledger.events import recorded_events
+from billing_pipeline.operations.bill import (
+    apply_events,
+    verify_days,
+)
+from billing_pipeline.operations.context import (
     Actor,
     Context,
     Progress,
-    apply_events,
-    approve_gate,
-    closed_gates,
-    verify_days,
 )
+from billing_pipeline.operations.gate import approve_gate, closed_gates
 from billing_pipeline.rules.model import SENT
 from billing_pipeline.sandbox.app import Sandbox
 from billing_pipeline.sandbox.billing import GRACE_SECONDS
@@ -234,8 +238,8 @@ def _fix_customer(sandbox: Sandbox, context: Context, days: list[date]) -> dict[
     verify_days(context, days)
     known = context.customers.known(context.settings.billing_customers_file)
     story = {
-        "error_reports": context.inquiry.open_reports(context.clock()),
-        "rejected": len(context.inquiry.rejected(days)),
+        "error_reports": context.ledger.read(queries.open_reports, context.clock()),
+        "rejected": len(context.ledger.read(queries.rejected, days)),
         "contradictions": known.contradictions(),
     }
     [customer] = known.learned[MISSPELT]
@@ -266,9 +270,9 @@ def _invoice(sandbox: Sandbox, context: Context) -> dict[str, Any]:
     start, end = invoice["period_start"], invoice["period_end"]
     first, last = (datetime.fromtimestamp(at, UTC).date() for at in (start, end))
     span = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    recorded = context.ledger.recorded(span)
+    recorded = context.ledger.read(recorded_events, span)
     rows = []
-    for meter in context.ledger.known_meters(context.settings.billing_meters):
+    for meter in context.ledger.read(known_meters, context.settings.billing_meters):
         events = sorted(
             (s.timestamp, s.revision, s.value)
             for day in span
@@ -308,7 +312,7 @@ def _organizations(context: Context, days: list[date]) -> list[dict[str, Any]]:
                 row["active_sensors"] = usage.active_sensors
             row["readings"] += usage.reading_volume
             row["duplicates"] += usage.exact_duplicates + usage.conflicting_duplicates
-    for organization, events, verified in context.inquiry.per_organization(days):
+    for organization, events, verified in context.ledger.read(queries.per_organization, days):
         rows[organization] |= {"events": events, "verified": verified}
     return [rows[name] for name in sorted(rows)]
 

@@ -16,21 +16,28 @@ from typing import Any
 from sqlalchemy import select
 
 from billing_pipeline.customers.tables import invoices, subscriptions
-from billing_pipeline.ledger.inquiry import HeldUsage
-from billing_pipeline.operations.reconcile import reconcile_month
-from billing_pipeline.operations.reporting import Context, closed_gates, unbilled, unfinished_days
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.adjustments import adjustment_entries_of, decided_adjustments
+from billing_pipeline.ledger.events import recorded_events
+from billing_pipeline.ledger.queries import HoldRecord
+from billing_pipeline.operations.context import Context
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.gate import closed_gates
+from billing_pipeline.operations.periods import unbilled
+from billing_pipeline.operations.reconcile.month import reconcile_month
+from billing_pipeline.rules.holds import HoldReason
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
     SENT,
     Cell,
-    HoldReason,
     RecordedEvent,
 )
-from billing_pipeline.rules.segments import segment_bounds
-from billing_pipeline.rules.timestamps import OLDEST, day_end, day_start
+from billing_pipeline.rules.segments import segments_between
+from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.sandbox.stripe_state import ReceivedEvent
 from billing_pipeline.simulation.world import METERS, ORGANIZATIONS, STRICT, World
 from billing_pipeline.stripe_events.inbox import EventState
+from billing_pipeline.stripe_facts import OLDEST_REPORTED
 from webhook_handler.tables import stripe_events
 
 LAST, SUM = "active_sensors", "temperature_readings"
@@ -64,14 +71,14 @@ def _ledger_and_stripe_agree(world: World, context: Context) -> Iterator[str]:
     """Each counted event is one of ours, as we said it; each we take for counted is."""
     flagged = {
         (r["customer"], r["event_name"], r["usage_day"])
-        for r in context.inquiry.checks(None, "mismatch")
+        for r in context.ledger.read(queries.checks, None, "mismatch")
     }
     counted = {e.identifier: e for e in world.account.events if e.counted and not e.cancelled}
     ours: dict[str, object] = {}
     for day in (*world.days(), world.clock().date()):  # parts of today may be reported
         for organization in _organizations(world):
             for meter, _ in METERS:
-                story = context.inquiry.story(_cell(day, organization, meter))
+                story = context.ledger.read(queries.story, _cell(day, organization, meter))
                 for row in story.events:
                     ours[row["identifier"]] = row
                     where = (row["customer"], meter, row["day"])
@@ -127,17 +134,19 @@ def _is_covered(row: dict[str, Any], events: list[dict[str, Any]]) -> bool:
 
 def _cells_are_right(world: World, context: Context) -> Iterator[str]:
     """Each part of each day is reported as the readings prove, or held or refused for a reason."""
-    refused = {(r["day"], r["organization_id"], r["meter"]) for r in context.inquiry.rejected()}
+    refused = {
+        (r["day"], r["organization_id"], r["meter"]) for r in context.ledger.read(queries.rejected)
+    }
     for day in world.days():
-        recorded = context.ledger.recorded([day])[day]
-        adjustments = context.adjustments.adjustments([day])[day]
+        recorded = context.ledger.read(recorded_events, [day])[day]
+        adjustments = context.ledger.read(adjustment_entries_of, [day])[day]
         held = defaultdict(list)
-        for each in context.inquiry.held([day]):
+        for each in context.ledger.read(queries.holds_of, [day]):
             held[each.cell].append(each)
         for organization in _organizations(world):
             # A day is cut for an organization, wherever any of its meters is reported.
             ever = [s for m, _ in METERS for s in recorded.get(_cell(day, organization, m), [])]
-            segments = segment_bounds(day, _cuts(world, organization, ever))
+            segments = segments_between(day, _cuts(world, organization, ever))
             for meter, formula in METERS:
                 cell = _cell(day, organization, meter)
                 history = recorded.get(cell, [])
@@ -195,7 +204,7 @@ def _is_over_and_bare(world: World, cell: Cell, end: int) -> bool:
     """
     start = day_start(cell.usage_day)
     nothing = world.readings.volume(cell.organization_id, start, day_end(cell.usage_day)) == 0
-    return nothing and end <= world.now - OLDEST.total_seconds()
+    return nothing and end <= world.now - OLDEST_REPORTED.total_seconds()
 
 
 def _owes_a_zero(
@@ -215,15 +224,15 @@ def _owes_a_zero(
         and all(s.customer != customer for history in recorded.values() for s in history)
         and all(s["customer"] != customer for s in world.sandbox.billing.subscriptions.values())
         and world.settings.billing_gates != STRICT
-        and start > world.now - OLDEST.total_seconds()
-        and not context.inquiry.rejected()
+        and start > world.now - OLDEST_REPORTED.total_seconds()
+        and not context.ledger.read(queries.rejected)
     )
 
 
 def _is_so(
     world: World,
     context: Context,
-    hold: HeldUsage,
+    hold: HoldRecord,
     history: list[RecordedEvent],
     start: int,
     end: int,
@@ -252,7 +261,7 @@ def _is_so(
             and i["period_start"] < end and start < i["period_end"]
             for i in world.sandbox.billing.invoices.values()
         ),
-        HoldReason.TOO_OLD: start < world.now - OLDEST.total_seconds(),
+        HoldReason.TOO_OLD: start < world.now - OLDEST_REPORTED.total_seconds(),
         HoldReason.NO_ROOM_IN_DAY: True,
         HoldReason.UNDONE: any(name.startswith("undo ") for name in world.runs),
         HoldReason.DAY_NOT_OVER: False,
@@ -272,12 +281,15 @@ def _invoices_are_right(world: World, context: Context) -> Iterator[str]:
         for day in world.days()
         for organization in _organizations(world)
         for meter, _ in METERS
-        for row in context.inquiry.story(_cell(day, organization, meter)).events
+        for row in context.ledger.read(queries.story, _cell(day, organization, meter)).events
         if row["state"] in SENT
         # Taken for never counted because it made no difference to the figure.
         or (meter == LAST and row["error_code"] == NOT_COUNTED and row["identifier"] in counted)
     ]
-    flagged = {(r["customer"], r["event_name"]) for r in context.inquiry.checks(None, "mismatch")}
+    flagged = {
+        (r["customer"], r["event_name"])
+        for r in context.ledger.read(queries.checks, None, "mismatch")
+    }
     lines = [
         (invoice, line["metadata"]["event_name"], line["quantity"])
         for invoice in world.sandbox.billing.invoices.values()
@@ -335,12 +347,15 @@ def _total(meter: str, rows: Sequence[dict[str, Any]]) -> int:
 
 def _every_difference_has_a_cause(world: World, context: Context) -> Iterator[str]:
     """The reconciliation of each month finds the same: figures that agree, or why they do not."""
-    flagged = {(r["customer"], r["event_name"]) for r in context.inquiry.checks(None, "mismatch")}
+    flagged = {
+        (r["customer"], r["event_name"])
+        for r in context.ledger.read(queries.checks, None, "mismatch")
+    }
     strangers = {customer for _, customer in world.ever_mapped} - set(world.account.customers)
     for month in sorted({day.replace(day=1) for day in world.days()}):
         found = reconcile_month(context, month)
         for row in found.rows:
-            if not row.is_right and (row.span.customer, row.meter) not in flagged:
+            if not row.is_right and (row.period.customer, row.meter) not in flagged:
                 yield f"{month:%Y-%m} reconciled: {row.as_json()}"
         for problem in found.problems:
             if not problem.endswith(tuple(f"customer: '{gone}'" for gone in strangers)):
@@ -349,11 +364,12 @@ def _every_difference_has_a_cause(world: World, context: Context) -> Iterator[st
 
 def _decisions_are_kept(world: World, context: Context) -> Iterator[str]:
     """Exactly what people decided is on record, and what was carried into the current period is carried whole."""
-    decided = context.adjustments.decided()
+    decided = context.ledger.read(decided_adjustments)
     if {each.id: each.approved for each in decided} != world.verdicts:
         yield f"decided were {world.verdicts}, on record are {decided}"
-    entries = context.adjustments.adjustments(
-        list(set(world.days()) | {e.cell.usage_day for d in decided for e in d.entries})
+    entries = context.ledger.read(
+        adjustment_entries_of,
+        list(set(world.days()) | {e.cell.usage_day for d in decided for e in d.entries}),
     )
     written_off = sum(each.amount for each in decided if not each.approved)
     left = sum(e.amount for cells in entries.values() for found in cells.values() for e in found)
@@ -385,18 +401,18 @@ def _what_stripe_said_is_known(world: World) -> Iterator[str]:
 def _mismatches_are_stripes_doing(world: World, context: Context) -> Iterator[str]:
     """A mismatch is left for people only where Stripe lost something, or the customer is gone."""
     lost = {(e.customer, e.event_name) for e in world.account.events if not e.counted}
-    for check in context.inquiry.checks(None, "mismatch"):
+    for check in context.ledger.read(queries.checks, None, "mismatch"):
         where = check["customer"], check["event_name"]
         if where not in lost and where[0] in world.account.customers:
             yield f"a mismatch that nobody made: {check}"
 
 
 def _nothing_is_left(world: World, context: Context) -> Iterator[str]:
-    counts = context.inquiry.counts(world.days())
+    counts = context.ledger.read(queries.counts, world.days())
     for state in ("planned", "sending", "ambiguous"):
         if counts[state]:
             yield f"{counts[state]} events are still {state}"
-    flagged = bool(context.inquiry.checks(None, "mismatch"))
+    flagged = bool(context.ledger.read(queries.checks, None, "mismatch"))
     if counts["accepted"] and not flagged:
         yield f"{counts['accepted']} events are accepted, not verified, and nobody says why"
     events = context.inbox.counts()

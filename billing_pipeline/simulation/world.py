@@ -24,24 +24,27 @@ from sqlalchemy import event
 
 from billing_pipeline.customers.directory import CustomerDirectory
 from billing_pipeline.database import open_database
-from billing_pipeline.ledger.adjustments import AdjustmentBook
-from billing_pipeline.ledger.inquiry import Inquiry
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.adjustments import decided_adjustments
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations import adjust as adjustments
-from billing_pipeline.operations.reporting import (
-    Actor,
-    Context,
+from billing_pipeline.operations.bill import (
     apply_events,
-    approve_gate,
-    closed_gates,
-    closing_days,
-    reopen_for,
+    mark_counted,
     report_days,
-    unfinished_days,
     verify_days,
 )
+from billing_pipeline.operations.context import (
+    Actor,
+    Context,
+)
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.gate import approve_gate, closed_gates
+from billing_pipeline.operations.periods import closing_days
 from billing_pipeline.operations.undo import undo_run
 from billing_pipeline.rules.gate import Gates
+from billing_pipeline.rules.planning import PlanOptions
 from billing_pipeline.rules.timestamps import day_start, is_over
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.billing import Billing
@@ -49,7 +52,7 @@ from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.news import notification
 from billing_pipeline.sandbox.stripe_state import Account
 from billing_pipeline.sandbox.webhooks import Post
-from billing_pipeline.settings import ConfigurationError, Settings
+from billing_pipeline.settings import Settings
 from billing_pipeline.simulation.readings import Readings, Row
 from billing_pipeline.simulation.steps import Crash, Steps
 from billing_pipeline.simulation.transport import InProcessGateway
@@ -146,8 +149,6 @@ class World:
             here,
             self.readings,
             ledger,
-            Inquiry(self.database),
-            AdjustmentBook(self.database, run),
             CustomerDirectory(self.database),
             Inbox(self.database),
             InProcessGateway(self.settings, self.app, self.steps),
@@ -305,7 +306,7 @@ class World:
         with self._living():
             verdict(context, amount.id, "simulated")
         self.steps.disarm()
-        if self.context("person").adjustments.decided(id=amount.id):
+        if self.context("person").ledger.read(decided_adjustments, id=amount.id):
             self.verdicts[amount.id] = approved
         message = "carried into the current period" if approved else "written off"
         died = ": dies" if self.crashes > before else ""
@@ -395,7 +396,7 @@ class World:
         """Take a day's snapshot where its rows have changed, as the assets do."""
         if self.readings.is_current(day):
             return
-        reopen_for(self.context("count"), day)
+        mark_counted(self.context("count"), day)
         self.readings.count(day, self.clock())
 
     def run(self, chance: Random) -> None:
@@ -478,7 +479,7 @@ class World:
         self.log.append("two runs overlap")
 
     def _bill(self, context: Context, days: list[date], *, report_undone: bool = False) -> None:
-        report_days(context, days, report_undone=report_undone)
+        report_days(context, days, options=PlanOptions(report_undone=report_undone))
         verify_days(context, days)
 
     def _act(self, act: Callable[[Context], Any], chance: Random | None, what: str) -> None:
@@ -549,8 +550,8 @@ class World:
             verify_days(context, self.days(), everything=True)
             after = (
                 len(self.account.events),
-                context.inquiry.counts(self.days()),
-                [h.as_json() for h in context.inquiry.held(self.days())],
+                context.ledger.read(queries.counts, self.days()),
+                [h.as_json() for h in context.ledger.read(queries.holds_of, self.days())],
             )
             if round > 4 and after == before:
                 return round

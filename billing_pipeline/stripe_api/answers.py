@@ -13,14 +13,13 @@ from enum import Enum
 import aiohttp
 import stripe
 
+from billing_pipeline.stripe_facts import TURNED_AWAY_CODES
+
 NETWORK_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
 """What the SDK lets through unwrapped when a connection breaks while an answer is read."""
 
 
 TIMED_OUT = "timed_out"
-
-TURNED_AWAY = ("too_many_concurrent_requests", "lock_timeout")
-"""Codes of a 409 that was refused at the door, before anything was executed."""
 
 
 class Verdict(Enum):
@@ -104,7 +103,7 @@ def _answered(error: stripe.StripeError) -> Answer:
             message,
             retry_after=_seconds(headers.get("retry-after")),
         )
-    if status == 409 and code in TURNED_AWAY:
+    if status == 409 and code in TURNED_AWAY_CODES:
         return Answer(Verdict.NOT_EXECUTED, request_id, code, message)
     if status == 409:
         # Another request is at work, maybe an earlier attempt of this very event.

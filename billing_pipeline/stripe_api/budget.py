@@ -12,8 +12,9 @@ from collections.abc import Callable
 from datetime import date, datetime
 from typing import Self
 
+from billing_pipeline.errors import StripeUnreachable
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.stripe_api.retrying import StripeUnreachable
+from billing_pipeline.ledger.reads import give_back_reads, lease_reads, reads_used
 
 LEASE = 10
 """Reads taken from the ledger at once. What a crash leaves of them is lost for the month."""
@@ -41,14 +42,14 @@ class Reads:
     def __exit__(self, *_: object) -> None:
         """Give back what was leased and not read."""
         if self._leased:
-            self._ledger.give_back_reads(self._leased_on, self._leased)
+            self._ledger.write(give_back_reads, self._leased_on, self._leased)
             self._leased = 0
 
     def spend(self) -> None:
         """Take one read. Raises ReadsUsedUp when none is left."""
         if not self._leased:
             self._leased_on = self._today
-            self._leased = self._ledger.lease_reads(self._leased_on, LEASE, self._limit)
+            self._leased = self._ledger.write(lease_reads, self._leased_on, LEASE, self._limit)
         if not self._leased:
             raise ReadsUsedUp(
                 f"the {self._limit} reads of this month are used up; raise "
@@ -60,14 +61,14 @@ class Reads:
     def for_comparing(self) -> int:
         """What verification may use of the month's rest; the remainder is kept for resolving."""
         today = self._today
-        return max(0, self._usable - self._ledger.reads_used(today.replace(day=1), today))
+        return max(0, self._usable - self._ledger.read(reads_used, today.replace(day=1), today))
 
     @property
     def for_today(self) -> int:
         """What is left of today's share: an even one of what the days before have left."""
         today = self._today
-        used = self._ledger.reads_used(today.replace(day=1), today)
-        used_today = self._ledger.reads_used(today, today)
+        used = self._ledger.read(reads_used, today.replace(day=1), today)
+        used_today = self._ledger.read(reads_used, today, today)
         days = calendar.monthrange(today.year, today.month)[1] - today.day + 1
         share = -(-max(0, self._usable - used + used_today) // days)
         return max(0, share - used_today)

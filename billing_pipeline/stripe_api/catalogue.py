@@ -12,14 +12,16 @@ from typing import Any
 
 import stripe
 
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger.account import guard
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.rules.model import (
     Meter,
     MeterSpec,
 )
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.retrying import reading
+from billing_pipeline.stripe_facts import PAGE
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ async def ensure_meters(
     """
     async with gateway.client() as client:
         listed = await _list(client)
-        ledger.guard(await _account_id(client), gateway.livemode, ())
+        ledger.read(guard, await _account_id(client), gateway.livemode, ())
         missing = [s for s in specs if not any(m.event_name == s.event_name for m in listed)]
         present = [spec for spec in specs if spec not in missing]
         problems = [problem for spec in present if (problem := _match(spec, listed)[1])]
@@ -97,7 +99,7 @@ async def _make(client: stripe.StripeClient, spec: MeterSpec) -> None:
 
 async def _list(client: stripe.StripeClient) -> list[Any]:
     async def every() -> list[Any]:
-        page = await client.v1.billing.meters.list_async({"limit": 100})
+        page = await client.v1.billing.meters.list_async({"limit": PAGE})
         return [meter async for meter in page.auto_paging_iter()]
 
     try:

@@ -13,15 +13,15 @@ from contextlib import asynccontextmanager
 import aiohttp
 import stripe
 
-from billing_pipeline.settings import KeyKind, Settings
-
-CALLS_PER_SECOND: dict[KeyKind, int] = {"live": 1000, "sandbox": 25, "local": 1000}
-"""Stripe's documented rates for meter events by kind of key; "local" is a sandbox of ours."""
+from billing_pipeline.settings import (
+    Settings,
+)
+from billing_pipeline.stripe_facts import CALLS_PER_SECOND, REQUEST_TIMEOUT_SECONDS
 
 CONNECTIONS = 400
 """aiohttp's default of 100 would cap a latency of 150 ms at 650 calls a second."""
 
-TIMEOUT = aiohttp.ClientTimeout(total=80, connect=10)
+TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, connect=10)
 """Seconds; in all, the SDK's own default. A request given up too early may still be at work."""
 
 stripe.enable_telemetry = False  # it writes a file in the home folder and reports latencies

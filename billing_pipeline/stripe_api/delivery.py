@@ -18,11 +18,15 @@ from datetime import date, datetime
 import stripe
 from aiolimiter import AsyncLimiter
 
-from billing_pipeline.ledger.ledger import (
-    Ledger,
+from billing_pipeline.ledger.events import (
     Outcome,
     Outgoing,
+    change_state,
+    claim,
+    deliverable,
+    mark_interrupted,
 )
+from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.locks import DeliveryBusy
 from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.model import (
@@ -108,10 +112,10 @@ def deliver(
     """
     try:
         with ledger.delivering() as still_mine:
-            ledger.recover(clock())
+            ledger.write(mark_interrupted, clock())
             by_name = {meter.event_name: meter for meter in meters}
             states = [State.AMBIGUOUS] if leftovers else [State.AMBIGUOUS, State.PLANNED]
-            queue = ledger.deliverable(days, states)
+            queue = ledger.read(deliverable, days, states)
             queue = [o for o in queue if o.event.cell.event_name in by_name]
             if not queue:
                 return DeliveryReport()
@@ -194,7 +198,7 @@ class _Delivery:
             )
             for o in aged
         ]
-        self._ledger.record(refused, now, was={State.PLANNED})
+        self._ledger.write(change_state, refused, now, was={State.PLANNED})
         for outgoing, outcome in zip(aged, refused, strict=True):
             self._finish(outgoing, outcome, sent=False)
             kept.remove(outgoing.id)
@@ -210,7 +214,7 @@ class _Delivery:
                 expected = await resolve(
                     client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
                 )
-            self._ledger.record(expected, self._clock(), was={State.AMBIGUOUS})
+            self._ledger.write(change_state, expected, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
             for outcome in expected:
                 self._finish(by_id[outcome.id], outcome, sent=sent)
@@ -263,13 +267,13 @@ class _Delivery:
             if landed and (len(landed) >= BATCH or now - flushed > FLUSH_SECONDS or not flying):
                 outcomes, landed, flushed = landed, [], now
                 await asyncio.to_thread(
-                    self._ledger.record, outcomes, self._clock(), was={State.SENDING}
+                    self._ledger.write, change_state, outcomes, self._clock(), was={State.SENDING}
                 )
         return unknown
 
     def _claim(self, ids: list[int]) -> set[int]:
         self._still_mine()
-        return self._ledger.claim(ids, self._clock())
+        return self._ledger.write(claim, ids, self._clock())
 
     def _not_eligible(self, outgoing: Outgoing) -> bool:
         """Whether the customer's eligibility forbid to report this by now."""

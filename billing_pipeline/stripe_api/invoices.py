@@ -11,11 +11,13 @@ from typing import Any
 import stripe
 from aiolimiter import AsyncLimiter
 
+from billing_pipeline.errors import StripeUnreachable
 from billing_pipeline.stripe_api.budget import Reads
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.delivery import Progress
-from billing_pipeline.stripe_api.retrying import StripeUnreachable, reading
+from billing_pipeline.stripe_api.retrying import reading
 from billing_pipeline.stripe_api.summaries import figure_between
+from billing_pipeline.stripe_facts import PAGE
 
 AT_ONCE = 20
 """Objects read side by side."""
@@ -109,7 +111,7 @@ async def _lines(
     """Add up an invoice's units by meter. A graduated price has a line for each of its tiers."""
 
     async def every() -> list[Any]:
-        page = await client.v1.invoices.line_items.list_async(invoice, {"limit": 100})
+        page = await client.v1.invoices.line_items.list_async(invoice, {"limit": PAGE})
         return [line async for line in page.auto_paging_iter()]
 
     units: dict[str, int] = defaultdict(int)

@@ -13,11 +13,10 @@ from urllib.parse import quote
 
 import stripe
 
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.retrying import reading
-
-PAGE = 100
+from billing_pipeline.stripe_facts import PAGE
 
 PATHS = {
     "subscriptions": "/v1/subscriptions/{}",

@@ -13,18 +13,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from datetime import date, datetime, timedelta
+from datetime import date, datetime
 
 import stripe
 
-from billing_pipeline.ledger.ledger import (
-    CUSTOMER_UNKNOWN,
-    ExpectedFigure,
-    Ledger,
+from billing_pipeline.errors import StripeUnreachable
+from billing_pipeline.ledger.events import (
     Outcome,
     Outgoing,
+    deliverable,
 )
-from billing_pipeline.rules.agreement import LAG_ALLOWANCE, possible_figures
+from billing_pipeline.ledger.evidence import ExpectedFigure, expected_figures
+from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.rules.agreement import possible_figures
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
     Meter,
@@ -33,15 +34,13 @@ from billing_pipeline.rules.model import (
 )
 from billing_pipeline.rules.timestamps import too_old
 from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.retrying import StripeUnreachable
 from billing_pipeline.stripe_api.summaries import (
     AtZero,
     daily_figures,
     figure_between,
     figure_of_a_zero,
 )
-
-RESEND_WINDOW = timedelta(hours=23)
+from billing_pipeline.stripe_facts import CUSTOMER_NOT_FOUND, LAG_ALLOWANCE, RESEND_WINDOW
 
 
 def needs_resolution(outgoing: Outgoing, now: datetime) -> bool:
@@ -68,9 +67,9 @@ async def resolve(
     days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
     replacing = {name: meter.replaces for name, meter in meters.items()}
     known: dict[tuple[date, str, str], list[ExpectedFigure]] = defaultdict(list)
-    for each in ledger.expected_figures(days, replacing, unverified_only=False):
+    for each in ledger.read(expected_figures, days, replacing, unverified_only=False):
         known[each.usage_day, each.customer, each.event_name].append(each)
-    ambiguous = ledger.deliverable(days, [State.AMBIGUOUS])
+    ambiguous = ledger.read(deliverable, days, [State.AMBIGUOUS])
     outcomes = []
     for outgoing in doubtful:
         key = _key(outgoing)
@@ -83,7 +82,7 @@ async def resolve(
             # Other parts of the day may hide this one in its day's figure, or show in its place.
             segment = event.segment if meter.replaces else None
             if expected is not None:
-                segment = expected.span
+                segment = expected.segment
             figure = await _figure(client, reads, meter, event, segment)
             at_zero = (
                 None
@@ -119,7 +118,7 @@ async def resolve(
 
 def _is_about(expected: ExpectedFigure, event: MeterEvent) -> bool:
     """Whether an event belongs into this figure of its day."""
-    span = expected.span
+    span = expected.segment
     return span is None or span[0] <= event.timestamp < span[1]
 
 
@@ -208,7 +207,7 @@ def _customer_gone(outgoing: Outgoing) -> Outcome:
     return Outcome(
         outgoing.id,
         State.REJECTED,
-        error_code=CUSTOMER_UNKNOWN,
+        error_code=CUSTOMER_NOT_FOUND,
         error_message="its outcome was unknown, and Stripe does not know its customer any more",
     )
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import stripe
 
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError, StripeUnreachable
 from billing_pipeline.stripe_api.answers import NETWORK_ERRORS, Verdict, read_error
 
 T = TypeVar("T")
@@ -17,10 +17,6 @@ T = TypeVar("T")
 FIRST_DELAY = 0.25
 LONGEST_DELAY = 8.0
 READ_ATTEMPTS = 4
-
-
-class StripeUnreachable(Exception):
-    """Stripe could not be asked; nothing was decided. A later run finishes."""
 
 
 def backoff(attempt: int, seed: str, retry_after: float | None = None) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 import stripe
 
+from billing_pipeline.ledger.evidence import newest_before
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.rules.agreement import LAG_ALLOWANCE
 from billing_pipeline.rules.model import (
     Formula,
     Meter,
@@ -17,14 +17,14 @@ from billing_pipeline.rules.model import (
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.stripe_api.budget import Reads
 from billing_pipeline.stripe_api.retrying import reading
-
-MINUTE = 60
-"""Summaries that are not grouped are aligned to it."""
+from billing_pipeline.stripe_facts import LAG_ALLOWANCE, PAGE, SUMMARY_GRANULARITY_SECONDS
 
 
 def minutes_of(start: int, end: int) -> tuple[int, int]:
     """The whole minutes that [start, end) lies in: what a summary can be asked for."""
-    return start // MINUTE * MINUTE, -(-end // MINUTE) * MINUTE
+    return start // SUMMARY_GRANULARITY_SECONDS * SUMMARY_GRANULARITY_SECONDS, -(
+        -end // SUMMARY_GRANULARITY_SECONDS
+    ) * SUMMARY_GRANULARITY_SECONDS
 
 
 async def daily_figures(
@@ -37,7 +37,7 @@ async def daily_figures(
 ) -> dict[date, float]:
     """Stripe's aggregated value of each UTC day from `first` to `last`; days without are 0.
 
-    One call for up to 100 days (Stripe's page), because reads have a monthly budget.
+    One call for up to 100 days (a page of Stripe's), because reads have a monthly budget.
     Raises StripeUnreachable, and the SDK's InvalidRequestError for an unknown customer.
     """
 
@@ -50,7 +50,7 @@ async def daily_figures(
                 "start_time": day_start(first),
                 "end_time": day_end(last),
                 "value_grouping_window": "day",
-                "limit": 100,
+                "limit": PAGE,
             },
         )
         return [summary async for summary in page.auto_paging_iter()]
@@ -112,7 +112,7 @@ async def figure_of_a_zero(
     """
     if meter.formula is not Formula.LAST:
         return None
-    before = ledger.newest_before(meter.event_name, customer, timestamp)
+    before = ledger.read(newest_before, meter.event_name, customer, timestamp)
     if before is None or before.newest == 0:
         return None
     last = before.last_accepted_at

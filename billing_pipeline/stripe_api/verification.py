@@ -13,11 +13,15 @@ from typing import Any
 import stripe
 from aiolimiter import AsyncLimiter
 
-from billing_pipeline.ledger.ledger import (
+from billing_pipeline.errors import StripeUnreachable
+from billing_pipeline.ledger.evidence import (
     Checked,
     ExpectedFigure,
-    Ledger,
+    doubt_zeros_after,
+    expected_figures,
+    record_checks,
 )
+from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.rules.agreement import (
     judge,
     missing_from,
@@ -29,7 +33,7 @@ from billing_pipeline.rules.model import (
 from billing_pipeline.stripe_api.budget import Reads
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.delivery import Clock, Progress
-from billing_pipeline.stripe_api.retrying import StripeUnreachable, backoff
+from billing_pipeline.stripe_api.retrying import backoff
 from billing_pipeline.stripe_api.summaries import (
     AtZero,
     daily_figures,
@@ -82,7 +86,7 @@ def verify(
     by_name = {meter.event_name: meter for meter in meters}
     replacing = {name: meter.replaces for name, meter in by_name.items()}
     report = VerificationReport()
-    expected = ledger.expected_figures(days, replacing, unverified_only=not everything)
+    expected = ledger.read(expected_figures, days, replacing, unverified_only=not everything)
     while expected:
         with Reads(ledger, gateway.reads_a_month, clock) as reads:
             kept = _affordable(expected, reads, clock(), report, everything=everything)
@@ -92,7 +96,7 @@ def verify(
                 )
             )
         # Zeros that follow what was verified now; they follow no further ones.
-        expected = ledger.expected_figures(sorted(doubted), replacing, unverified_only=True)
+        expected = ledger.read(expected_figures, sorted(doubted), replacing, unverified_only=True)
     return report
 
 
@@ -113,7 +117,7 @@ def _affordable(
     kept: list[ExpectedFigure] = []
     spent = 0
     for _, group in sorted(groups.items(), key=lambda each: _urgency(each[0], each[1], now)):
-        cost = 1 + sum(each.span is not None or not each.expected for each in group)
+        cost = 1 + sum(each.segment is not None or not each.expected for each in group)
         changed = any(each.has_changed for each in group)
         if spent + cost <= (of_the_month if changed else of_today):
             kept += group
@@ -152,9 +156,9 @@ async def _verify(
     async with gateway.client() as client:
         while True:
             checks = await _look(gateway, reads, client, ledger, meters, expected, clock, report)
-            ledger.record_checks(checks, clock())
+            ledger.write(record_checks, checks, clock())
             new = [check for check in checks if _is_a_new_value(check, meters)]
-            doubted |= ledger.doubt_zeros_after(new, clock())
+            doubted |= ledger.write(doubt_zeros_after, new, clock())
             report.agreed += sum(check.outcome == "agrees" for check in checks)
             report.mismatched += [check for check in checks if check.outcome == "mismatch"]
             expected = [check.figure for check in checks if check.outcome == "lagging"]
@@ -200,10 +204,12 @@ async def _look(
         )
 
     async def of_a_segment(each: ExpectedFigure, meter: Meter) -> float | None:
-        if each.span is None:
+        if each.segment is None:
             return None
         await limiter.acquire()
-        return await figure_between(client, reads, str(meter.meter_id), each.customer, *each.span)
+        return await figure_between(
+            client, reads, str(meter.meter_id), each.customer, *each.segment
+        )
 
     async def one(customer: str, meter: Meter, span: list[ExpectedFigure]) -> list[Checked]:
         days = [each.usage_day for each in span]

@@ -13,14 +13,12 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from billing_pipeline.customers.read_model import AskStripe
 from billing_pipeline.database import writing
-from billing_pipeline.ledger.ledger import (
-    Ledger,
-    StillSending,
-)
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.ledger.account import not_for_us
+from billing_pipeline.ledger.error_reports import StillSending
+from billing_pipeline.ledger.ledger import Ledger, Writer
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.objects import NotThere, fetch
-from billing_pipeline.stripe_api.retrying import StripeUnreachable
 from billing_pipeline.stripe_events.handlers import HANDLERS, Handling
 from billing_pipeline.stripe_events.inbox import EventState, Inbox, StoredEvent
 
@@ -156,12 +154,12 @@ def _in_one_transaction(
         event = inbox.take(connection, event_id)
         if event is None:
             return
-        why = ledger.not_for_us(connection, event.livemode, event.account, gateway.livemode)
+        why = not_for_us(connection, event.livemode, event.account, gateway.livemode)
         handler = HANDLERS.get(event.type)
         if why is None and handler is None:
             why = "no handler acts on this type"
         if why is None and handler is not None:
-            why = handler(Handling(connection, ledger, clock(), asked), event)
+            why = handler(Handling(Writer(connection, ledger.run), clock(), asked), event)
         state = EventState.PROCESSED if why is None else EventState.IGNORED
         inbox.mark(connection, event, state, clock(), why)
     (applied.processed if why is None else applied.ignored).append(event_id)

@@ -7,13 +7,12 @@ again with the answer. What it raises otherwise stands on the event's row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pydantic import AwareDatetime, BaseModel, Field
-from sqlalchemy import Connection
 
 from billing_pipeline.customers.objects import (
     CheckoutObject,
@@ -31,21 +30,20 @@ from billing_pipeline.customers.read_model import (
     take_invoice,
     take_subscription,
 )
-from billing_pipeline.ledger.ledger import (
-    ErrorReport,
-    Ledger,
-    ReportedError,
-)
+from billing_pipeline.ledger.account import meter_changed_at
+from billing_pipeline.ledger.error_reports import ErrorReport, ReportedError, take_report
+from billing_pipeline.ledger.ledger import Writer
+from billing_pipeline.ledger.marks import look_again
+from billing_pipeline.rules.timestamps import day_of
 from billing_pipeline.stripe_api.objects import NotThere
 from billing_pipeline.stripe_events.inbox import StoredEvent
 
 
 @dataclass(frozen=True)
 class Handling:
-    """What a handler works with: its transaction, the ledger, and what Stripe was asked for."""
+    """What a handler works with: its transaction, and what Stripe was asked for."""
 
-    connection: Connection
-    ledger: Ledger
+    writer: Writer
     now: datetime
     asked: Mapping[tuple[str, str], dict[str, Any] | None] = field(default_factory=dict)
     """Stripe's objects by kind and id; None where it has none, or does not show it."""
@@ -77,7 +75,7 @@ def handles(*types: str) -> Callable[[Handler], Handler]:
 def checkout_completed(handling: Handling, event: StoredEvent) -> str | None:
     """An organization became a customer."""
     session = CheckoutObject.model_validate(event.object)
-    learned = take_checkout(handling.connection, session, _source(event))
+    learned = take_checkout(handling.writer.connection, session, _source(event))
     return None if learned else "it names no organization, or has no customer"
 
 
@@ -85,7 +83,7 @@ def checkout_completed(handling: Handling, event: StoredEvent) -> str | None:
 def customer_deleted(handling: Handling, event: StoredEvent) -> str | None:
     """A customer is gone for good."""
     take_deleted_customer(
-        handling.connection, CustomerObject.model_validate(event.object), _source(event)
+        handling.writer.connection, CustomerObject.model_validate(event.object), _source(event)
     )
     return None
 
@@ -102,8 +100,8 @@ def subscription_changed(handling: Handling, event: StoredEvent) -> str | None:
     seen = SubscriptionObject.model_validate(event.object)
     answer = handling.answer("subscriptions", seen.id)
     asked = None if answer is None else SubscriptionObject.model_validate(answer)
-    ends = take_subscription(handling.connection, seen, _source(event), asked)
-    handling.ledger.boundary(handling.connection, ends)
+    ends = take_subscription(handling.writer.connection, seen, _source(event), asked)
+    _look_at(handling, ends)
     return None
 
 
@@ -125,14 +123,14 @@ def invoice_changed(handling: Handling, event: StoredEvent) -> str | None:
     _meet_subscription(handling, seen.subscription_id, _source(event))
     answer = handling.answer("invoices", seen.id)
     asked = None if answer is None else InvoiceObject.model_validate(answer)
-    ends = take_invoice(handling.connection, seen, _source(event), asked)
-    handling.ledger.boundary(handling.connection, ends)
+    ends = take_invoice(handling.writer.connection, seen, _source(event), asked)
+    _look_at(handling, ends)
     return None
 
 
 def _meet_subscription(handling: Handling, subscription_id: str | None, source: Source) -> None:
     """Ask for a subscription that only its invoice tells of: its own event was missed."""
-    if subscription_id is None or knows_subscription(handling.connection, subscription_id):
+    if subscription_id is None or knows_subscription(handling.writer.connection, subscription_id):
         return
     key = ("subscriptions", subscription_id)
     if key not in handling.asked:
@@ -140,17 +138,13 @@ def _meet_subscription(handling: Handling, subscription_id: str | None, source: 
     found = handling.asked[key]
     if found is not None:  # without it the invoice still closes its period
         there = SubscriptionObject.model_validate(found)
-        handling.ledger.boundary(
-            handling.connection, take_subscription(handling.connection, there, source)
-        )
+        _look_at(handling, take_subscription(handling.writer.connection, there, source))
 
 
 @handles("billing.meter.reactivated", "billing.meter.updated")
 def meter_changed(handling: Handling, event: StoredEvent) -> str | None:
     """A meter is back, or renamed: what it refused while it was away may be sent again."""
-    ours = handling.ledger.meter_changed(
-        handling.connection, str(event.object["id"]), event.created
-    )
+    ours = meter_changed_at(handling.writer, str(event.object["id"]), event.created)
     return None if ours else "it is not one of our meters"
 
 
@@ -204,8 +198,8 @@ def meter_errors_reported(handling: Handling, event: StoredEvent) -> str | None:
         )
         for kind in report.data.reason.error_types
     )
-    handling.ledger.take_report(
-        handling.connection,
+    take_report(
+        handling.writer,
         ErrorReport(
             event.id,
             report.related_object.id if report.related_object else None,
@@ -216,6 +210,12 @@ def meter_errors_reported(handling: Handling, event: StoredEvent) -> str | None:
         handling.now,
     )
     return None
+
+
+def _look_at(handling: Handling, instants: Collection[int]) -> None:
+    """Have days of any age looked at in which a period is now known to end (unix seconds)."""
+    days = {day_of(instant) for instant in instants}
+    look_again(handling.writer, days, only_planned=True)
 
 
 def _source(event: StoredEvent) -> Source:

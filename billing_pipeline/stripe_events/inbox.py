@@ -14,13 +14,11 @@ from enum import StrEnum
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, func, or_, select, text, update
+from sqlalchemy import Connection, Engine, and_, func, or_, select, update
 
 from billing_pipeline.database import writing
+from billing_pipeline.ledger.locks import APPLYING, lock_until_commit
 from webhook_handler.tables import stripe_events
-
-APPLYING_KEY = 7205134
-"""Events are applied by one process at a time: two of one object would race for its row."""
 
 MOST_ATTEMPTS = 8
 """Then an event is failed, and waits for a person."""
@@ -84,8 +82,8 @@ class Inbox:
 
     def take(self, connection: Connection, event_id: str) -> StoredEvent | None:
         """An event for this transaction alone; None when another process has dealt with it."""
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": APPLYING_KEY})
+        # One process applies at a time: two events about one object would race for its row.
+        lock_until_commit(connection, APPLYING)
         row = connection.execute(
             select(stripe_events)
             .where(stripe_events.c.id == event_id, stripe_events.c.state == EventState.RECEIVED)

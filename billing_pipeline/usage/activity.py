@@ -21,6 +21,7 @@ import duckdb
 import pyarrow
 from pyarrow import parquet
 
+from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.kernel.kernel import KernelCounts, count_plain
 from billing_pipeline.usage.kernel.shares import CannotTake
@@ -32,7 +33,6 @@ from billing_pipeline.usage.readings import (
 )
 from billing_pipeline.usage.sources.day_files import (
     DayInputs,
-    UnusableInput,
     folder_name,
     list_day,
 )
@@ -127,7 +127,7 @@ class CountedDay:
             "quarantined_rows": self.quarantined_rows,
         }
 
-    def brief(self) -> str:
+    def summary(self) -> str:
         """The day's files (name, hash, rows) and counts as JSON, to tell later what changed."""
         return json.dumps(
             {

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import duckdb
 
+from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.engine import sql
 from billing_pipeline.usage.sources.day_files import (
     DayInputs,
-    UnusableInput,
     folder_name,
     format_of,
 )

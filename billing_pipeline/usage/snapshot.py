@@ -15,6 +15,7 @@ from datetime import UTC, date, datetime, time, timedelta
 
 import duckdb
 
+from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.activity import (
     ACTIVITY_FILE,
     CONTRACT,
@@ -27,7 +28,7 @@ from billing_pipeline.usage.activity import (
     write_parquet,
 )
 from billing_pipeline.usage.engine import Engine, sql
-from billing_pipeline.usage.sources.day_files import UnusableInput, list_day
+from billing_pipeline.usage.sources.day_files import list_day
 from billing_pipeline.usage.sources.folders import Folder
 
 SNAPSHOT_FILE = "usage.parquet"

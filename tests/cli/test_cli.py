@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from billing_pipeline.cli.app import main
+from billing_pipeline.ledger import queries
 from billing_pipeline.sandbox.faults import Faults
 from tests.support import KEY, World, yesterday
 
@@ -125,7 +126,7 @@ def test_a_dry_run_counts_plans_and_writes_nothing(furnished: World, billing: Co
     }
     assert furnished.sandbox.account.events == []
     assert not (furnished.home / "snapshots").exists()
-    assert sum(furnished.context().inquiry.counts([yesterday()]).values()) == 0
+    assert sum(furnished.context().ledger.read(queries.counts, [yesterday()]).values()) == 0
 
 
 def test_plan_uses_the_snapshots_there_are(furnished: World, billing: Command) -> None:

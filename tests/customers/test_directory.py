@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from billing_pipeline.operations.reporting import utc_now
 from sqlalchemy import Engine
 
 from billing_pipeline.customers.directory import CustomerDirectory
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.operations.context import utc_now
 
 HEADER = "organization_id,stripe_customer_id\n"
 

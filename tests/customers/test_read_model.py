@@ -37,7 +37,7 @@ from billing_pipeline.customers.tables import (
 )
 from billing_pipeline.database import open_database, writing
 from billing_pipeline.rules.eligibility import DEFAULT_POLICY
-from billing_pipeline.rules.model import HoldReason
+from billing_pipeline.rules.holds import HoldReason
 
 BEGUN = datetime(2026, 3, 1, tzinfo=UTC)
 TABLES = (learned_customers, deleted_customers, subscriptions, billing_periods, invoices)

@@ -12,6 +12,8 @@ import pytest
 from billing_pipeline.defs import Billing
 from billing_pipeline.defs.schedules import bill_yesterday
 from billing_pipeline.defs.sensors import changed_readings, unfinished_usage
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.days import planned_from
 from billing_pipeline.rules.timestamps import day_start
 from tests.support import World, yesterday
 
@@ -108,7 +110,9 @@ def test_a_file_for_a_day_that_stripe_takes_no_more_is_noticed_in_its_turn(
     counted.advance(minutes=61)
     assert older(cursor)[0] == asked  # nobody did it: once more
     counted.bill([day])
-    assert {held.reason for held in counted.context().inquiry.held([day])} == {"too_old"}
+    assert {held.reason for held in counted.context().ledger.read(queries.holds_of, [day])} == {
+        "too_old"
+    }
     # Files that were archived are no news.
     for file in (counted.home / "readings" / f"reading_date={day}").iterdir():
         file.unlink()
@@ -155,7 +159,7 @@ def test_held_usage_is_asked_for_when_its_customer_appears(counted: World, tick:
     counted.make_customers(["new"])
     ranges, cursor = tick(unfinished_usage, None)
     # With its customer it owes a zero for the counted days before, too.
-    first = min(counted.context().inquiry.planned_from())
+    first = min(counted.context().ledger.read(planned_from))
     assert ranges == [(first.isoformat(), day.isoformat())]
     assert tick(unfinished_usage, cursor)[0] == []
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from billing_pipeline.operations.reporting import closed_gates
 from sqlalchemy import create_engine, text
 
+from billing_pipeline.ledger.adjustments import decided_adjustments
 from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.operations.gate import closed_gates
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from tests.integration.test_processes import BILLING
@@ -165,11 +166,11 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
     assert {key: value for key, value in scene.billed().items() if key[0] != acme} == due
     # Of the closed period every unit is billed now, or written off by a decision.
     context = scene.context()
-    assert context.adjustments.decided()
+    assert context.ledger.read(decided_adjustments)
     billed = sum(v for (who, meter, _), v in scene.billed().items() if (who, meter) == (acme, SUM))
     written_off = sum(
         each.amount
-        for each in context.adjustments.decided()
+        for each in context.ledger.read(decided_adjustments)
         if not each.approved and each.cell.event_name == SUM
     )
     proven = sum(n for day in DAYS for n in usage[day].get("acme", {}).values())

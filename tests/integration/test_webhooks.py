@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
-from billing_pipeline.operations.reporting import apply_events
 from sqlalchemy import func, select
 
+from billing_pipeline.operations.bill import apply_events
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.webhooks import Endpoint
 from tests.support import World, eventually

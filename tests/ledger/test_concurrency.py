@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from billing_pipeline.database import open_database
+from billing_pipeline.ledger.events import recorded_events
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.locks import DeliveryBusy, delivery_lock
 from billing_pipeline.ledger.tables import meter_events
@@ -44,7 +45,7 @@ def plan_again_and_again(url: str, run: str, start: Any) -> None:
     start.wait(30)
     for _ in range(10):
         with ledger.planning() as connection:
-            recorded = ledger.recorded([DAY], connection)[DAY]
+            recorded = ledger.read(recorded_events, [DAY], connection)[DAY]
             plan = plan_day(DAY, METERS, usage, Payers(customers), recorded, NOW)
             ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
 

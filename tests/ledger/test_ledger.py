@@ -6,22 +6,31 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any, cast
 
 import pytest
+from billing_pipeline.ledger.inquiry import Inquiry
 from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import IntegrityError
 
 from billing_pipeline.database import open_database, writing
-from billing_pipeline.ledger.inquiry import Inquiry
-from billing_pipeline.ledger.ledger import (
-    Checked,
-    Ledger,
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.account import bind, known_meters
+from billing_pipeline.ledger.events import (
     Outcome,
+    change_state,
+    claim,
+    deliverable,
+    mark_interrupted,
 )
+from billing_pipeline.ledger.evidence import Checked, expected_figures, record_checks
+from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.tables import history, meter_events
+from billing_pipeline.rules.holds import (
+    Hold,
+    HoldReason,
+)
 from billing_pipeline.rules.model import (
     Cell,
     Formula,
-    Hold,
-    HoldReason,
     Measure,
     Meter,
     MeterEvent,
@@ -29,7 +38,6 @@ from billing_pipeline.rules.model import (
     State,
 )
 from billing_pipeline.rules.planning import DayPlan
-from billing_pipeline.settings import ConfigurationError
 
 DAY = date(2026, 3, 10)
 NOW = datetime(2026, 3, 11, 0, 10, tzinfo=UTC)
@@ -52,9 +60,11 @@ def write(ledger: Ledger, *planned: Any, now: datetime = NOW) -> None:
 
 
 def send(ledger: Ledger, state: State, **facts: Any) -> None:
-    ids = [outgoing.id for outgoing in ledger.deliverable([DAY])]
-    ledger.claim(ids, NOW)
-    ledger.record([Outcome(id, state, **facts) for id in ids], NOW, was={State.SENDING})
+    ids = [outgoing.id for outgoing in ledger.read(deliverable, [DAY])]
+    ledger.write(claim, ids, NOW)
+    ledger.write(
+        change_state, [Outcome(id, state, **facts) for id in ids], NOW, was={State.SENDING}
+    )
 
 
 @pytest.fixture
@@ -96,11 +106,11 @@ def test_the_database_refuses_a_second_unsettled_event_of_a_cell(ledger: Ledger)
 
 def test_what_a_crash_left_sending_reads_as_ambiguous(ledger: Ledger) -> None:
     write(ledger, event())
-    (outgoing,) = ledger.deliverable([DAY])
-    ledger.claim([outgoing.id], NOW)
-    assert ledger.deliverable([DAY]) == []
-    assert ledger.recover(NOW + timedelta(hours=1)) == 1
-    (found,) = ledger.deliverable([DAY])
+    (outgoing,) = ledger.read(deliverable, [DAY])
+    ledger.write(claim, [outgoing.id], NOW)
+    assert ledger.read(deliverable, [DAY]) == []
+    assert ledger.write(mark_interrupted, NOW + timedelta(hours=1)) == 1
+    (found,) = ledger.read(deliverable, [DAY])
     assert found.state is State.AMBIGUOUS
     assert found.first_attempt_at == NOW
     assert found.event == outgoing.event
@@ -109,10 +119,10 @@ def test_what_a_crash_left_sending_reads_as_ambiguous(ledger: Ledger) -> None:
 def test_the_first_attempt_stays_the_first(ledger: Ledger) -> None:
     write(ledger, event())
     send(ledger, State.AMBIGUOUS)
-    (outgoing,) = ledger.deliverable([DAY])
-    ledger.claim([outgoing.id], NOW + timedelta(hours=5))
-    ledger.recover(NOW + timedelta(hours=6))
-    (found,) = ledger.deliverable([DAY])
+    (outgoing,) = ledger.read(deliverable, [DAY])
+    ledger.write(claim, [outgoing.id], NOW + timedelta(hours=5))
+    ledger.write(mark_interrupted, NOW + timedelta(hours=6))
+    (found,) = ledger.read(deliverable, [DAY])
     assert found.first_attempt_at == NOW
     assert found.last_attempt_at == NOW + timedelta(hours=5)
 
@@ -121,13 +131,13 @@ def test_a_hold_is_kept_changed_and_released_with_its_history(ledger: Ledger) ->
     inquiry = Inquiry(ledger.engine)
     write(ledger, Hold(CELL, 7, 7, HoldReason.NO_CUSTOMER))
     write(ledger, Hold(CELL, 7, 7, HoldReason.NO_CUSTOMER), now=NOW + timedelta(hours=1))
-    (held,) = inquiry.held([DAY])
+    (held,) = ledger.read(queries.holds_of, [DAY])
     assert (held.value, held.reason, held.since) == (7, "no_customer", NOW)
     write(ledger, Hold(CELL, 9, 9, HoldReason.NO_CUSTOMER))
-    assert [h.value for h in inquiry.held([DAY])] == [9]
+    assert [h.value for h in ledger.read(queries.holds_of, [DAY])] == [9]
     write(ledger, event())
-    assert inquiry.held([DAY]) == []
-    details = [(h["to_state"], h["detail"]) for h in inquiry.story(CELL).history]
+    assert ledger.read(queries.holds_of, [DAY]) == []
+    details = [(h["to_state"], h["detail"]) for h in ledger.read(queries.story, CELL).history]
     assert details == [
         ("held", "no_customer: value 7"),
         ("held", "no_customer: value 9"),
@@ -140,8 +150,8 @@ def test_a_hold_without_usage_any_more_is_withdrawn_and_stays_on_record(ledger: 
     write(ledger, Hold(CELL, 7, 7, HoldReason.NO_CUSTOMER))
     write(ledger)
     inquiry = Inquiry(ledger.engine)
-    assert inquiry.counts([DAY])["held"] == 0
-    assert "withdrawn" in inquiry.story(CELL).history[-1]["detail"]
+    assert ledger.read(queries.counts, [DAY])["held"] == 0
+    assert "withdrawn" in ledger.read(queries.story, CELL).history[-1]["detail"]
 
 
 def test_counts_cover_every_state(ledger: Ledger) -> None:
@@ -161,46 +171,46 @@ def test_counts_cover_every_state(ledger: Ledger) -> None:
 def test_agreement_verifies_and_is_remembered(ledger: Ledger) -> None:
     write(ledger, event(1, 7))
     send(ledger, State.ACCEPTED)
-    (expected,) = ledger.expected_figures([DAY], REPLACING, unverified_only=True)
+    (expected,) = ledger.read(expected_figures, [DAY], REPLACING, unverified_only=True)
     assert (expected.expected, expected.certain, expected.pending) == (7, None, (7,))
-    ledger.record_checks([Checked(expected, "7", "agrees")], NOW)
-    assert ledger.expected_figures([DAY], REPLACING, unverified_only=True) == []
+    ledger.write(record_checks, [Checked(expected, "7", "agrees")], NOW)
+    assert ledger.read(expected_figures, [DAY], REPLACING, unverified_only=True) == []
     write(ledger, event(2, -3))
     send(ledger, State.ACCEPTED)
-    (expected,) = ledger.expected_figures([DAY], REPLACING, unverified_only=True)
+    (expected,) = ledger.read(expected_figures, [DAY], REPLACING, unverified_only=True)
     assert (expected.expected, expected.certain, expected.pending) == (4, 7, (-3,))
-    ledger.record_checks([Checked(expected, "7", "lagging")], NOW)
-    ledger.record_checks([Checked(expected, "9", "mismatch")], NOW)
+    ledger.write(record_checks, [Checked(expected, "7", "lagging")], NOW)
+    ledger.write(record_checks, [Checked(expected, "9", "mismatch")], NOW)
     (look,) = Inquiry(ledger.engine).checks([DAY], "mismatch")
     assert (look["expected"], look["reported"]) == (4, "9")
 
 
 def test_the_account_guard_refuses_another_account_mode_or_meter(ledger: Ledger) -> None:
-    ledger.bind("acct_1", False, [SUM], NOW)
-    ledger.bind("acct_1", False, [SUM], NOW)
-    ledger.bind(None, False, [SUM], NOW)  # a restricted key: the meters' ids vouch for it
+    ledger.write(bind, "acct_1", False, [SUM], NOW)
+    ledger.write(bind, "acct_1", False, [SUM], NOW)
+    ledger.write(bind, None, False, [SUM], NOW)  # a restricted key: the meters' ids vouch for it
     with pytest.raises(ConfigurationError, match="acct_2"):
-        ledger.bind("acct_2", False, [SUM], NOW)
+        ledger.write(bind, "acct_2", False, [SUM], NOW)
     with pytest.raises(ConfigurationError, match="live"):
-        ledger.bind("acct_1", True, [SUM], NOW)
+        ledger.write(bind, "acct_1", True, [SUM], NOW)
     write(ledger, event())
     send(ledger, State.ACCEPTED)
     other = Meter("temperature_readings", Formula.SUM, Measure.READING_VOLUME, meter_id="mtr_2")
     with pytest.raises(ConfigurationError, match="mtr_2"):
-        ledger.bind(None, False, [other], NOW)
+        ledger.write(bind, None, False, [other], NOW)
     with ledger.engine.begin() as connection:
         assert connection.scalar(text("SELECT account_id FROM account")) == "acct_1"
 
 
 def test_meters_are_known_as_last_seen_and_as_specified_before(ledger: Ledger) -> None:
-    assert ledger.known_meters([SPEC]) == [
+    assert ledger.read(known_meters, [SPEC]) == [
         Meter("temperature_readings", Formula.SUM, Measure.READING_VOLUME)
     ]
     seen = Meter(
         "temperature_readings", Formula.SUM, Measure.READING_VOLUME, "day", "c", "v", "mtr_1"
     )
-    ledger.bind("acct_1", False, [seen], NOW)
-    assert ledger.known_meters([SPEC]) == [seen]
+    ledger.write(bind, "acct_1", False, [seen], NOW)
+    assert ledger.read(known_meters, [SPEC]) == [seen]
 
 
 def test_naive_times_are_refused(ledger: Ledger) -> None:

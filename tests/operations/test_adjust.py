@@ -5,12 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from billing_pipeline.operations.reporting import report_days, unfinished_days
 
-from billing_pipeline.ledger.adjustments import Adjustment
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.adjustments import Adjustment, decided_adjustments
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations.alerts import alerts
-from billing_pipeline.settings import ConfigurationError
+from billing_pipeline.operations.bill import report_days
+from billing_pipeline.operations.day_inputs import unfinished_days
 from tests.closed_period import CLOSED, LATEST, invoiced
 from tests.support import World
 
@@ -61,14 +63,16 @@ def test_a_late_file_of_a_closed_period_is_approved_and_stated_in_the_current_on
     assert invoiced(closed) == 30
     context = closed.context()
     assert adjustments.open_adjustments(context) == []
-    assert context.inquiry.held([CLOSED, LATEST]) == []
+    assert context.ledger.read(queries.holds_of, [CLOSED, LATEST]) == []
     story = adjustments.story(context, waiting.id)
     assert (story["decision"], story["reason"], story["run"]) == (
         "approved", "the gateway was offline", "analyst",
     )  # fmt: skip
     correction = story["events"][-1]
     assert (correction["value"], correction["target"]) == (7, 17)
-    assert "approved" in {row["to_state"] for row in context.inquiry.story(waiting.cell).history}
+    assert "approved" in {
+        row["to_state"] for row in context.ledger.read(queries.story, waiting.cell).history
+    }
     # Running everything again changes nothing.
     days = [CLOSED + timedelta(days=n) for n in range(-2, 4)]
     assert closed.bill(days).sent == 0
@@ -90,7 +94,7 @@ def test_too_much_in_a_closed_period_is_taken_back_from_several_days(closed: Wor
     # What a day has afterwards is less than was taken back from it: seen, and not below zero.
     closed.write_readings(LATEST, {"acme": {"s": 1}})
     closed.bill([LATEST])
-    held = closed.context().inquiry.held([LATEST])
+    held = closed.context().ledger.read(queries.holds_of, [LATEST])
     assert [(h.reason, h.value) for h in held if h.cell.event_name == SUM] == [("below_zero", -3)]
 
 
@@ -110,7 +114,7 @@ def test_a_dismissed_amount_stays_on_record_and_later_readings_ask_anew(closed: 
     finish(closed)
     assert adjustments.open_adjustments(closed.context()) == []
     assert closed.bill([CLOSED]).sent == 0
-    assert closed.context().inquiry.held([CLOSED]) == []
+    assert closed.context().ledger.read(queries.holds_of, [CLOSED]) == []
     [decided] = adjustments.document(closed.context())["decided"]
     assert (decided["decision"], decided["amount"], decided["reported_in"]) == ("dismissed", 7, [])
     again = late(closed, 20)
@@ -153,7 +157,7 @@ def test_two_people_decide_at_once_and_one_of_them_is_told(closed: World) -> Non
     decided: list[Adjustment] = [adjustments.dismiss(first, waiting.id, "no")]
     with pytest.raises(ConfigurationError):
         adjustments._decide(second, waiting, "yes", adjustments._room_for(second, waiting))
-    assert closed.context().adjustments.decided() == decided
+    assert closed.context().ledger.read(decided_adjustments) == decided
 
 
 def test_usage_that_is_too_old_is_carried_too(closed: World) -> None:

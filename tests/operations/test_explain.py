@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.operations.explain.day import explain_day
 from billing_pipeline.operations.explain.page import write_page
 from billing_pipeline.operations.explain.period import explain_period
-from billing_pipeline.settings import ConfigurationError
 from tests.closed_period import CLOSED, SUM
 from tests.support import World
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from billing_pipeline.operations.reporting import (
-    approve_gate,
-    closed_gates,
+
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.operations.bill import (
     count_usage,
     report_days,
-    unfinished_days,
     verify_days,
 )
-
-from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.gate import approve_gate, closed_gates
 from billing_pipeline.operations.preview import preview_days
-from billing_pipeline.settings import ConfigurationError
 from tests.support import World, yesterday
 
 SUM, LAST = "temperature_readings", "active_sensors"
@@ -43,7 +43,7 @@ def billed(world: World, organization: str, meter: str) -> int | None:
 def test_an_outage_is_held_and_seen(steady: World) -> None:
     context, day = steady.context(), yesterday()
     assert billed(steady, "acme", LAST) is None
-    held = context.inquiry.held([day])
+    held = context.ledger.read(queries.holds_of, [day])
     # A zero on a sum is nothing to report; on `last` it would be the period's figure.
     assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
         ("acme", LAST, "gate_closed"),
@@ -88,7 +88,7 @@ def test_a_person_lets_exactly_these_counts_through(steady: World) -> None:
     report_days(context, [day])
     verify_days(context, [day])
     assert billed(steady, "acme", LAST) == 0
-    assert context.inquiry.held([day]) == []
+    assert context.ledger.read(queries.holds_of, [day]) == []
     assert unfinished_days(context) == []
     with pytest.raises(ConfigurationError, match="nothing to approve"):
         approve_gate(context, day, "again")
@@ -105,4 +105,6 @@ def test_a_collapse_of_what_was_stated_is_held_too(steady: World) -> None:
     before = steady.billed()
     steady.bill([day])
     assert steady.billed() == before
-    assert {h.reason for h in steady.context().inquiry.held([day])} == {"gate_closed"}
+    assert {h.reason for h in steady.context().ledger.read(queries.holds_of, [day])} == {
+        "gate_closed"
+    }

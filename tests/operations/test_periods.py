@@ -7,20 +7,23 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
-from billing_pipeline.operations.reporting import (
-    closing_days,
+
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.bill import (
     count_usage,
     report_days,
-    unfinished_days,
     verify_days,
 )
-
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.periods import closing_days
 from billing_pipeline.rules.eligibility import Payers
+from billing_pipeline.rules.holds import (
+    Hold,
+    HoldReason,
+)
 from billing_pipeline.rules.model import (
     Cell,
     Formula,
-    Hold,
-    HoldReason,
     Measure,
     Meter,
     MeterEvent,
@@ -32,7 +35,7 @@ from billing_pipeline.rules.model import (
 from billing_pipeline.rules.planning import plan_segments
 from billing_pipeline.rules.segments import (
     Segment,
-    segment_bounds,
+    segments_between,
 )
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.usage.segments import usage_in_segments
@@ -72,8 +75,11 @@ DAILY = Meter("daily", Formula.SUM, Measure.READING_VOLUME, event_time_window="d
 
 def test_a_day_is_cut_at_the_instants_inside_it() -> None:
     start, end = day_start(DAY), day_end(DAY)
-    assert segment_bounds(DAY, []) == [(start, end)]
-    assert segment_bounds(DAY, [start, end, NOON, NOON, start - 5]) == [(start, NOON), (NOON, end)]
+    assert segments_between(DAY, []) == [(start, end)]
+    assert segments_between(DAY, [start, end, NOON, NOON, start - 5]) == [
+        (start, NOON),
+        (NOON, end),
+    ]
 
 
 @pytest.mark.parametrize("meter", [SUM_METER, LAST_METER])
@@ -242,11 +248,11 @@ def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
     write(world, day, [("acme", "early", 1), ("acme", "early", 14.5), *late])
     world.bill([day])
     assert in_period(world, customer, SUM, end, 10**11) == 6
-    assert [r["value"] for r in world.context().inquiry.rejected([day])] == [2]
+    assert [r["value"] for r in world.context().ledger.read(queries.rejected, [day])] == [2]
     assert unfinished_days(world.context()) == []
     report_days(world.context(), [day], retry_rejected=True)
     assert in_period(world, customer, SUM, 0, end) == 2
-    assert world.context().inquiry.rejected([day]) == []
+    assert world.context().ledger.read(queries.rejected, [day]) == []
 
 
 def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_after(
@@ -266,8 +272,8 @@ def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_afte
     [wrong] = found.mismatched
     assert (wrong.figure.event_name, wrong.figure.expected, wrong.reported) == (LAST, 1, "0")
     assert wrong.figure.span == (day_start(day), end)
-    assert context.inquiry.counts([day])["accepted"] == 1
-    [shown] = context.inquiry.checks([day], "mismatch")
+    assert context.ledger.read(queries.counts, [day])["accepted"] == 1
+    [shown] = context.ledger.read(queries.checks, [day], "mismatch")
     assert (shown["expected"], shown["reported"]) == (1, "0")
 
 
@@ -299,7 +305,9 @@ def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any
     world.apply()
     assert day in unfinished_days(world.context())
     report_days(world.context(), [day])
-    held = {(h.cell.event_name, h.value) for h in world.context().inquiry.held([day])}
+    held = {
+        (h.cell.event_name, h.value) for h in world.context().ledger.read(queries.holds_of, [day])
+    }
     assert (SUM, 2) in held  # owed to the period that ended, and shown as what is late
     assert day not in unfinished_days(world.context())
 
@@ -339,7 +347,11 @@ def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 11.5, 11.75, 12.25, 13)])
     world.bill([today])
     assert in_period(world, customer, SUM, noon, 10**11) == 2
-    [held] = [h for h in world.context().inquiry.held([today]) if h.cell.event_name == SUM]
+    [held] = [
+        h
+        for h in world.context().ledger.read(queries.holds_of, [today])
+        if h.cell.event_name == SUM
+    ]
     assert (held.reason, held.value) == ("period_closed", 1)
 
 
@@ -360,5 +372,8 @@ def test_on_the_day_of_a_cancellation_usage_counts_up_to_its_instant(world: Worl
     world.bill([day])
     assert in_period(world, customer, SUM, 0, ended) == 2
     assert in_period(world, customer, SUM, ended, 10**11) == 0
-    held = {h.cell.event_name: (h.reason, h.value) for h in world.context().inquiry.held([day])}
+    held = {
+        h.cell.event_name: (h.reason, h.value)
+        for h in world.context().ledger.read(queries.holds_of, [day])
+    }
     assert held == {SUM: ("subscription_ended", 3), LAST: ("subscription_ended", 1)}

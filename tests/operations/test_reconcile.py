@@ -7,13 +7,20 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from billing_pipeline.operations.reporting import Actor
 
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.operations import adjust as adjustments
-from billing_pipeline.operations.reconcile import Reconciliation, Row, keep, reconcile_month
+from billing_pipeline.operations.context import Actor
+from billing_pipeline.operations.reconcile.month import (
+    keep,
+    reconcile_month,
+)
+from billing_pipeline.operations.reconcile.rows import (
+    Reconciliation,
+    Row,
+)
 from billing_pipeline.operations.undo import undo_run
 from billing_pipeline.rules.reconciliation import Step
-from billing_pipeline.settings import ConfigurationError
 from tests.closed_period import CLOSED, LATEST
 from tests.support import World
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from billing_pipeline.operations.reporting import Actor, count_usage, report_days, unfinished_days
 
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.decisions import run_record
+from billing_pipeline.ledger.events import recorded_events
+from billing_pipeline.operations.bill import (
+    count_usage,
+    report_days,
+)
+from billing_pipeline.operations.context import Actor
+from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.operations.undo import Undone, undo_run
 from billing_pipeline.rules.timestamps import day_start
-from billing_pipeline.settings import ConfigurationError
 from tests.support import World, yesterday
 
 SUM, LAST = "temperature_readings", "active_sensors"
@@ -53,8 +61,13 @@ def test_what_was_before_is_stated_again_as_new_revisions(backfilled: World) -> 
     assert backfilled.billed() == backfilled.due(right)
     assert undone.reporting.sent == len(backfilled.sandbox.account.events) - events == 8
     context = backfilled.context()
-    assert context.inquiry.counts(DAYS)["verified"] == len(backfilled.sandbox.account.events)
-    story = context.inquiry.story(undone_cell := next(iter(context.ledger.recorded(DAYS)[DAYS[0]])))
+    assert context.ledger.read(queries.counts, DAYS)["verified"] == len(
+        backfilled.sandbox.account.events
+    )
+    story = context.ledger.read(
+        queries.story,
+        undone_cell := next(iter(context.ledger.read(recorded_events, DAYS)[DAYS[0]])),
+    )
     last = story.events[-1]
     assert (last["who"], last["reason"]) == (
         "ann", "undo of second: the file was of another plant",
@@ -71,7 +84,7 @@ def test_it_stays_undone_until_somebody_runs_it_again(backfilled: World) -> None
         assert days
         assert backfilled.bill(days).sent == new * len(DAYS)  # the new one's zeros
         assert backfilled.billed() == right
-        held = backfilled.context().inquiry.held(DAYS)
+        held = backfilled.context().ledger.read(queries.holds_of, DAYS)
         assert {h.reason for h in held} == {"undone"}
         assert {h.cell.usage_day for h in held} == set(DAYS[:2])
         assert unfinished_days(backfilled.context()) == []
@@ -79,7 +92,7 @@ def test_it_stays_undone_until_somebody_runs_it_again(backfilled: World) -> None
     assert undo(backfilled, "second").reporting.sent == 0
     assert {k: v for k, v in backfilled.billed().items() if k in right} == right
     run(backfilled, "third")
-    assert backfilled.context().inquiry.held(DAYS) == []
+    assert backfilled.context().ledger.read(queries.holds_of, DAYS) == []
     wrong = {day: {"a": {"s": 9}, "b": {"u": 4}} for day in DAYS[:2]}
     assert backfilled.billed() == backfilled.due(wrong | {DAYS[2]: {"a": {"s": 3, "t": 2}}})
 
@@ -157,4 +170,4 @@ def test_wrong_use_says_what_to_do(backfilled: World) -> None:
     shown = undo_run(backfilled.context("x"), "second", BY, dry_run=True)
     assert len(shown.lines) == 8
     assert backfilled.billed() == before
-    assert backfilled.context().inquiry.run("x") is None
+    assert backfilled.context().ledger.read(run_record, "x") is None

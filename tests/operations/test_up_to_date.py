@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 
 import pytest
 
-from billing_pipeline.operations import reporting
+from billing_pipeline.operations import bill
 from billing_pipeline.rules.timestamps import day_start
 from tests.support import World, yesterday
 
@@ -29,11 +29,9 @@ def day(world: World) -> date:
     return yesterday()
 
 
-def state_again(
-    world: World, day: date, *, retry_rejected: bool = False
-) -> reporting.ReportOutcome:
+def state_again(world: World, day: date, *, retry_rejected: bool = False) -> bill.ReportOutcome:
     """Report the day from the snapshot that lies there, and verify it."""
-    reported = reporting.report_days(world.context(), [day], retry_rejected=retry_rejected)
+    reported = bill.report_days(world.context(), [day], retry_rejected=retry_rejected)
     reporting.verify_days(world.context(), [day])
     return reported
 

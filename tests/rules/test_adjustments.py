@@ -12,11 +12,13 @@ from billing_pipeline.rules.adjustments import (
     allocate,
 )
 from billing_pipeline.rules.eligibility import Payers
+from billing_pipeline.rules.holds import (
+    Hold,
+    HoldReason,
+)
 from billing_pipeline.rules.model import (
     Cell,
     Formula,
-    Hold,
-    HoldReason,
     Measure,
     Meter,
     MeterEvent,
@@ -29,11 +31,12 @@ from billing_pipeline.rules.planning import (
     plan_day,
 )
 from billing_pipeline.rules.segments import Segment
-from billing_pipeline.rules.timestamps import OLDEST, day_end, day_start
+from billing_pipeline.rules.timestamps import day_end, day_start
+from billing_pipeline.stripe_facts import OLDEST_REPORTED
 
 DAY = date(2026, 3, 10)
 NOW = datetime(2026, 3, 12, tzinfo=UTC)
-LONG_AFTER = NOW + OLDEST + timedelta(days=2)
+LONG_AFTER = NOW + OLDEST_REPORTED + timedelta(days=2)
 CELL = Cell(DAY, "org", "readings")
 SUM = Meter("readings", Formula.SUM, Measure.READING_VOLUME)
 LAST = Meter("sensors", Formula.LAST, Measure.ACTIVE_SENSORS)

@@ -14,11 +14,13 @@ from billing_pipeline.rules.eligibility import (
     Policy,
     Subscription,
 )
+from billing_pipeline.rules.holds import (
+    Hold,
+    HoldReason,
+)
 from billing_pipeline.rules.model import (
     Cell,
     Formula,
-    Hold,
-    HoldReason,
     Measure,
     Meter,
     MeterEvent,

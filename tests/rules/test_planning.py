@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from billing_pipeline.rules.eligibility import Payers
+from billing_pipeline.rules.holds import (
+    Hold,
+    HoldReason,
+)
 from billing_pipeline.rules.model import (
     NOT_COUNTED,
     Cell,
     Formula,
-    Hold,
-    HoldReason,
     Measure,
     Meter,
     MeterEvent,

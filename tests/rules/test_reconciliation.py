@@ -6,9 +6,9 @@ from datetime import date
 
 import pytest
 
+from billing_pipeline.rules.holds import HoldReason
 from billing_pipeline.rules.model import (
     Formula,
-    HoldReason,
     Measure,
     Meter,
     RecordedEvent,
@@ -18,8 +18,8 @@ from billing_pipeline.rules.model import (
 from billing_pipeline.rules.reconciliation import (
     Cause,
     CellFacts,
-    HeldSegment,
     Reconciled,
+    SegmentHold,
     Step,
 )
 from billing_pipeline.rules.segments import Segment
@@ -84,7 +84,7 @@ def test_a_cell_that_is_stated_has_no_causes() -> None:
 
 
 def test_a_hold_explains_what_it_holds_and_no_more() -> None:
-    held = [HeldSegment(HoldReason.PERIOD_CLOSED, 0, 3)]
+    held = [SegmentHold(HoldReason.PERIOD_CLOSED, 0, 3)]
     [cause] = facts(recorded=[recorded(1, 7)], held=held).causes()
     assert (cause.step, cause.amount) == (Step.LEDGER, -3)
     # One unit is missing beside what is held: nobody knows why, so it is not explained away.
@@ -105,14 +105,14 @@ def test_an_event_on_its_way_an_adjustment_and_a_refusal_add_up() -> None:
 def test_a_part_of_a_day_takes_the_hold_that_begins_in_it() -> None:
     noon = START + 43_200
     morning = Segment(START, noon, Usage(1, 5))
-    held = [HeldSegment(HoldReason.SUBSCRIPTION_ENDED, noon, 5)]
+    held = [SegmentHold(HoldReason.SUBSCRIPTION_ENDED, noon, 5)]
     assert CellFacts(SUM, morning, held=held).causes() == []
     afternoon = Segment(noon, END, Usage(1, 5))
     assert [c.amount for c in CellFacts(SUM, afternoon, held=held).causes()] == [-5]
 
 
 def test_where_one_value_is_kept_a_reason_has_no_amount() -> None:
-    gate = [HeldSegment(HoldReason.GATE_CLOSED, 0, 0)]
+    gate = [SegmentHold(HoldReason.GATE_CLOSED, 0, 0)]
     # A zero that waits: the period still ends with the value of an earlier day.
     [reason] = facts(LAST, 0, held=gate).reasons()
     assert reason.amount is None

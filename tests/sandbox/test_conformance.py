@@ -178,7 +178,7 @@ class Conformance:
 
 def live_through(world: World) -> None:
     """Everything our code asks of Stripe, in the bad case and in the good."""
-    from billing_pipeline.settings import ConfigurationError
+    from billing_pipeline.errors import ConfigurationError
 
     context = world.context()
     with pytest.raises(ConfigurationError):

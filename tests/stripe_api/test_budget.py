@@ -5,10 +5,12 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from billing_pipeline.operations.reporting import verify_days
 
 from billing_pipeline.database import open_database
+from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.ledger.reads import reads_used
+from billing_pipeline.operations.bill import verify_days
 from billing_pipeline.rules.model import Cell
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.stripe_api.budget import LEASE, Reads, ReadsUsedUp
@@ -40,7 +42,7 @@ def test_an_even_share_is_read_each_day_and_the_rest_is_told(
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 6
-    assert crowd.context().inquiry.counts([yesterday()])["verified"] == 6
+    assert crowd.context().ledger.read(queries.counts, [yesterday()])["verified"] == 6
     # However often it is run on this day: the sensor asks hourly for what is not verified.
     for _ in range(3):
         assert verify_days(crowd.context(), [yesterday()]).postponed == 14
@@ -86,14 +88,18 @@ def test_what_changed_is_compared_first(crowd: World, monkeypatch: pytest.Monkey
     earlier = yesterday() - timedelta(days=1)
     crowd.write_readings(earlier, {name: {"s": 1} for name in NAMES})
     today = crowd.clock().date()
-    used = crowd.context().ledger.reads_used(today.replace(day=1), today)
+    used = crowd.context().ledger.read(reads_used, today.replace(day=1), today)
     budget = -(-(used + 1) * 10 // 9)  # one read more for comparing
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([earlier, yesterday()])
     cell = Cell(yesterday(), "org-7", "temperature_readings")
-    states = {e["value"]: e["state"] for e in crowd.context().inquiry.story(cell).events}
+    states = {
+        e["value"]: e["state"] for e in crowd.context().ledger.read(queries.story, cell).events
+    }
     assert states == {8: "verified", 42: "verified"}
-    assert crowd.context().inquiry.counts([earlier])["verified"] == 1  # by the same call
+    assert (
+        crowd.context().ledger.read(queries.counts, [earlier])["verified"] == 1
+    )  # by the same call
 
 
 def test_without_reads_events_of_unknown_outcome_wait_and_say_why(
@@ -103,11 +109,11 @@ def test_without_reads_events_of_unknown_outcome_wait_and_say_why(
     crowd.sandbox.faults = Faults.parse("error_after=1")
     crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 0
-    assert crowd.context().inquiry.counts([yesterday()])["ambiguous"] == 20
+    assert crowd.context().ledger.read(queries.counts, [yesterday()])["ambiguous"] == 20
     crowd.sandbox.faults = Faults()
     monkeypatch.setenv("BILLING_VERIFICATION_READS", "1000000")
     crowd.bill([yesterday()])
-    assert crowd.context().inquiry.counts([yesterday()])["verified"] == 20
+    assert crowd.context().ledger.read(queries.counts, [yesterday()])["verified"] == 20
     assert crowd.billed() == crowd.due(
         {yesterday(): {n: {"s": i + 1} for i, n in enumerate(NAMES)}}
     )
@@ -120,7 +126,7 @@ def test_two_processes_share_one_budget_and_give_back_what_they_do_not_use(world
         return Reads(ledger, limit, lambda: now if month == 3 else now + timedelta(minutes=2))
 
     def used(month: int) -> int:
-        return ledger.reads_used(date(2026, month, 1), date(2026, month, 30 + month % 2))
+        return ledger.read(reads_used, date(2026, month, 1), date(2026, month, 30 + month % 2))
 
     ledger = Ledger(open_database(world.environment["BILLING_DATABASE_URL"]), "test")
     one, other = reads(LEASE + 3, 3), reads(LEASE + 3, 3)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from billing_pipeline.operations.reporting import contact
 
+from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.ledger.account import bound_account
 from billing_pipeline.sandbox.server import make_sandbox, running
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_api.catalogue import (
     ensure_meters,
     look_up,
 )
-from billing_pipeline.stripe_api.retrying import StripeUnreachable
 from tests.support import World, yesterday
 
 
@@ -113,7 +112,7 @@ def test_a_restricted_key_that_may_not_read_its_account_works(
     context = world.context()
     assert asyncio.run(look_up(context.gateway, context.settings.billing_meters)).account_id is None
     assert contact(context).unreachable is None
-    bound = context.inquiry.account()
+    bound = context.ledger.read(bound_account)
     assert bound is not None
     assert bound["account_id"] == "acct_sandbox"
 

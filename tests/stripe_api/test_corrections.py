@@ -6,10 +6,11 @@ import itertools
 from datetime import timedelta
 
 import pytest
-from billing_pipeline.operations.reporting import report_days
 
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.bill import report_days
 from billing_pipeline.operations.preview import preview_days
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.snapshot import take_snapshot
 from tests.support import World, yesterday
 
@@ -57,14 +58,17 @@ def test_usage_older_than_34_days_is_counted_and_held_with_the_difference(world:
     world.advance(days=35)
     world.write_readings(day, {"a": {"s": 2, "t": 1}})
     world.bill([day])
-    held = {h.cell.event_name: (h.value, h.reason) for h in world.context().inquiry.held([day])}
+    held = {
+        h.cell.event_name: (h.value, h.reason)
+        for h in world.context().ledger.read(queries.holds_of, [day])
+    }
     assert held == {
         "temperature_readings": (-2, "too_old"),
         "active_sensors": (2, "too_old"),
     }
     world.write_readings(day, {"a": {"s": 5}})  # the late change is taken back
     world.bill([day])
-    assert world.context().inquiry.held([day]) == []
+    assert world.context().ledger.read(queries.holds_of, [day]) == []
 
 
 def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World) -> None:
@@ -91,8 +95,8 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
         ("b", "temperature_readings"): ("hold", None, 1, 1),
         ("b", "active_sensors"): ("hold", None, 1, 1),
     }
-    assert context.inquiry.counts([day])["planned"] == 0
-    assert context.inquiry.held([day]) == []
+    assert context.ledger.read(queries.counts, [day])["planned"] == 0
+    assert context.ledger.read(queries.holds_of, [day]) == []
 
 
 @pytest.mark.parametrize(
@@ -112,4 +116,4 @@ def test_a_meter_that_differs_is_refused_before_anything_is_sent(
     with pytest.raises(ConfigurationError, match=message):
         report_days(context, [day])
     assert world.sandbox.account.events == []
-    assert context.inquiry.counts([day])["planned"] == 0
+    assert context.ledger.read(queries.counts, [day])["planned"] == 0

@@ -6,16 +6,18 @@ from datetime import date, datetime, timedelta
 from typing import Any
 
 import pytest
-from billing_pipeline.operations.reporting import contact, report_days, unfinished_days
 
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.operations import reporting
+from billing_pipeline.operations import bill
+from billing_pipeline.operations.bill import report_days
+from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.rules.model import (
     Cell,
     State,
 )
 from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_api import delivery
 from billing_pipeline.usage.snapshot import take_snapshot
 from tests.support import World, yesterday
@@ -44,7 +46,7 @@ def furnish(world: World, number_of_days: int) -> dict[date, dict[str, dict[str,
 
 
 def counts(world: World, span: list[date]) -> dict[str, int]:
-    return {k: n for k, n in world.context().inquiry.counts(span).items() if n}
+    return {k: n for k, n in world.context().ledger.read(queries.counts, span).items() if n}
 
 
 def test_what_the_readings_prove_is_billed_and_a_second_run_sends_nothing(world: World) -> None:
@@ -110,7 +112,7 @@ def test_a_refused_customer_stops_no_other_and_is_not_asked_again(world: World) 
     world.write_customers({**world.customers, "org-0": "cus_unknown"})
     world.bill(usage)
     assert counts(world, [day]) == {"verified": 22, "rejected": 2}
-    refused = world.context().inquiry.rejected([day])
+    refused = world.context().ledger.read(queries.rejected, [day])
     assert {r["error_code"] for r in refused} == {"meter_event_customer_not_found"}
     requests = world.sandbox.seen["meter_events"]
     assert world.bill(usage).sent == 0
@@ -200,7 +202,7 @@ def test_an_unmapped_organization_is_held_and_sent_when_the_mapping_appears(worl
     del world.customers["org-3"]
     world.write_customers(world.customers)
     world.bill(usage)
-    held = world.context().inquiry.held(span)
+    held = world.context().ledger.read(queries.holds_of, span)
     assert {h.cell.organization_id for h in held} == {"org-3"}
     assert {h.reason for h in held} == {"no_customer"}
     assert len(held) == 4
@@ -210,7 +212,7 @@ def test_an_unmapped_organization_is_held_and_sent_when_the_mapping_appears(worl
     assert unfinished_days(world.context()) == span
     assert world.bill(usage).sent == 4
     assert world.billed() == world.due(usage)
-    assert world.context().inquiry.held(span) == []
+    assert world.context().ledger.read(queries.holds_of, span) == []
 
 
 def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_held_on_last(
@@ -223,7 +225,7 @@ def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_held_on_las
     world.write_readings(day, {"a": {"s": 3}, "b": {"t": 4}})
     world.bill([day])
     assert world.billed() == {(world.customers["a"], "temperature_readings", day): 7}
-    held = world.context().inquiry.held([day])
+    held = world.context().ledger.read(queries.holds_of, [day])
     assert {(h.cell.organization_id, h.cell.event_name, h.reason) for h in held} == {
         ("a", "active_sensors", "customer_shared"),
         ("b", "active_sensors", "customer_shared"),
@@ -262,7 +264,7 @@ def test_a_planned_event_that_grew_too_old_is_never_sent_and_its_usage_held(worl
     assert report_days(context, [day]).sent == 0
     assert world.billed() == {}
     assert counts(world, [day]) == {"rejected": 24, "held": 24}
-    story = context.inquiry.story(Cell(day, "org-0", "temperature_readings"))
+    story = context.ledger.read(queries.story, Cell(day, "org-0", "temperature_readings"))
     assert story.events[0]["state"] == State.REJECTED
     assert [held.reason for held in story.held] == ["too_old"]
 
@@ -283,7 +285,7 @@ def test_a_mapping_mended_before_anything_was_sent_is_the_one_that_counts(
     world.bill(usage)
     assert world.billed() == world.due(usage)
     assert len(world.sandbox.account.events) == len(ORGANIZATIONS) * 2
-    assert context.inquiry.rejected([day]) == []
+    assert context.ledger.read(queries.rejected, [day]) == []
 
 
 def test_events_of_a_meter_that_is_no_longer_configured_stop_no_other(
@@ -337,9 +339,9 @@ def test_an_event_superseded_while_it_waits_in_a_queue_is_not_sent(
                 organizations["org-0"] = {"s0": 50}
             world.write_readings(day, usage[day])
             take_snapshot(other.engine, other.readings, other.snapshots, day)
-            reporting._plan(
-                other, contact(other).meters, other.payers(), day, reporting.ReportOutcome(),
-                reporting.Recent(other), retry_rejected=False, report_undone=False,
+            bill._plan(
+                other, contact(other).meters, other.payers(), day, bill.ReportOutcome(),
+                bill.Recent(other), retry_rejected=False, report_undone=False,
             )  # fmt: skip
         return claim(ledger, ids, now)
 
@@ -464,7 +466,7 @@ def test_what_was_planned_and_grew_old_is_still_found_and_then_held(
     assert unfinished_days(context) == [day]
     report_days(context, [day])
     assert unfinished_days(context) == []
-    assert {held.reason for held in context.inquiry.held([day])} == {"too_old"}
+    assert {held.reason for held in context.ledger.read(queries.holds_of, [day])} == {"too_old"}
 
 
 def test_mended_mappings_bring_back_what_was_refused_or_shared(world: World) -> None:

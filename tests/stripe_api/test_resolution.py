@@ -6,9 +6,17 @@ from datetime import date
 from typing import Any
 
 import pytest
-from billing_pipeline.operations.reporting import Context, report_days
 
-from billing_pipeline.ledger.ledger import Outcome
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.events import (
+    Outcome,
+    change_state,
+    claim,
+    deliverable,
+    mark_interrupted,
+)
+from billing_pipeline.operations.bill import report_days
+from billing_pipeline.operations.context import Context
 from billing_pipeline.rules.model import (
     Cell,
     State,
@@ -34,7 +42,7 @@ def day(world: World) -> date:
 
 
 def states(context: Context, day: date, meter: str) -> list[tuple[str, str | None]]:
-    events = context.inquiry.story(Cell(day, "a", meter)).events
+    events = context.ledger.read(queries.story, Cell(day, "a", meter)).events
     return [(event["state"], event["error_code"]) for event in events]
 
 
@@ -50,8 +58,8 @@ def crash_while_sending(world: World, day: date, *, counted: bool) -> Context:
         report_days(world.context("killed"), [day])
     context = world.context("after")
     with context.ledger.delivering():
-        outgoing = context.ledger.deliverable([day])
-        context.ledger.claim([o.id for o in outgoing], world.clock())
+        outgoing = context.ledger.read(deliverable, [day])
+        context.ledger.write(claim, [o.id for o in outgoing], world.clock())
     if counted:
         account = world.sandbox.account
         for event in (o.event for o in outgoing):
@@ -139,11 +147,14 @@ def test_a_recent_attempt_keeps_a_missing_event_open_because_summaries_lag(
     context = crash_while_sending(world, day, counted=False)
     world.advance(hours=24)
     with context.ledger.delivering():
-        context.ledger.recover(world.clock())
-        ids = [o.id for o in context.ledger.deliverable([day])]
-        context.ledger.claim(ids, world.clock())  # tried again just now, by an older program
-        context.ledger.record(
-            [Outcome(id, State.AMBIGUOUS) for id in ids], world.clock(), was={State.SENDING}
+        context.ledger.write(mark_interrupted, world.clock())
+        ids = [o.id for o in context.ledger.read(deliverable, [day])]
+        context.ledger.write(claim, ids, world.clock())  # tried again just now, by an older program
+        context.ledger.write(
+            change_state,
+            [Outcome(id, State.AMBIGUOUS) for id in ids],
+            world.clock(),
+            was={State.SENDING},
         )
     report_days(context, [day])
     assert states(context, day, "temperature_readings")[0][0] == "ambiguous"
@@ -163,7 +174,7 @@ def test_a_zero_that_cannot_be_told_from_nothing_is_stated_again_on_a_last_meter
     take_snapshot(context.engine, context.readings, context.snapshots, day)
     world.sandbox.faults = Faults.parse("error_before=1")
     assert report_days(context, [day]).sent == 0
-    assert context.inquiry.counts([day])["ambiguous"] == 1
+    assert context.ledger.read(queries.counts, [day])["ambiguous"] == 1
     world.sandbox.faults = Faults()
     world.advance(hours=25)
     assert report_days(context, [day]).sent == 1
@@ -240,7 +251,7 @@ def test_two_doubtful_events_in_one_figure_are_both_settled_when_it_has_one_expl
     world.sandbox.faults = Faults.parse("error_before=1")
     report_days(context, [day])
     world.sandbox.faults = Faults()
-    assert context.inquiry.counts([day])["ambiguous"] == 2
+    assert context.ledger.read(queries.counts, [day])["ambiguous"] == 2
     world.advance(hours=25)
     report_days(context, [day])
     assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}
@@ -262,10 +273,10 @@ def test_a_figure_that_lacks_what_was_accepted_proves_no_absence(world: World) -
     world.sandbox.account.check_event = fail_after_counting  # type: ignore[method-assign]
     report_days(context, [day])
     world.sandbox.account.check_event = inner  # type: ignore[method-assign]
-    assert context.inquiry.counts([day])["ambiguous"] == 1
+    assert context.ledger.read(queries.counts, [day])["ambiguous"] == 1
     world.advance(hours=25)  # the summary still shows neither
     report_days(context, [day])
-    assert context.inquiry.counts([day])["ambiguous"] == 1
+    assert context.ledger.read(queries.counts, [day])["ambiguous"] == 1
     world.advance(hours=10)
     report_days(context, [day])
     assert world.billed() == {(world.customers["a"], "temperature_readings", day): 8}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import date
 
 import pytest
-from billing_pipeline.operations.reporting import verify_days
 
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.bill import verify_days
 from billing_pipeline.sandbox.faults import Faults
 from tests.support import World, yesterday
 
@@ -20,7 +21,9 @@ def day(world: World) -> date:
 
 
 def counts(world: World, day: date) -> dict[str, int]:
-    return {state: n for state, n in world.context().inquiry.counts([day]).items() if n}
+    return {
+        state: n for state, n in world.context().ledger.read(queries.counts, [day]).items() if n
+    }
 
 
 def test_accepted_stays_accepted_while_summaries_lag(world: World, day: date) -> None:
@@ -48,7 +51,7 @@ def test_a_dropped_event_is_a_mismatch_once_lag_cannot_explain_it(world: World, 
     world.advance(hours=2)
     report = world.verify([day])
     assert len(report.mismatched) == 4
-    (first, *_) = world.context().inquiry.checks([day], "mismatch")
+    (first, *_) = world.context().ledger.read(queries.checks, [day], "mismatch")
     assert first["reported"] == "0"
     assert counts(world, day) == {"accepted": 4}
 

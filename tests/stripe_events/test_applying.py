@@ -7,13 +7,16 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from billing_pipeline.operations.reporting import apply_events, closing_days, unfinished_days
 from sqlalchemy.exc import OperationalError
 
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.ledger import queries
+from billing_pipeline.operations.bill import apply_events
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.periods import closing_days
 from billing_pipeline.rules.model import State
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.stripe_events.backstop import fetch_missed
 from billing_pipeline.stripe_events.inbox import MOST_ATTEMPTS, EventState, Inbox
 from tests.support import World, yesterday
@@ -34,7 +37,7 @@ def days_back(count: int) -> list[date]:
 
 
 def reasons(world: World, day: date) -> set[str]:
-    return {held.reason for held in world.context().inquiry.held([day])}
+    return {held.reason for held in world.context().ledger.read(queries.holds_of, [day])}
 
 
 def state_of(world: World, event_id: str) -> tuple[str, int, str | None]:
@@ -242,7 +245,11 @@ def test_a_final_invoice_closes_its_period_and_late_usage_is_held(started: World
     seen = started.sandbox.seen["meter_events"]
     started.bill([late])
     assert started.sandbox.seen["meter_events"] == seen
-    [held] = [h for h in started.context().inquiry.held([late]) if h.cell.event_name == SUM]
+    [held] = [
+        h
+        for h in started.context().ledger.read(queries.holds_of, [late])
+        if h.cell.event_name == SUM
+    ]
     assert (held.reason, held.value, held.target) == ("period_closed", 4, 9)
     assert unfinished_days(started.context()) == []
     periods = started.context().customers.subscriptions_of({customer})[customer][0]["periods"]
@@ -254,7 +261,7 @@ def test_a_final_invoice_closes_its_period_and_late_usage_is_held(started: World
 
 
 def states(world: World, day: date) -> dict[str, int]:
-    return {name: n for name, n in world.context().inquiry.counts([day]).items() if n}
+    return {name: n for name, n in world.context().ledger.read(queries.counts, [day]).items() if n}
 
 
 def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
@@ -280,7 +287,7 @@ def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
     assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert started.billed()[started.customers["bolt"], SUM, day] == 3
-    assert started.context().inquiry.open_reports(started.clock()) == []
+    assert started.context().ledger.read(queries.open_reports, started.clock()) == []
 
 
 def test_what_an_archived_meter_swallowed_is_sent_again_after_it_is_back(started: World) -> None:
@@ -301,7 +308,7 @@ def test_what_an_archived_meter_swallowed_is_sent_again_after_it_is_back(started
         started.bill([day])
     started.sandbox.account.check_event = inner  # type: ignore[method-assign]
     started.apply()
-    [refused] = started.context().inquiry.rejected([day])
+    [refused] = started.context().ledger.read(queries.rejected, [day])
     assert (refused["meter"], refused["error_code"]) == (SUM, "archived_meter")
     started.advance(minutes=10)
     started.sandbox.account.change_meter(meters[SUM], status="active")
@@ -324,8 +331,8 @@ def test_a_report_names_events_by_identifier_or_by_idempotency_key(started: Worl
         meter["id"], {"meter_event_invalid_value": samples}, started.sandbox.clock()
     )
     started.apply()
-    assert len(started.context().inquiry.rejected([day])) == 2
-    [report] = started.context().inquiry.open_reports(started.clock())
+    assert len(started.context().ledger.read(queries.rejected, [day])) == 2
+    [report] = started.context().ledger.read(queries.open_reports, started.clock())
     assert (report["errors"], report["matched"]) == (3, 2)
 
 
@@ -372,7 +379,7 @@ def test_what_a_report_counts_and_does_not_name_is_found_by_stripes_own_summary(
     started.bill([day])
     usage = {day: {name: {"s": n + 1} for n, name in enumerate(names)}}
     assert started.billed() == started.due(usage)
-    assert started.context().inquiry.open_reports(started.clock()) == []
+    assert started.context().ledger.read(queries.open_reports, started.clock()) == []
 
 
 def test_an_unnamed_loss_of_a_known_customer_is_believed_only_when_lag_explains_it_no_longer(

@@ -6,23 +6,27 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
-from billing_pipeline.operations.reporting import (
-    apply_events,
-    closing_days,
-    report_days,
-    unbilled,
-    unfinished_days,
-)
 
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.account import known_meters
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations.alerts import alerts
+from billing_pipeline.operations.bill import (
+    apply_events,
+    report_days,
+)
+from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.periods import (
+    closing_days,
+    unbilled,
+)
 from billing_pipeline.rules.eligibility import (
     Eligibility,
     Period,
     Policy,
     Subscription,
 )
-from billing_pipeline.rules.model import HoldReason
+from billing_pipeline.rules.holds import HoldReason
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.usage.snapshot import take_snapshot
@@ -68,11 +72,11 @@ def test_a_report_about_an_earlier_difference_is_made_good(started: World) -> No
     lost = lose(started, 5)
     report(started, SUM, "meter_event_invalid_value", lost.identifier)
     started.apply()
-    assert [r["value"] for r in started.context().inquiry.rejected([day])] == [5]
+    assert [r["value"] for r in started.context().ledger.read(queries.rejected, [day])] == [5]
     assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert billed(started, day) == 7
-    assert started.context().inquiry.rejected([day]) == []
+    assert started.context().ledger.read(queries.rejected, [day]) == []
     assert unfinished_days(started.context()) == []
 
 
@@ -89,7 +93,7 @@ def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) ->
     started.sandbox.faults = Faults()
     started.write_customers(mapping)
     started.bill([day])
-    refused = started.context().inquiry.rejected([day])
+    refused = started.context().ledger.read(queries.rejected, [day])
     assert [(r["meter"], r["value"]) for r in refused] == [(SUM, 5)]
     assert "rejected_events" in {alert.kind for alert in alerts(started.context())}
 
@@ -126,14 +130,18 @@ def test_an_event_of_unknown_outcome_is_not_sent_again_into_a_closed_period(
     started.sandbox.faults = Faults.parse("error_before=1")
     started.bill([day])
     started.sandbox.faults = Faults()
-    assert started.context().inquiry.counts([day])["ambiguous"] == 2
+    assert started.context().ledger.read(queries.counts, [day])["ambiguous"] == 2
     started.advance(hours=2)
     started.apply()
     seen = started.sandbox.seen["meter_events"]
     started.bill([day])
     assert started.sandbox.seen["meter_events"] == seen
     assert billed(started, day) == 0
-    [held] = [h for h in started.context().inquiry.held([day]) if h.cell.event_name == SUM]
+    [held] = [
+        h
+        for h in started.context().ledger.read(queries.holds_of, [day])
+        if h.cell.event_name == SUM
+    ]
     assert (held.reason, held.value) == ("period_closed", 5)
     assert "closed_usage" in {alert.kind for alert in alerts(started.context())}
 
@@ -168,7 +176,9 @@ def test_an_invoice_of_a_subscription_never_heard_of_asks_for_it_and_closes_its_
     started.write_readings(day, {"acme": {"s": 5}})
     started.bill([day])
     assert billed(started, day) == 0
-    assert {h.reason for h in started.context().inquiry.held([day])} == {"period_closed"}
+    assert {h.reason for h in started.context().ledger.read(queries.holds_of, [day])} == {
+        "period_closed"
+    }
 
 
 def test_a_zero_that_was_lost_is_not_taken_for_a_zero_that_was_said(started: World) -> None:
@@ -181,10 +191,10 @@ def test_a_zero_that_was_lost_is_not_taken_for_a_zero_that_was_said(started: Wor
     report(started, LAST, "meter_event_invalid_value", count=1)
     started.apply()
     started.verify([day])
-    assert started.context().inquiry.counts([day])["verified"] == 0
+    assert started.context().ledger.read(queries.counts, [day])["verified"] == 0
     started.advance(hours=25)
     started.verify([day])
-    assert [r["value"] for r in started.context().inquiry.rejected([day])] == [0]
+    assert [r["value"] for r in started.context().ledger.read(queries.rejected, [day])] == [0]
 
 
 def _of(world: World) -> tuple[Any, Any, Any]:
@@ -202,7 +212,7 @@ def test_a_lost_correction_in_the_reported_hour_heals(started: World) -> None:
     started.apply()
     started.advance(hours=25)
     started.verify([day])
-    assert [r["value"] for r in started.context().inquiry.rejected([day])] == [3]
+    assert [r["value"] for r in started.context().ledger.read(queries.rejected, [day])] == [3]
     meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
     started.sandbox.account.change_meter(meter["id"], status="active")
     started.apply()
@@ -259,7 +269,7 @@ def test_while_stripe_is_away_it_is_asked_once_for_all_events(
     asked: list[str] = []
 
     async def slow(_gateway: Any, _kind: str, object_id: str) -> Any:
-        from billing_pipeline.stripe_api.retrying import StripeUnreachable
+        from billing_pipeline.errors import StripeUnreachable
 
         asked.append(object_id)
         started.advance(minutes=1)
@@ -316,7 +326,7 @@ def test_a_report_that_is_replayed_forgets_nothing_it_explained(started: World) 
     context = started.context()
     context.inbox.replay(type="v1.billing.meter.error_report_triggered")
     apply_events(context)
-    [known] = context.inquiry.open_reports(started.clock())
+    [known] = context.ledger.read(queries.open_reports, started.clock())
     assert (known["errors"], known["matched"]) == (1, 1)
 
 
@@ -331,7 +341,7 @@ def test_an_older_change_of_a_meter_does_not_hide_a_newer_one(started: World) ->
         assert ledger.meter_changed(connection, meter, later - timedelta(minutes=9))
         assert not ledger.meter_changed(connection, "mtr_other", later)
     changed = {
-        m.meter_id: m.changed_at for m in ledger.known_meters(context.settings.billing_meters)
+        m.meter_id: m.changed_at for m in ledger.read(known_meters, context.settings.billing_meters)
     }
     assert changed[meter] == int(later.timestamp())
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.activity import (
     DAY_ERRORS,
     CountedDay,
@@ -32,7 +33,6 @@ from billing_pipeline.usage.snapshot import (
     load_snapshot,
     take_snapshot,
 )
-from billing_pipeline.usage.sources.day_files import UnusableInput
 from billing_pipeline.usage.sources.folders import Folder
 
 DAY = date(2026, 3, 10)

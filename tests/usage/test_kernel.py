@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.activity import (
     CountedDay,
     count_day,
@@ -34,7 +35,6 @@ from billing_pipeline.usage.kernel.grouping import (
 )
 from billing_pipeline.usage.kernel.identity import as_text, identities
 from billing_pipeline.usage.kernel.limits import Limits, in_bytes
-from billing_pipeline.usage.sources.day_files import UnusableInput
 from billing_pipeline.usage.sources.folders import Folder
 from tests.usage.days import (
     DAY,

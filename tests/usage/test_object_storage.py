@@ -17,13 +17,14 @@ import fsspec
 import pandas as pd
 import pytest
 
+from billing_pipeline.errors import UnusableInput
+from billing_pipeline.ledger import queries
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.snapshot import (
     is_current,
     load_snapshot,
     take_snapshot,
 )
-from billing_pipeline.usage.sources.day_files import UnusableInput
 from billing_pipeline.usage.sources.folders import Folder
 from tests.support import World, yesterday
 
@@ -136,7 +137,7 @@ def test_what_is_on_s3_is_billed(
     world.bill([day])
     usage = {"acme": {"s": 1, "t": 1}, "bolt": {"u": 1}}
     assert world.billed() == world.due({day: usage})
-    assert world.context().inquiry.counts([day])["verified"] == 4
+    assert world.context().ledger.read(queries.counts, [day])["verified"] == 4
 
 
 def test_no_bucket_is_not_a_day_without_readings(bucket: str, tmp_path: Path) -> None:

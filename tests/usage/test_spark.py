@@ -22,9 +22,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from billing_pipeline.settings import ConfigurationError, load_settings
+from billing_pipeline.errors import ConfigurationError, UnusableInput
+from billing_pipeline.settings import load_settings
 from billing_pipeline.usage.engine import Engine
-from billing_pipeline.usage.sources.day_files import UnusableInput
 from billing_pipeline.usage.spark import SparkUnavailable
 from tests.support import World, eventually, yesterday
 from tests.usage.days import HURTING, Lake, files, table

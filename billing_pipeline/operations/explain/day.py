@@ -7,15 +7,16 @@ from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
-from billing_pipeline.ledger.inquiry import CellStory
+from billing_pipeline.errors import ConfigurationError, UnusableInput
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.queries import CellStory
+from billing_pipeline.operations.context import Context
 from billing_pipeline.operations.explain.links import Link, summary
-from billing_pipeline.operations.reporting import Context
 from billing_pipeline.rules.model import (
     SENT,
     Cell,
     MeterEvent,
 )
-from billing_pipeline.settings import ConfigurationError
 from billing_pipeline.usage.activity import (
     DAY_ERRORS,
     activity_totals,
@@ -27,7 +28,7 @@ from billing_pipeline.usage.snapshot import (
     Snapshot,
     load_snapshot,
 )
-from billing_pipeline.usage.sources.day_files import UnusableInput, folder_name
+from billing_pipeline.usage.sources.day_files import folder_name
 
 
 def explain_day(
@@ -42,7 +43,9 @@ def explain_day(
     usage = None
     if snapshot is not None:
         usage = next((o for o in snapshot.organizations if o.organization_id == organization), None)
-    stories = [context.inquiry.story(Cell(day, organization, meter)) for meter in meters]
+    stories = [
+        context.ledger.read(queries.story, Cell(day, organization, meter)) for meter in meters
+    ]
     customer = context.customers.mapping(context.settings.billing_customers_file).get(organization)
     if usage is None and customer is None and not any(s.events or s.held for s in stories):
         raise ConfigurationError(

@@ -9,8 +9,8 @@ from typing import Any
 
 import jinja2
 
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.operations.explain.text import headline
-from billing_pipeline.settings import ConfigurationError
 
 
 def _instant(seconds: int) -> str:

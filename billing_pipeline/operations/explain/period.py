@@ -7,14 +7,18 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime
 from typing import Any
 
+from billing_pipeline.errors import ConfigurationError
+from billing_pipeline.operations.context import (
+    Context,
+    Progress,
+)
 from billing_pipeline.operations.explain.day import explain_day
 from billing_pipeline.operations.explain.links import Link, summary
-from billing_pipeline.operations.reconcile import Row, reconcile_month
-from billing_pipeline.operations.reporting import Context, Progress
+from billing_pipeline.operations.reconcile.month import reconcile_month
+from billing_pipeline.operations.reconcile.rows import Row
 from billing_pipeline.rules.model import SENT
 from billing_pipeline.rules.reconciliation import Step
 from billing_pipeline.rules.timestamps import day_start
-from billing_pipeline.settings import ConfigurationError
 
 FOREVER = 2**40
 """Unix seconds, later than any period ends."""
@@ -40,8 +44,8 @@ def explain_period(
         for row in found.rows
         if organization in row.organizations
         and row.meter in meters
-        and (within is None or row.span.start <= within < row.span.end)
-        and (invoice is None or (row.span.period and row.span.period.invoice_id == invoice))
+        and (within is None or row.period.start <= within < row.period.end)
+        and (invoice is None or (row.period.billing and row.period.billing.invoice_id == invoice))
     ]
     if not rows:
         raise ConfigurationError(
@@ -49,7 +53,7 @@ def explain_period(
             "no usage, no report. Ids are exact, capital letters and spaces included."
         )
     names = [meter for meter in meters if any(row.meter == meter for row in rows)]
-    days = sorted({segment.day for row in rows for segment in row.segments})
+    days = sorted({segment.day for row in rows for segment in row.days})
     explained = {day: explain_day(context, organization, day, names) for day in days}
     lines = [_line(row, organization, explained) for row in rows]
     links = [link for line in lines for link in line["links"]]
@@ -57,7 +61,7 @@ def explain_period(
     return {
         "organization_id": organization,
         "period": period,
-        "customer": rows[0].span.customer,
+        "customer": rows[0].period.customer,
         "lines": lines,
         "days": list(explained.values()),
         "problems": found.problems,
@@ -107,7 +111,7 @@ def _line(row: Row, organization: str, days: dict[date, dict[str, Any]]) -> dict
                 "ledger": segment.ledger,
                 "causes": [cause.text for cause in segment.causes],
             }
-            for segment in row.segments
+            for segment in row.days
         ],
     }
 
@@ -140,8 +144,8 @@ def _links(row: Row, organization: str, days: dict[date, dict[str, Any]]) -> Ite
             if meter["meter"] == row.meter
             for event in meter["events"]
             if event["state"] in SENT
-            and event["customer"] == row.span.customer
-            and row.span.start <= event["timestamp"] < row.span.end
+            and event["customer"] == row.period.customer
+            and row.period.start <= event["timestamp"] < row.period.end
         ]
         if figures.keeps_one:
             newest = max(events, key=lambda event: int(event["timestamp"]), default={"value": 0})

@@ -17,7 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from billing_pipeline.usage.kernel.grouping import Ints
-from billing_pipeline.usage.sources.day_files import DayInputs, folder_name, format_of
+from billing_pipeline.usage.sources.day_files import (
+    DayInputs,
+    folder_name,
+    format_of,
+)
 from billing_pipeline.usage.sources.folders import Folder
 
 ID_COLUMNS = ("organization_id", "sensor_id")

@@ -9,16 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
+from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.sources.folders import File, Folder
 
 FORMATS = ("parquet", "csv", "jsonl")
-
-
-class UnusableInput(Exception):
-    """A day's readings cannot be read as they are; the message names the file, and the column.
-
-    The day fails. It never becomes a smaller bill.
-    """
 
 
 @dataclass(frozen=True)
