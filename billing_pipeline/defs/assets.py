@@ -2,10 +2,10 @@
 
     readings → sensor_activity → usage_snapshot → meter_events → verification
 
-One step, because a day that cannot be counted must hold back itself and no other: between
-steps, Dagster would skip all days of a run for the sake of one. So each day's materializations
-and check results are logged for its own partition as they happen, the days that can be done are
-done, and the run fails at the end with the list of those that could not.
+There is one step, because a day that cannot be counted must not hold back another one: between
+steps, Dagster would skip all days of a run because of one. Each day's materializations and check
+results are logged for its own partition. The days that can be done are done, and the run fails at
+the end with the list of the others.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -13,12 +13,11 @@ from datetime import date
 from typing import Any
 
 import dagster as dg
-import duckdb
 
 from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
-from billing_pipeline.errors import ConfigurationError, UnusableInput
+from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.ledger import queries
 from billing_pipeline.operations.bill import (
     count_usage,
@@ -39,6 +38,7 @@ from billing_pipeline.usage.activity import (
     DAY_ERRORS,
     count_day,
 )
+from billing_pipeline.usage.messages import day_error
 from billing_pipeline.usage.snapshot import Snapshot
 from billing_pipeline.usage.sources.day_files import folder_name
 
@@ -46,35 +46,35 @@ Events = Iterator[Any]
 
 
 STRIPE_RETRIES, STRIPE_RETRY_SECONDS = 3, 120
-"""While Stripe cannot be reached a run tries again by itself; then the sensors take over."""
+"""While Stripe cannot be reached, a run is retried this often; then the sensors take over."""
 
 
 BY_TAG = "billing/by"
 """The run tag that names who started a run."""
 
 STARTERS = ("dagster/schedule_name", "dagster/sensor_name", "dagster/backfill", "user")
-"""Dagster's own tags that say so, where that one is missing."""
+"""Dagster's own tags that name a starter, if that tag is missing."""
 
 
 BY_ITSELF = ("dagster/schedule_name", "dagster/sensor_name")
-"""Tags of runs that nobody asked for: they leave undone what a person undid."""
+"""Tags of runs that no person started. They do not report again what a person undid."""
 
 
 class BillingConfig(dg.Config):
     """Options of a run."""
 
     retry_rejected: bool = False
-    """Report again what Stripe refused, after its cause was fixed there."""
+    """Report again what Stripe refused, once the cause is fixed in Stripe."""
     reason: str = ""
-    """Why this run is made; kept with all that it says."""
+    """Reason for this run, recorded in the audit trail."""
     recount: bool = False
-    """Count days again although their files have not changed since they were counted."""
+    """Count days again even if their files have not changed."""
     dry_run: bool = False
-    """Count aside and show what would be sent, as metadata; change and send nothing."""
+    """Count and plan without changing anything; the plan is shown as metadata."""
     approve_gate: str = ""
-    """A reason to let the days of this run through although their counts are implausible."""
+    """Reason to let the days of this run through the gate although their counts are implausible."""
     verify_wait_seconds: float = 30.0
-    """How long to wait for Stripe's summaries to catch up before the run ends."""
+    """Seconds to wait for Stripe's summaries to catch up before the run ends."""
 
 
 @dg.multi_asset(
@@ -114,7 +114,7 @@ def bill_usage_days(
             if "meter_events" in selected:
                 by = Actor(_started_by(context.run.tags), config.reason)
                 by_a_person = not set(context.run.tags) & set(BY_ITSELF)
-                yield from _state(ctx, billing, days, config, by, by_a_person=by_a_person)
+                yield from _report(ctx, billing, days, config, by, by_a_person=by_a_person)
             if "verification" in selected:
                 yield from _verify(ctx, billing, days, config)
     except ConfigurationError as error:
@@ -138,21 +138,12 @@ def _count(
             elif selected & {"meter_events", "verification"}:
                 outcome.error = "the day is not over yet: counted, but not reported"
         except DAY_ERRORS as error:
-            outcome.error = _message(ctx, error)
+            outcome.error = day_error(error, ctx.settings.memory_limit)
             if "usage_snapshot" in selected:
                 yield _checked(specs.CONSERVATION, day, False, {"error": outcome.error})
         if billing.progress is not None:
             billing.progress("counting", number, len(days))
     return ready
-
-
-def _message(ctx: Context, error: Exception) -> str:
-    if isinstance(error, duckdb.OutOfMemoryException):
-        limit = ctx.settings.memory_limit
-        return f"not enough memory to count this day: raise BILLING_MEMORY_LIMIT (now {limit})"
-    if isinstance(error, UnusableInput):
-        return str(error)
-    return f"{type(error).__name__}: {error}"
 
 
 def _count_one(
@@ -223,7 +214,7 @@ def _preview(ctx: Context, billing: Billing, days: list[date], config: BillingCo
     _raise_what_failed(billing)
 
 
-def _state(
+def _report(
     ctx: Context,
     billing: Billing,
     days: list[date],

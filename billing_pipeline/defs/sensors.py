@@ -1,15 +1,14 @@
-"""What starts runs between the daily ones: readings that changed, usage left unfinished, what
-Stripe has said, and periods about to close.
+"""Sensors: runs between the daily ones, for changed readings, unfinished usage, Stripe events that
+are due, and periods that are about to close.
 
-All ask the state of things, not an event log, so nothing slips past them; their cursor only
-remembers what was last asked for and when, to keep from asking again at every tick. What stays
-undone is asked for again after a while.
+Sensors look at the state of things, not at a log of events, so nothing slips past them. Their
+cursor only remembers which runs were asked for, and when, so that they do not ask at every tick.
+A day that stays unfinished is asked for again after a while.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from datetime import date, datetime, timedelta
 
 import dagster as dg
@@ -18,24 +17,16 @@ from billing_pipeline.defs.jobs import apply_stripe_events, bill_days, report_da
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.defs.specs import READINGS, STRIPE_EVENTS
 from billing_pipeline.ledger import queries
-from billing_pipeline.operations.context import Context
+from billing_pipeline.operations.changes import changed_days, older_days, reportable_days
 from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.operations.periods import closing_days
-from billing_pipeline.stripe_facts import OLDEST_REPORTED
-from billing_pipeline.usage.activity import DAY_ERRORS
-from billing_pipeline.usage.sources.day_files import list_day
 
 ASK_AGAIN = timedelta(hours=1)
 ASK_AGAIN_SOON = timedelta(minutes=10)
-"""Where an invoice is about to become final, or a run was to take a minute."""
-GRACE = timedelta(minutes=15)
-"""A day that has just ended is the schedule's."""
-
-OLDER_AT_ONCE = 10
-"""Older days looked at in one tick: a year of them in about half an hour."""
+"""For invoices that are about to become final, and for runs that take a minute."""
 
 TURN = "older"
-"""Where the cursor keeps whose turn it is among the older days."""
+"""The cursor's key for where the next look at older days begins."""
 
 RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 
@@ -46,24 +37,31 @@ def changed_readings(
 ) -> dg.SensorResult:
     """Bill again the days of the last 34 whose files changed, or that were never counted.
 
-    Older days that were counted are looked at in turn, a few at a time: what comes for them can
-    only be carried into the current period, but it must not go unnoticed.
+    Older days that were counted are looked at in turn, a few at a time. Late readings of such days
+    are billed only by an adjustment, but they must not go unnoticed.
     """
     with billing.open("changed_readings") as ctx:
         before = json.loads(context.cursor) if context.cursor else {}
-        older, following = _older_days(ctx, before.pop(TURN, None))
-        reasons, seen = _changed(ctx, [*older, *_reportable_days(ctx)])
+        older, following = older_days(ctx, before.pop(TURN, None))
+        changed = changed_days(ctx, [*older, *reportable_days(ctx)])
+        reasons = {each.day: each.mark for each in changed}
         asked, cursor = _not_asked_lately(json.dumps(before), reasons, ctx.clock())
         if following is not None:
-            # What was asked for in another turn is remembered until it is looked at again.
-            recent = _reportable_days(ctx)[0].isoformat()
+            # Older days of other looks are remembered until they are looked at again.
+            recent = reportable_days(ctx)[0].isoformat()
             looked_at = {day.isoformat() for day in older}
             kept = {d: was for d, was in before.items() if d < recent and d not in looked_at}
             turn = {TURN: following.isoformat()}
             cursor = json.dumps({**kept, **json.loads(cursor), **turn})
     return dg.SensorResult(
         run_requests=_requests(asked),
-        asset_events=[event for event in seen if date.fromisoformat(str(event.partition)) in asked],
+        asset_events=[
+            dg.AssetObservation(
+                READINGS.key, partition=each.day.isoformat(), metadata={"files": each.files}
+            )
+            for each in changed
+            if each.day in asked
+        ],
         cursor=cursor,
     )
 
@@ -72,7 +70,7 @@ def changed_readings(
 def unfinished_usage(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
-    """Finish the days not planned from their snapshot, unresolved, unverified, or held no more."""
+    """Finish days that are stale, or have events that are unresolved or not verified yet."""
     with billing.open("unfinished_usage") as ctx:
         reasons = dict.fromkeys(unfinished_days(ctx), "unfinished")
         asked, cursor = _not_asked_lately(context.cursor, reasons, ctx.clock())
@@ -83,16 +81,16 @@ def unfinished_usage(
 def stripe_event_sensor(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
-    """Show the events that Stripe sent, and start one run for all that are due.
+    """Show the stored Stripe events, and start one run for all that are due.
 
-    The run key is made of what is due and of how often anything was asked for: a tick repeated
-    after a crash asks for the same key and starts nothing, and a run that died is replaced.
+    The run key is made of the events that are due and of how often runs were asked for. A tick that
+    is repeated after a crash asks for the same key and starts nothing; a run that died is replaced.
     """
     with billing.open("stripe_event_sensor") as ctx:
         now = ctx.clock()
         due = [(event.id, event.attempts) for event in ctx.inbox.due(now)]
         counts = ctx.inbox.counts()
-        # What the checks of the asset show: when a person has fixed it, they turn green.
+        # When a person has fixed what the asset's checks show, they turn green.
         trouble = [r["event_id"] for r in ctx.ledger.read(queries.open_reports, now)]
         trouble += ctx.customers.known(ctx.settings.billing_customers_file).contradictions()
     before = json.loads(context.cursor) if context.cursor else {}
@@ -116,66 +114,11 @@ def stripe_event_sensor(
 def closing_periods(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SensorResult:
-    """Bring what is missing of a period whose invoice is a draft, before that becomes final."""
+    """Bill what is missing of a period whose invoice is a draft, before the invoice is final."""
     with billing.open("closing_periods") as ctx:
         reasons = {day: ", ".join(ids) for day, ids in closing_days(ctx).items()}
         asked, cursor = _not_asked_lately(context.cursor, reasons, ctx.clock(), ASK_AGAIN_SOON)
     return dg.SensorResult(run_requests=_requests(asked), cursor=cursor)
-
-
-def _older_days(ctx: Context, turn: str | None) -> tuple[list[date], date | None]:
-    """A few counted days that Stripe takes nothing for any more, and where the next look begins.
-
-    A day whose files are all gone is left alone: they were archived.
-    """
-    first = ctx.settings.billing_start_day
-    last = _reportable_days(ctx)[0] - timedelta(days=1)
-    if first > last:
-        return [], None
-    at = first if turn is None else date.fromisoformat(turn)
-    days = [at + timedelta(days=n) for n in range(OLDER_AT_ONCE) if at + timedelta(days=n) <= last]
-    found = []
-    for day in days:
-        with suppress(*DAY_ERRORS):
-            if ctx.usage.snapshot_id(day) is not None and list_day(ctx.readings, day).files:
-                found.append(day)
-    following = at + timedelta(days=OLDER_AT_ONCE)
-    return found, following if following <= last else first
-
-
-def _changed(
-    ctx: Context, days: Iterable[date]
-) -> tuple[dict[date, str], list[dg.AssetObservation]]:
-    """Of these days those to count again, with a mark of what lies there, and what was seen."""
-    reasons: dict[date, str] = {}
-    seen = []
-    for day in days:
-        files = 0
-        try:
-            inputs = list_day(ctx.readings, day)
-            files = len(inputs.files)
-            listing = json.dumps([(f.name, f.size, f.modified) for f in inputs.files])
-            current = ctx.usage.is_current(day)
-        except DAY_ERRORS as error:  # the run it starts will say so, on its day
-            listing, current = str(error), False
-        if not current:
-            reasons[day] = hashlib.sha256(listing.encode()).hexdigest()[:16]
-            seen.append(
-                dg.AssetObservation(
-                    READINGS.key,
-                    partition=day.isoformat(),
-                    metadata={"files": files},
-                )
-            )
-    return reasons, seen
-
-
-def _reportable_days(ctx: Context) -> list[date]:
-    """The finished days that Stripe still takes events for."""
-    now = ctx.clock()
-    last = (now - GRACE).date() - timedelta(days=1)
-    first = max((now - OLDEST_REPORTED).date(), ctx.settings.billing_start_day)
-    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
 
 
 def _not_asked_lately(

@@ -21,7 +21,14 @@ from billing_pipeline.ledger.adjustments import adjustment_entries_of, decided_a
 from billing_pipeline.ledger.events import recorded_events
 from billing_pipeline.ledger.queries import HoldRecord
 from billing_pipeline.operations.context import Context
-from billing_pipeline.operations.day_inputs import unfinished_days
+from billing_pipeline.operations.day_inputs import (
+    SpanInputs,
+    read_day_inputs,
+    read_segments,
+    snapshots_of,
+    stale_among,
+    unfinished_days,
+)
 from billing_pipeline.operations.gate import closed_gates
 from billing_pipeline.operations.periods import unbilled
 from billing_pipeline.operations.reconcile.month import reconcile_month
@@ -32,6 +39,7 @@ from billing_pipeline.rules.model import (
     Cell,
     RecordedEvent,
 )
+from billing_pipeline.rules.planning import plan
 from billing_pipeline.rules.segments import segments_between
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.sandbox.stripe_state import ReceivedEvent
@@ -57,7 +65,28 @@ def complaints(world: World) -> list[str]:
         *_what_stripe_said_is_known(world),
         *_mismatches_are_stripes_doing(world, context),
         *_nothing_is_left(world, context),
+        *up_to_date_days_need_nothing(world, context),
+        *world.complaints,
     ]
+
+
+def up_to_date_days_need_nothing(world: World, context: Context) -> Iterator[str]:
+    """Planning a day that is called up to date yields no event, and the holds that there are."""
+    span = SpanInputs.read(context, context.known_meters(), world.days())
+    stale = stale_among(span, world.days())
+    for day in sorted(set(snapshots_of(context, world.days())) - stale):
+        segments = read_segments(context, day, span.boundaries_of(day))
+        with context.ledger.reading() as connection:
+            inputs, _ = read_day_inputs(span, connection, day, segments)
+            held = {
+                (h.cell, h.start, h.value, h.reason)
+                for h in queries.holds_of(connection, [day], zeros=True)
+            }
+        planned = plan(inputs)
+        if planned.events or planned.superseded or planned.why_not:
+            yield f"{day} is called up to date, and would plan {planned}"
+        if {(h.cell, h.start, h.value, str(h.reason)) for h in planned.holds} != held:
+            yield f"{day} is called up to date, and would hold {planned.holds}, not {held}"
 
 
 def _counted_once(world: World) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from billing_pipeline.database import open_database
-from billing_pipeline.simulation.oracle import complaints
+from billing_pipeline.simulation.oracle import complaints, up_to_date_days_need_nothing
 from billing_pipeline.simulation.world import World
 from billing_pipeline.stripe_api import retrying
 
@@ -25,6 +25,9 @@ HAPPENINGS = (
     "a_month_passes", *["undo"] * 2,
 )  # fmt: skip
 """What may happen, as often as it is named."""
+
+LOOK_AFTER = 4
+"""After one step in so many it is asked which days are up to date, and whether that is so."""
 
 LONGEST = 40
 """Steps of a history, at most."""
@@ -65,6 +68,9 @@ def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
         try:
             for name, detail in chosen:
                 getattr(world, name)(Random(detail))
+                if detail % LOOK_AFTER == 0:
+                    world.steps.disarm()
+                    world.complaints += up_to_date_days_need_nothing(world, world.context("look"))
             rounds = world.become_quiet()
             found = complaints(world)
             if rounds < 0:

@@ -86,6 +86,8 @@ class World:
         self.ever_mapped: set[tuple[str, str]] = set()
         self.received: set[str] = set()
         self.log: list[str] = []
+        self.complaints: list[str] = []
+        """What was found wrong before the end."""
         self.crashes = 0
         self.chance = Random(seed)
         self.runs: list[str] = []
