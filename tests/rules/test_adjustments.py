@@ -1,153 +1,123 @@
-"""Carry-forward as double entries: nothing is made, nothing is lost, nothing falls below zero."""
+"""Adjustments as double entries: nothing is made up, nothing is lost, nothing falls below zero."""
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_pipeline.rules.adjustments import (
-    Entry,
-    allocate,
-)
-from billing_pipeline.rules.eligibility import Payers
-from billing_pipeline.rules.holds import (
-    Hold,
-    HoldReason,
-)
-from billing_pipeline.rules.model import (
-    Cell,
-    Formula,
-    Measure,
-    Meter,
-    MeterEvent,
-    RecordedEvent,
-    State,
-    Usage,
-)
-from billing_pipeline.rules.planning import (
-    plan_cell,
-    plan_day,
-)
-from billing_pipeline.rules.segments import Segment
-from billing_pipeline.rules.timestamps import day_end, day_start
+from billing_pipeline.rules.adjustments import Entry, allocate
+from billing_pipeline.rules.holds import Hold, HoldReason
+from billing_pipeline.rules.model import Cell, RecordedEvent, State, Usage
 from billing_pipeline.stripe_facts import OLDEST_REPORTED
+from tests.rules.support import (
+    DAY,
+    END,
+    LAST,
+    NOON,
+    NOW,
+    START,
+    SUM,
+    SUM_BY_DAY,
+    cell,
+    halves,
+    plan_day,
+    plan_event,
+    plan_hold,
+    plan_one,
+    recorded,
+)
 
-DAY = date(2026, 3, 10)
-NOW = datetime(2026, 3, 12, tzinfo=UTC)
 LONG_AFTER = NOW + OLDEST_REPORTED + timedelta(days=2)
-CELL = Cell(DAY, "org", "readings")
-SUM = Meter("readings", Formula.SUM, Measure.READING_VOLUME)
-LAST = Meter("sensors", Formula.LAST, Measure.ACTIVE_SENSORS)
 
 
 def reported(value: int) -> list[RecordedEvent]:
-    return (
-        [RecordedEvent(1, "cus", value, value, day_end(DAY) - 3600, State.VERIFIED)]
-        if value
-        else []
-    )
+    return recorded(value, state=State.VERIFIED) if value else []
 
 
 def at_noon(amount: int) -> list[Entry]:
-    return [Entry(CELL, day_start(DAY) + 43_200, amount)]
+    return [Entry(cell(SUM), NOON, amount)]
 
 
-def test_an_entry_is_stated_as_a_correction_of_just_its_amount() -> None:
-    event = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, adjustments=at_noon(5))
-    assert isinstance(event, MeterEvent)
+def test_an_entry_is_reported_as_a_correction_of_just_its_amount() -> None:
+    event = plan_event(SUM, 10, reported(10), adjustments=at_noon(5))
     assert (event.value, event.target) == (5, 15)
-    back = plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, adjustments=at_noon(-4))
-    assert isinstance(back, MeterEvent)
+    back = plan_event(SUM, 10, reported(10), adjustments=at_noon(-4))
     assert (back.value, back.target) == (-4, 6)
 
 
-def test_an_entry_in_another_part_of_time_adds_nothing() -> None:
-    elsewhere = [Entry(CELL, day_end(DAY), 5)]
-    assert plan_cell(SUM, CELL, 10, "cus", reported(10), NOW, adjustments=elsewhere) is None
+def test_an_entry_at_another_time_adds_nothing() -> None:
+    elsewhere = [Entry(cell(SUM), END, 5)]
+    assert plan_one(SUM, 10, reported(10), adjustments=elsewhere) is None
 
 
 def test_no_day_falls_below_zero() -> None:
-    held = plan_cell(SUM, CELL, 3, "cus", reported(10), NOW, adjustments=at_noon(-5))
-    assert isinstance(held, Hold)
-    assert (held.reason, held.value, held.difference) == (HoldReason.BELOW_ZERO, -12, -12)
+    hold = plan_hold(SUM, 3, reported(10), adjustments=at_noon(-5))
+    assert (hold.reason, hold.value, hold.difference) == (HoldReason.BELOW_ZERO, -12, -12)
 
 
-def test_a_cell_that_only_an_adjustment_speaks_of_is_planned() -> None:
-    plan = plan_day(DAY, [SUM], {}, Payers({"org": "cus"}), {}, NOW, adjustments={CELL: at_noon(7)})
-    assert [(e.cell, e.value) for e in plan.events] == [(CELL, 7)]
+def test_a_cell_that_only_has_an_adjustment_is_planned() -> None:
+    planned = plan_day([SUM], {}, adjustments={cell(SUM): at_noon(7)})
+    assert [(e.cell, e.value) for e in planned.events] == [(cell(SUM), 7)]
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.integers(0, 50))
-def test_what_was_decided_is_held_no_more_and_what_came_later_is(
+def test_a_decided_amount_is_no_longer_on_hold_and_a_later_one_is(
     before: int, then: int, later: int
 ) -> None:
-    held = plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER)
-    decided = held.difference if isinstance(held, Hold) else 0
-    assert decided == then - before
-    adjustments = at_noon(-decided)
-    assert (
-        plan_cell(SUM, CELL, then, "cus", reported(before), LONG_AFTER, adjustments=adjustments)
-        is None
-    )
-    again = plan_cell(
-        SUM, CELL, later, "cus", reported(before), LONG_AFTER, adjustments=adjustments
-    )
-    assert (again.difference if isinstance(again, Hold) else 0) == later - then
+    def on_hold(target: int, entries: list[Entry]) -> int:
+        outcome = plan_one(SUM, target, reported(before), now=LONG_AFTER, adjustments=entries)
+        assert outcome is None or isinstance(outcome, Hold)
+        return outcome.difference if outcome else 0
+
+    assert on_hold(then, []) == then - before
+    decided = at_noon(before - then)
+    assert plan_one(SUM, then, reported(before), now=LONG_AFTER, adjustments=decided) is None
+    assert on_hold(later, decided) == later - then
 
 
 @given(st.integers(0, 50), st.integers(1, 50))
-def test_a_dismissed_last_value_stays_dismissed_and_is_never_stated(before: int, then: int) -> None:
-    recorded = reported(before)
-    held = plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER)
-    if isinstance(held, Hold):
-        adjustments = at_noon(-held.difference)
-        assert (
-            plan_cell(LAST, CELL, then, "cus", recorded, LONG_AFTER, adjustments=adjustments)
-            is None
-        )
-        # Where it may be reported after all, it is reported as it is.
-        event = plan_cell(LAST, CELL, then, "cus", recorded, NOW, adjustments=adjustments)
-        assert isinstance(event, MeterEvent)
-        assert event.value == then
-    else:
+def test_a_dismissed_last_value_stays_dismissed_and_is_never_reported(
+    before: int, then: int
+) -> None:
+    hold = plan_one(LAST, then, reported(before), now=LONG_AFTER)
+    if not isinstance(hold, Hold):
         assert before == then
+        return
+    adjustments = at_noon(-hold.difference)
+    later = plan_one(LAST, then, reported(before), now=LONG_AFTER, adjustments=adjustments)
+    assert later is None
+    # If it may be reported after all, it is reported as it is.
+    assert plan_event(LAST, then, reported(before), adjustments=adjustments).value == then
 
 
 @given(
     st.integers(-60, 60).filter(bool),
     st.lists(st.integers(0, 20), max_size=6),
 )
-def test_an_amount_is_carried_whole_or_not_at_all(amount: int, units: list[int]) -> None:
-    context = [
-        (Cell(DAY + timedelta(days=n), "org", "readings"), day_start(DAY) + n * 86_400, unit)
+def test_an_amount_is_allocated_whole_or_not_at_all(amount: int, units: list[int]) -> None:
+    places = [
+        (Cell(DAY + timedelta(days=n), "org", SUM.event_name), START + n * 86_400, unit)
         for n, unit in enumerate(units)
     ]
-    entries = allocate(amount, context)
+    entries = allocate(amount, places)
     if entries is None:
         assert not units or -amount > sum(units)
         return
     assert sum(entry.amount for entry in entries) == amount
-    by_cell = {cell: unit for cell, _, unit in context}
+    by_cell = {cell: unit for cell, _, unit in places}
     assert all(by_cell[entry.cell] + entry.amount >= 0 for entry in entries)
     assert len({entry.cell for entry in entries}) == len(entries)
 
 
-def test_a_part_that_a_daily_window_leaves_out_can_be_decided() -> None:
-    daily = Meter("readings", Formula.SUM, Measure.READING_VOLUME, event_time_window="day")
-    noon = day_start(DAY) + 43_200
-    segments = [
-        Segment(day_start(DAY), noon, Usage(3, 3)),
-        Segment(noon, day_end(DAY), Usage(4, 4)),
-    ]
-    payers, usage = Payers({"org": "cus"}), {"org": Usage(7, 7)}
-
+def test_a_segment_that_a_daily_window_does_not_report_can_be_decided() -> None:
     def holds(adjustments: dict[Cell, list[Entry]]) -> list[tuple[int, int]]:
-        plan = plan_day(
-            DAY, [daily], usage, payers, {}, NOW, segments_of={"org": segments}, adjustments=adjustments
-        )  # fmt: skip
-        return [(hold.start, hold.difference) for hold in plan.holds]
+        segments = {"org": halves(3, 4)}
+        planned = plan_day(
+            [SUM_BY_DAY], {"org": Usage(7, 7)}, segments=segments, adjustments=adjustments
+        )
+        return [(hold.start, hold.difference) for hold in planned.holds]
 
-    assert holds({}) == [(day_start(DAY), 3)]
-    assert holds({CELL: [Entry(CELL, day_start(DAY), -3)]}) == []
+    assert holds({}) == [(START, 3)]
+    assert holds({cell(SUM_BY_DAY): [Entry(cell(SUM_BY_DAY), START, -3)]}) == []

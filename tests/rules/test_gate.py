@@ -5,10 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing_pipeline.rules.gate import (
-    Gates,
-    implausible,
-)
+from billing_pipeline.rules.gate import Gates, implausible
 from billing_pipeline.rules.model import Usage
 
 GATES = Gates()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 from hypothesis import given, settings
@@ -12,24 +12,24 @@ from billing_pipeline.rules.model import (
     NOT_COUNTED,
     Cell,
     Formula,
-    Measure,
     Meter,
     MeterEvent,
     RecordedEvent,
     State,
 )
-from billing_pipeline.rules.planning import plan_cell
+from tests.rules.support import (
+    DAY,
+    END,
+    LAST,
+    LAST_BY_DAY,
+    START,
+    SUM,
+    SUM_BY_DAY,
+    plan_one,
+    recorded,
+)
 
-DAY = date(2026, 3, 10)
-MIDNIGHT = int(datetime(2026, 3, 10, tzinfo=UTC).timestamp())
-NOW = datetime(2026, 3, 12, tzinfo=UTC)
-
-METERS = [
-    Meter("sum", Formula.SUM, Measure.READING_VOLUME),
-    Meter("last", Formula.LAST, Measure.ACTIVE_SENSORS),
-    Meter("sum-by-day", Formula.SUM, Measure.READING_VOLUME, "day"),
-    Meter("last-by-day", Formula.LAST, Measure.ACTIVE_SENSORS, "day"),
-]
+METERS = [SUM, LAST, SUM_BY_DAY, LAST_BY_DAY]
 
 targets = st.integers(min_value=0, max_value=10**15 - 1) | st.integers(0, 3)
 fates = st.sampled_from(["accepted", "rejected", "rejected later", "lost", "counted unseen"])
@@ -52,49 +52,34 @@ class StripeModel:
         return sum(value for _, _, value in self.received)
 
 
-def step(
-    meter: Meter,
-    stripe: StripeModel,
-    recorded: list[RecordedEvent],
-    target: int,
-    fate: str,
-    retry: bool,
-) -> MeterEvent | None:
-    """Plan once and let the event meet its fate; returns what was planned."""
-    planned = plan_cell(
-        meter,
-        Cell(DAY, "org", meter.event_name),
-        target,
-        "cus",
-        recorded,
-        NOW,
-        retry_rejected=retry,
-    )
-    if not isinstance(planned, MeterEvent):
-        assert planned is None
-        return None
-    counted = fate in ("accepted", "counted unseen")
-    if counted:
-        stripe.received.append((planned.identifier, planned.timestamp, planned.value))
-    state, code = {
-        "accepted": (State.ACCEPTED, None),
-        "counted unseen": (State.ACCEPTED, None),  # a lost answer, resolved by asking again
-        "lost": (State.REJECTED, NOT_COUNTED),
-        "rejected": (State.REJECTED, "meter_event_customer_not_found"),
-        "rejected later": (State.REJECTED, "archived_meter"),
-    }[fate]
-    recorded.append(
-        RecordedEvent(
-            planned.revision,
-            planned.customer,
-            planned.value,
-            planned.target,
-            planned.timestamp,
-            state,
-            code,
-        )
-    )
-    return planned
+@dataclass
+class Ledger:
+    """The events about one cell, as recorded and as planned."""
+
+    meter: Meter
+    stripe: StripeModel
+    recorded: list[RecordedEvent] = field(default_factory=list)
+    planned: list[MeterEvent] = field(default_factory=list)
+
+    def report(self, target: int, fate: str, *, retry: bool = False) -> bool:
+        """Plan once and let the event meet its fate; returns whether there was one."""
+        event = plan_one(self.meter, target, self.recorded, retry_rejected=retry)
+        if event is None:
+            return False
+        assert isinstance(event, MeterEvent)
+        self.planned.append(event)
+        if fate in ("accepted", "counted unseen"):
+            self.stripe.received.append((event.identifier, event.timestamp, event.value))
+        state, code = {
+            "accepted": (State.ACCEPTED, None),
+            "counted unseen": (State.ACCEPTED, None),  # a lost answer, resolved by asking again
+            "lost": (State.REJECTED, NOT_COUNTED),
+            "rejected": (State.REJECTED, "meter_event_customer_not_found"),
+            "rejected later": (State.REJECTED, "archived_meter"),
+        }[fate]
+        content = event.revision, event.customer, event.value, event.target, event.timestamp
+        self.recorded.append(RecordedEvent(*content, state, code))
+        return True
 
 
 @settings(max_examples=400, deadline=None)
@@ -103,25 +88,23 @@ def step(
     history=st.lists(st.tuples(targets, fates), max_size=12),
     final=targets,
 )
-def test_whatever_happened_stripe_ends_at_the_target_and_nothing_is_said_twice(
+def test_whatever_happened_stripe_ends_at_the_target_and_nothing_is_reported_twice(
     meter: Meter, history: list[tuple[int, str]], final: int
 ) -> None:
-    stripe, recorded, planned = StripeModel(meter), list[RecordedEvent](), list[MeterEvent]()
+    ledger = Ledger(meter, StripeModel(meter))
     for target, fate in history:
-        event = step(meter, stripe, recorded, target, fate, retry=False)
-        planned += [event] if event else []
+        ledger.report(target, fate)
     # The world becomes quiet: what was refused is fixed, and everything is accepted.
-    event = step(meter, stripe, recorded, final, "accepted", retry=True)
-    planned += [event] if event else []
+    ledger.report(final, "accepted", retry=True)
 
-    assert stripe.total() == final
-    assert step(meter, stripe, recorded, final, "accepted", retry=True) is None
-    identifiers = [event.identifier for event in planned]
+    assert ledger.stripe.total() == final
+    assert not ledger.report(final, "accepted", retry=True)
+    identifiers = [event.identifier for event in ledger.planned]
     assert len(set(identifiers)) == len(identifiers)
     assert all(len(identifier) <= 100 for identifier in identifiers)
-    stamps = [event.timestamp for event in planned]
+    stamps = [event.timestamp for event in ledger.planned]
     assert stamps == sorted(set(stamps))
-    assert all(MIDNIGHT <= stamp < MIDNIGHT + 86_400 for stamp in stamps)
+    assert all(START <= stamp < END for stamp in stamps)
 
 
 @given(
@@ -130,7 +113,7 @@ def test_whatever_happened_stripe_ends_at_the_target_and_nothing_is_said_twice(
         st.dates(date(2000, 1, 1), date(2099, 1, 1)), min_size=1, max_size=4, unique=True
     ),
 )
-def test_identifiers_of_different_cells_and_revisions_never_meet(
+def test_identifiers_of_different_cells_and_revisions_differ(
     organizations: list[str], days: list[date]
 ) -> None:
     seen = [
@@ -149,29 +132,24 @@ def test_an_identifier_depends_on_nothing_but_cell_and_revision() -> None:
     first = MeterEvent(cell, 3, "cus_1", 5, 5, 100)
     again = MeterEvent(cell, 3, "cus_2", 9, 7, 200)
     assert first.identifier == again.identifier
-    meter = Meter("m", Formula.SUM, Measure.READING_VOLUME)
-    assert first.idempotency_key(meter) != again.idempotency_key(meter)
-    assert first.idempotency_key(meter) == MeterEvent(cell, 3, "cus_1", 5, 0, 100).idempotency_key(
-        meter
-    )
+    key = first.idempotency_key(SUM)
+    assert key != again.idempotency_key(SUM)
+    assert key == replace(first, target=0).idempotency_key(SUM)
 
 
 @given(
-    now=st.integers(0, 52 * 86_400).map(lambda s: datetime.fromtimestamp(MIDNIGHT + s, UTC)),
+    now=st.integers(0, 52 * 86_400).map(lambda s: datetime.fromtimestamp(START + s, UTC)),
     earlier=st.none() | st.integers(0, 86_399),
 )
 def test_an_event_is_never_stamped_where_stripe_would_refuse_it(
     now: datetime, earlier: int | None
 ) -> None:
-    recorded = (
-        []
-        if earlier is None
-        else [RecordedEvent(1, "cus", 5, 5, MIDNIGHT + earlier, State.ACCEPTED)]
+    events = (
+        [replace(e, timestamp=START + earlier) for e in recorded(5)] if earlier is not None else []
     )
-    meter = METERS[0]
-    planned = plan_cell(meter, Cell(DAY, "org", "sum"), 9, "cus", recorded, now)
+    planned = plan_one(SUM, 9, events, now=now)
     if isinstance(planned, MeterEvent):
         stamp = datetime.fromtimestamp(planned.timestamp, UTC)
         assert now - timedelta(days=34) <= stamp <= now + timedelta(minutes=5)
-        assert MIDNIGHT <= planned.timestamp < MIDNIGHT + 86_400
-        assert earlier is None or planned.timestamp > MIDNIGHT + earlier
+        assert START <= planned.timestamp < END
+        assert earlier is None or planned.timestamp > START + earlier
