@@ -30,8 +30,8 @@ def bind(
 ) -> None:
     """The account guard: remember account, mode and meters, or refuse others.
 
-    `account_id` is None when the key may not read its account; then the meters tell, whose
-    ids belong to one account for ever. Raises ConfigurationError on any difference.
+    `account_id` is None if the key may not read its account. The ids of the meters then tell: each
+    belongs to one account for ever. Raises ConfigurationError on any difference.
     """
     found = list(found)
     connection = writer.connection
@@ -59,7 +59,7 @@ def bind(
 def guard(
     connection: Connection, account_id: str | None, livemode: bool, found: Iterable[Meter]
 ) -> None:
-    """Raise ConfigurationError if the ledger belongs to another account or mode, or knows other meters."""
+    """Raise ConfigurationError for another account or mode, or for a meter that was made again."""
     bound = connection.execute(select(account)).one_or_none()
     if bound is not None:
         _refuse_another(bound, account_id, livemode)
@@ -73,7 +73,7 @@ def guard(
         if earlier != meter.meter_id and connection.execute(sent.limit(1)).first():
             raise ConfigurationError(
                 f"the meter {meter.event_name} is {meter.meter_id} in Stripe, but this ledger "
-                f"has reported usage to {earlier}: another account, or a meter that was made again. "
+                f"reported usage to {earlier}: another account, or a meter that was made again. "
                 "Use a ledger of its own (BILLING_DATABASE_URL)."
             )
 
@@ -94,7 +94,7 @@ def _refuse_another(bound: Row[Any], account_id: str | None, livemode: bool) -> 
 def not_for_us(
     connection: Connection, livemode: bool, account_id: str | None, key_is_live: bool
 ) -> str | None:
-    """Why an event of this mode and account does not concern this ledger, None if it does.
+    """Why an event of this mode and account does not concern this ledger; None if it does.
 
     Before its first contact with Stripe a ledger belongs to the mode of its key (`key_is_live`).
     """
@@ -108,7 +108,7 @@ def not_for_us(
 
 
 def known_meters(connection: Connection, specs: Iterable[MeterSpec]) -> list[Meter]:
-    """The meters as last seen in Stripe; as specified where Stripe was never seen."""
+    """The meters as last seen in Stripe; as configured if they were never seen."""
     known = {row.event_name: row for row in connection.execute(select(meters))}
     found = []
     for spec in specs:
@@ -121,7 +121,7 @@ def known_meters(connection: Connection, specs: Iterable[MeterSpec]) -> list[Met
 
 
 def meter_changed_at(writer: Writer, meter_id: str, at: datetime) -> bool:
-    """Remember when Stripe last changed a meter; False if it is none of ours."""
+    """Remember when Stripe last changed a meter; False if it is not one of ours."""
     connection, instant = writer.connection, int(at.timestamp())
     connection.execute(
         update(meters)
@@ -133,6 +133,6 @@ def meter_changed_at(writer: Writer, meter_id: str, at: datetime) -> bool:
 
 
 def bound_account(connection: Connection) -> dict[str, Any] | None:
-    """The account and mode that this ledger belongs to; None before its first contact with Stripe."""
+    """The account and mode of this ledger; None before its first contact with Stripe."""
     row = connection.execute(select(account)).one_or_none()
     return row_as_json(dict(row._mapping)) if row else None

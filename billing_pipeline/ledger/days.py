@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, select
 
 from billing_pipeline.database import upsert
 from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.queries import refused_events
-from billing_pipeline.ledger.rows import CHUNK
+from billing_pipeline.ledger.rows import CHUNK, same_cell
 from billing_pipeline.ledger.tables import adjustment_entries, days, holds, meter_events
 from billing_pipeline.rules.day_inputs import EventCounts, InputsDigest
 from billing_pipeline.rules.model import (
@@ -82,11 +82,11 @@ def newest_adjustments(connection: Connection, which: Collection[date]) -> dict[
     """The newest adjustment entry of each of these days that has one."""
     entries = adjustment_entries.c
     rows = connection.execute(
-        select(entries.usage_day, func.max(entries.id))
+        select(entries.usage_day, func.max(entries.id).label("newest"))
         .where(entries.usage_day.in_(which))
         .group_by(entries.usage_day)
     )
-    return {day: newest for day, newest in rows}
+    return {row.usage_day: row.newest for row in rows}
 
 
 def open_organizations(
@@ -98,9 +98,7 @@ def open_organizations(
         select(holds.c.usage_day, holds.c.organization_id, meter_events.c.customer)
         .join(
             meter_events,
-            (meter_events.c.usage_day == holds.c.usage_day)
-            & (meter_events.c.organization_id == holds.c.organization_id)
-            & (meter_events.c.event_name == holds.c.event_name),
+            and_(*same_cell(meter_events, holds)),
             isouter=True,
         )
         .where(holds.c.usage_day.in_(which))
@@ -118,7 +116,7 @@ def open_organizations(
 def without_cell(
     connection: Connection, day: date, organizations: Collection[str], event_names: Sequence[str]
 ) -> set[str]:
-    """Those of these organizations of which nothing was reported or held on one of these meters."""
+    """Those of these organizations without a report or a hold on one of these meters."""
     missing = set[str]()
     for event_name in event_names:
         there = set[str]()

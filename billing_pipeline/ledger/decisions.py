@@ -19,7 +19,7 @@ from billing_pipeline.rules.model import Cell
 def record_run(
     writer: Writer, who: str, reason: str, now: datetime, *, undoes: str | None = None
 ) -> None:
-    """Remember who runs this, why, and which run it undoes, if it does."""
+    """Record who runs this and why, and which run it undoes."""
     upsert(
         writer.connection,
         runs,
@@ -29,7 +29,7 @@ def record_run(
 
 
 def run_record(connection: Connection, run: str) -> dict[str, Any] | None:
-    """Who ran it, why, and when; None for a run that reported nothing and gave no reason."""
+    """Who ran it, why and when; None for a run that is not recorded."""
     row = connection.execute(select(runs).where(runs.c.run == run)).one_or_none()
     return row_as_json(dict(row._mapping)) if row else None
 
@@ -41,7 +41,7 @@ def mark_undone(
     reason: str,
     now: datetime,
 ) -> None:
-    """Remember that what was reported of these cells from this snapshot was taken back."""
+    """Record that the reports about these cells from this snapshot were undone."""
     rows = [
         {
             **cell_columns(cell),
@@ -93,7 +93,7 @@ def approvals(connection: Connection, which: Collection[date]) -> set[tuple[date
 
 
 def write_approval(writer: Writer, day: date, snapshot_id: str, reason: str, now: datetime) -> None:
-    """Let a day's counts through as this snapshot has them; the day is then looked at again."""
+    """Let the counts of a snapshot through the gate; the day is looked at again."""
     upsert(
         writer.connection,
         gate_approvals,
@@ -104,7 +104,7 @@ def write_approval(writer: Writer, day: date, snapshot_id: str, reason: str, now
 
 
 def gate_approved(connection: Connection, day: date, snapshot_id: str) -> str | None:
-    """The reason for which a person let these counts through, None if nobody did."""
+    """The reason for which a person let these counts through; None if nobody did."""
     approvals = gate_approvals.c
     query = select(approvals.reason).where(
         approvals.usage_day == day, approvals.snapshot_id == snapshot_id

@@ -25,7 +25,7 @@ from billing_pipeline.stripe_facts import CLOCKS_APART
 
 @dataclass(frozen=True, slots=True)
 class ReportedError:
-    """One kind of error in a report: how many events, and the samples that name some of them."""
+    """One kind of error in a report: how many events, and samples that name some of them."""
 
     code: str
     count: int
@@ -35,7 +35,7 @@ class ReportedError:
 
 @dataclass(frozen=True, slots=True)
 class ErrorReport:
-    """What Stripe says it did not count. `meter_id` is None when no such meter was found."""
+    """What Stripe did not count. `meter_id` is None if no such meter was found."""
 
     event_id: str
     meter_id: str | None
@@ -45,15 +45,15 @@ class ErrorReport:
 
 
 class StillSending(BillingError):
-    """A reported event is under way at this moment: take the report a little later."""
+    """A reported event is being sent at this moment: the report is applied a little later."""
 
 
 def take_report(writer: Writer, report: ErrorReport, now: datetime) -> None:
-    """Take over what Stripe reports as not counted, in the caller's transaction.
+    """Apply a report of events that Stripe did not count.
 
-    Events that its samples name, by identifier or Idempotency-Key, are rejected. What else
-    the meter took in the reported window loses its `verified`, so that it is compared with
-    Stripe once more. Raises StillSending when a named event is under way right now.
+    Events that its samples name, by identifier or Idempotency-Key, are rejected. The other events
+    that the meter accepted in the reported window lose their `verified` and are compared with
+    Stripe again. Raises StillSending if a named event is being sent at this moment.
     """
     connection = writer.connection
     rows = connection.execute(select(meters)).all()
@@ -85,7 +85,7 @@ def take_report(writer: Writer, report: ErrorReport, now: datetime) -> None:
 
 
 def _keep_error(writer: Writer, report: ErrorReport, error: ReportedError, matched: int) -> None:
-    """Keep one line of a report; taken over again, it never forgets what it explained."""
+    """Keep one line of a report. Applied again, it keeps the number of events that were found."""
     key = {"event_id": report.event_id, "code": error.code}
     before = writer.connection.scalar(
         select(meter_errors.c.matched).where(

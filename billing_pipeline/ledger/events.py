@@ -99,7 +99,7 @@ def deliverable(
 
 
 def mark_interrupted(writer: Writer, now: datetime) -> int:
-    """Mark what a crash left in `sending` as `ambiguous`. Only while delivering."""
+    """Mark events that a crash left in `sending` as `ambiguous`. Only while delivering."""
     ids = writer.connection.scalars(
         select(meter_events.c.id).where(meter_events.c.state == State.SENDING)
     ).all()
@@ -121,7 +121,7 @@ def claim(writer: Writer, ids: Sequence[int], now: datetime) -> set[int]:
 def change_state(
     writer: Writer, outcomes: Sequence[Outcome], now: datetime, *, was: Collection[State]
 ) -> set[int]:
-    """Change states and remember each change; events that are no longer in `was` are left alone.
+    """Change states and remember each change. Events that are no longer in `was` stay as they are.
 
     Returns the ids of the rows that were changed.
     """
@@ -178,9 +178,9 @@ def change_state(
 def supersede(
     writer: Writer, day: date, wanted: Collection[tuple[Cell, int]], now: datetime
 ) -> set[Cell]:
-    """Withdraw planned events (cell, revision); returns the cells where that came too late.
+    """Withdraw planned events (cell, revision); returns the cells for which that came too late.
 
-    A deliverer may have claimed an event since it was read. Then it is under way, and its cell waits.
+    A deliverer may have claimed an event since it was read. It is then under way; its cell waits.
     """
     if not wanted:
         return set()
@@ -254,7 +254,7 @@ def change(
 
 
 def _updated(row: Row[Any], outcome: Outcome, now: datetime) -> dict[str, Any]:
-    """A row's new values: facts once learned (first attempt, acceptance, request) are kept."""
+    """A row's new values. The first attempt, the acceptance and the request id are kept."""
     tried = outcome.state is State.SENDING
     accepted = outcome.state is State.ACCEPTED
     return {

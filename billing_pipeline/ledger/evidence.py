@@ -29,13 +29,12 @@ WORST: tuple[Agreement, ...] = ("agrees", "lagging", "mismatch")
 
 @dataclass(frozen=True, slots=True)
 class ExpectedFigure:
-    """What the ledger expects Stripe's summary to say of one customer, meter and day.
+    """What Stripe's summary of one customer, meter and day should show, by the ledger.
 
-    Where newer values replace older ones, a day shows its last value only. If it is split, each
-    part is then looked at by itself: `segment` is its [start, end).
-    `certain` is the value that was verified before, `pending` the values accepted since, in
-    the order of their revisions; `expected` is what both come to. `last_accepted_at` tells how
-    long Stripe has had time to agree.
+    A meter that keeps one value shows only the last one of a day. The segments of such a day are
+    compared one by one: `segment` is [start, end) of one. `certain` is the value that was verified
+    before, `pending` are the values accepted since, in the order of their revisions; `expected` is
+    what both come to. `last_accepted_at` tells how long Stripe has had to agree.
     """
 
     usage_day: date
@@ -48,7 +47,7 @@ class ExpectedFigure:
     pending_since: tuple[datetime, ...]
     last_accepted_at: datetime
     timestamp: int
-    """Of the newest event (unix seconds)."""
+    """Timestamp of the newest event (unix seconds)."""
     segment: tuple[int, int] | None = None
 
     @property
@@ -59,12 +58,12 @@ class ExpectedFigure:
 
 @dataclass(frozen=True, slots=True)
 class Before:
-    """What came before an instant on a meter that keeps one value.
+    """The values before an instant on a meter that keeps one value.
 
-    `newest` is what Stripe took last. `value` is the newest that its summary has shown (0: none),
-    and `followed_by` are those after it that it may hold or not. `since` is the instant (unix
-    seconds) of the first of all these, `last_accepted_at` when Stripe took the latest of
-    `followed_by`, None where it took none.
+    `newest` is the last one that Stripe accepted. `value` is the newest one that its summary has
+    shown (0: none); `followed_by` are later ones that it may have or not. `since` is the timestamp
+    of the first of all these (unix seconds), `last_accepted_at` when Stripe accepted the latest of
+    `followed_by`; None if it accepted none.
     """
 
     newest: int
@@ -76,13 +75,13 @@ class Before:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """The result of one look at Stripe's summary."""
+    """The result of one comparison with Stripe's summary."""
 
     figure: ExpectedFigure
     reported: str
     outcome: str  # agrees, lagging or mismatch
     missing: tuple[int, ...] = ()
-    """Ids of pending events that Stripe does not show, if it has lost any."""
+    """Row ids of pending events that Stripe does not show."""
     customer_gone: bool = False
     """Whether Stripe does not know the customer at all."""
 
@@ -94,10 +93,10 @@ def expected_figures(
     *,
     unverified_only: bool,
 ) -> list[ExpectedFigure]:
-    """What Stripe should say of each customer, meter and day with accepted events.
+    """What Stripe should show for each customer, meter and day with accepted events.
 
-    `replacing` tells by event name whether newer values replace older ones. With
-    `unverified_only`, only where something was accepted and not verified yet.
+    `replacing` tells by event name whether newer values replace older ones. `unverified_only`:
+    only if some event of it is not verified yet.
     """
     columns = meter_events.c
     query = (
@@ -133,7 +132,7 @@ def expected_figures(
 def _by_segment(
     events: list[Row[Any]], *, replaces: bool
 ) -> list[tuple[tuple[int, int] | None, list[Row[Any]]]]:
-    """The events of one day by its parts, where it has any and newer values replace older ones."""
+    """The events of one day by segment, on a meter that keeps one value."""
     named = [(e.segment_start, e.segment_end) for e in events if e.segment_start is not None]
     segments = segments_between(
         events[0].usage_day, [boundary for segment in named for boundary in segment]
@@ -176,11 +175,11 @@ def _expected_figure(
 
 
 def record_checks(writer: Writer, checks: Sequence[Checked], now: datetime) -> None:
-    """Keep the looks at Stripe's summaries; where they agree, mark the events verified.
+    """Keep the checks against Stripe's summaries; where they agree, mark the events verified.
 
-    What Stripe does not show, and has reported as an error without naming it, is rejected.
+    An event is rejected if Stripe does not show it, and has reported an error without naming it.
     """
-    # Of several looks at parts of one day the worst one is kept.
+    # The worst of several checks of one day's segments is kept.
     rows = [
         {
             "usage_day": check.figure.usage_day,
@@ -249,9 +248,10 @@ def _reject_unnamed(writer: Writer, check: Checked, now: datetime) -> bool:
 
 
 def doubt_zeros_after(writer: Writer, checks: Sequence[Checked], now: datetime) -> set[date]:
-    """Have zeros after these values looked at again: before, nothing could tell they are there.
+    """Have the zeros that follow these values verified again.
 
-    See `summaries.figure_of_a_zero`. Returns the days of those that follow directly.
+    Until a value is verified, nothing shows whether the zero after it was counted; see
+    `summaries.figure_of_a_zero`. Returns the days of the zeros that follow directly.
     """
     columns = meter_events.c
     zeros: list[Row[*tuple[Any, ...]]] = []
@@ -292,7 +292,7 @@ def doubt_zeros_after(writer: Writer, checks: Sequence[Checked], now: datetime) 
 def newest_before(
     connection: Connection, event_name: str, customer: str, timestamp: int
 ) -> Before | None:
-    """What Stripe took for a customer with stamps before `timestamp`; None: nothing."""
+    """What Stripe accepted for a customer before `timestamp` (unix seconds); None: nothing."""
     columns = meter_events.c
     earlier = [
         columns.customer == customer,

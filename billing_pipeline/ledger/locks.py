@@ -1,9 +1,9 @@
-"""Who may deliver: one process per ledger at a time.
+"""Locks: only one process per ledger delivers, plans, leases reads or applies Stripe events.
 
 Stripe's rate limit belongs to the account, and so does the rule of one request in flight per
-customer and meter; with one deliverer at a time both are kept by construction, and an event
-found in `sending` was surely left behind by a crash. The lock is held by the operating system
-(SQLite: a lock file) or by the session (PostgreSQL: an advisory lock): `kill -9` releases it.
+customer and meter. With one deliverer at a time both are kept, and an event found in `sending` was
+left there by a crash. The operating system (SQLite: a lock file) or the session (PostgreSQL: an
+advisory lock) owns the lock: `kill -9` releases it.
 """
 
 from __future__ import annotations

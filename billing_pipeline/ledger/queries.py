@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, case, func, or_, select, true
 
-from billing_pipeline.ledger.rows import row_as_json
+from billing_pipeline.ledger.rows import cell_of, is_cell, row_as_json, same_cell
 from billing_pipeline.ledger.tables import (
     history,
     holds,
@@ -37,7 +37,7 @@ CLOSED_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A customer's time [start, end) (unix seconds), which nothing reaches after `since`."""
+    """A customer's time [start, end) (unix seconds). What is accepted after `since` is not billed."""
 
     customer: str
     start: int
@@ -45,14 +45,14 @@ class Closed:
     since: datetime
 
     def may_lack(self, event: Any) -> bool:
-        """Whether an event of this customer may have come too late for it."""
+        """Whether an event of this customer may have been accepted too late."""
         inside = self.start <= event.timestamp < self.end
         return inside and bool(event.last_attempt_at >= self.since - CLOCKS_APART)
 
 
 @dataclass(frozen=True, slots=True)
 class HoldRecord:
-    """Usage that waits, with the reason."""
+    """Usage on hold, as the ledger has it."""
 
     cell: Cell
     value: int
@@ -60,9 +60,9 @@ class HoldRecord:
     reason: str
     since: datetime
     start: int = 0
-    """Where the held part of a day with segments begins (unix seconds); 0: it is the whole day."""
+    """Where the segment on hold begins (unix seconds); 0: the whole day."""
     difference: int = 0
-    """How much more the usage is than Stripe has of it and people have decided on."""
+    """How much more the usage is than what Stripe recorded and people decided about."""
 
     def as_json(self) -> dict[str, Any]:
         """As `billing … --json` prints it."""
@@ -92,39 +92,33 @@ class CellStory:
 
 
 def counts(connection: Connection, days: Sequence[date]) -> dict[str, int]:
-    """Meter events by state, held usage included; every state is present."""
-    counts = {str(state): 0 for state in State}
+    """Meter events by state, and `held`: usage on hold that is shown. Every state is present."""
+    found = {str(state): 0 for state in State}
     for state, number in connection.execute(
         select(meter_events.c.state, func.count())
         .where(meter_events.c.usage_day.in_(days))
         .group_by(meter_events.c.state)
     ):
-        counts[state] += number
-    counts[State.HELD] += (
-        connection.scalar(
-            select(func.count()).select_from(holds).where(holds.c.usage_day.in_(days), _shown())
-        )
-        or 0
-    )
-    return counts
+        found[state] += number
+    on_hold = select(func.count()).select_from(holds).where(holds.c.usage_day.in_(days), _shown())
+    found[State.HELD] = connection.scalar(on_hold) or 0
+    return found
 
 
 def holds_of(
     connection: Connection, days: Sequence[date], *, zeros: bool = False
 ) -> list[HoldRecord]:
-    """The usage of these days that waits; with `zeros`, also those that nobody misses yet."""
-    found = []
+    """The usage on hold of these days; with `zeros`, also holds that are not shown."""
     rows = connection.execute(
         select(holds)
         .where(holds.c.usage_day.in_(days), true() if zeros else _shown())
         .order_by(*holds.primary_key.columns)
     )
-    found += [_held(row) for row in rows]
-    return found
+    return [_hold(row) for row in rows]
 
 
 def rejected(connection: Connection, days: Sequence[date] | None = None) -> list[dict[str, Any]]:
-    """The events of these days (None: all) that Stripe refused and nothing has made good."""
+    """The events of these days (None: all) that Stripe refused, and that nothing later replaced."""
     query = refused_events().order_by(meter_events.c.id)
     if days is not None:
         query = query.where(meter_events.c.usage_day.in_(days))
@@ -134,11 +128,10 @@ def rejected(connection: Connection, days: Sequence[date] | None = None) -> list
 def checks(
     connection: Connection, days: Sequence[date] | None, outcome: str
 ) -> list[dict[str, Any]]:
-    """The last looks at Stripe's summaries of these days (None: all) with this outcome.
+    """The newest checks against Stripe's summaries of these days (None: all) with this outcome.
 
-    Looks at what has been rejected since, so that nothing more is expected, are left out.
+    A check whose events have all been rejected since does not count: nothing is expected any more.
     """
-    found = []
     still_expected = (
         select(meter_events.c.id)
         .where(
@@ -158,8 +151,7 @@ def checks(
         )
         .order_by(*verifications.primary_key.columns)
     )
-    found += [row_as_json(dict(row._mapping)) for row in rows]
-    return found
+    return [row_as_json(dict(row._mapping)) for row in rows]
 
 
 def days_at_gate(connection: Connection) -> dict[date, set[str]]:
@@ -177,7 +169,7 @@ def days_at_gate(connection: Connection) -> dict[date, set[str]]:
 
 
 def per_organization(connection: Connection, days: Sequence[date]) -> list[tuple[str, int, int]]:
-    """Organization, events Stripe has, and how many of these are verified."""
+    """(organization, events that Stripe has, how many of these are verified)."""
     rows = connection.execute(
         select(
             meter_events.c.organization_id,
@@ -196,22 +188,15 @@ def planned_by(connection: Connection, run: str) -> list[tuple[Cell, int, int]]:
     rows = connection.execute(
         select(meter_events).where(meter_events.c.planned_by == run).order_by(meter_events.c.id)
     )
-    return [
-        (
-            Cell(row.usage_day, row.organization_id, row.event_name),
-            row.revision,
-            row.timestamp,
-        )
-        for row in rows
-    ]
+    return [(cell_of(row), row.revision, row.timestamp) for row in rows]
 
 
 def last_value(
     connection: Connection, organization_id: str, event_name: str, before: int, *, without: str
 ) -> int | None:
-    """The newest value that Stripe has, stamped before an instant (unix seconds).
+    """The newest value that Stripe has with a timestamp before an instant (unix seconds).
 
-    As it was without what one run has said.
+    Events that one run planned do not count.
     """
     return connection.scalar(
         select(meter_events.c.value)
@@ -228,7 +213,7 @@ def last_value(
 
 
 def reported_between(connection: Connection, start: int, end: int) -> set[tuple[str, str]]:
-    """(organization, customer) of what Stripe took, stamped in [start, end) (unix seconds)."""
+    """(organization, customer) of events that Stripe has with timestamps in [start, end)."""
     rows = connection.execute(
         select(meter_events.c.organization_id, meter_events.c.customer)
         .where(
@@ -244,20 +229,15 @@ def reported_between(connection: Connection, start: int, end: int) -> set[tuple[
 def verified_cells(
     connection: Connection, days: Sequence[date], organizations: Collection[str] | None
 ) -> tuple[int, int]:
-    """The cells of these days that were reported or are held; and how many Stripe confirms.
+    """The cells of these days that were reported or are on hold, and how many are verified.
 
-    Confirmed is a cell of which everything that stands is verified, nothing waits, and nothing
-    is refused that was not made good.
+    A cell is verified if all its accepted events are, nothing of it is on hold or unresolved, and
+    no refusal is open.
     """
     refused = refused_events().with_only_columns(meter_events.c.id)
     columns = meter_events.c
     cell = (columns.usage_day, columns.organization_id, columns.event_name)
-    waiting = select(holds.c.value).where(
-        holds.c.usage_day == columns.usage_day,
-        holds.c.organization_id == columns.organization_id,
-        holds.c.event_name == columns.event_name,
-        _shown(),
-    )
+    waiting = select(holds.c.value).where(*same_cell(holds, meter_events), _shown())
     recorded = (
         select(
             *cell,
@@ -286,13 +266,7 @@ def verified_cells(
             holds.c.usage_day.in_(days),
             _shown(),
             _among(holds.c.organization_id, organizations),
-            ~select(recorded.c.usage_day)
-            .where(
-                recorded.c.usage_day == holds.c.usage_day,
-                recorded.c.organization_id == holds.c.organization_id,
-                recorded.c.event_name == holds.c.event_name,
-            )
-            .exists(),
+            ~select(recorded.c.usage_day).where(*same_cell(recorded, holds)).exists(),
         )
         .distinct()
         .subquery()
@@ -325,10 +299,10 @@ def verified_since(connection: Connection, days: Sequence[date]) -> dict[date, d
 def accepted_after(
     connection: Connection, closed: Sequence[Closed]
 ) -> list[tuple[Closed, dict[str, Any]]]:
-    """What Stripe took for these customers and times after they were closed.
+    """The events that Stripe accepted for these customers and times after they were closed.
 
-    `certain` is False where it may have been taken in time: it was tried before and after, or
-    so close to it that the two clocks may differ by more.
+    `certain` is False if an event may have been accepted in time: it was tried before and after,
+    or within the difference that the two clocks may have.
     """
     columns, found = meter_events.c, []
     for start in range(0, len(closed), CLOSED_AT_ONCE):
@@ -361,26 +335,20 @@ def accepted_after(
 
 
 def story(connection: Connection, cell: Cell) -> CellStory:
-    """All there is about one cell."""
-
-    def of(table: Any) -> list[Any]:
-        return [
-            table.c.usage_day == cell.usage_day,
-            table.c.organization_id == cell.organization_id,
-            table.c.event_name == cell.event_name,
-        ]
-
+    """Everything about one cell."""
     events = connection.execute(
         select(meter_events, runs.c.who, runs.c.reason)
         .join(runs, runs.c.run == meter_events.c.planned_by, isouter=True)
-        .where(*of(meter_events))
+        .where(*is_cell(meter_events, cell))
         .order_by(meter_events.c.revision)
     ).all()
-    held = connection.execute(
-        select(holds).where(*of(holds), _shown()).order_by(holds.c.start_at)
+    on_hold = connection.execute(
+        select(holds).where(*is_cell(holds, cell), _shown()).order_by(holds.c.start_at)
     ).all()
-    changes = connection.execute(select(history).where(*of(history)).order_by(history.c.id)).all()
-    looks = connection.execute(
+    changes = connection.execute(
+        select(history).where(*is_cell(history, cell)).order_by(history.c.id)
+    ).all()
+    last_checks = connection.execute(
         select(verifications).where(
             verifications.c.usage_day == cell.usage_day,
             verifications.c.event_name == cell.event_name,
@@ -390,17 +358,17 @@ def story(connection: Connection, cell: Cell) -> CellStory:
     return CellStory(
         cell,
         [_event_json(row) for row in events],
-        [_held(row) for row in held],
+        [_hold(row) for row in on_hold],
         [row_as_json(dict(row._mapping)) for row in changes],
-        [row_as_json(dict(row._mapping)) for row in looks],
+        [row_as_json(dict(row._mapping)) for row in last_checks],
     )
 
 
 def open_reports(connection: Connection, now: datetime) -> list[dict[str, Any]]:
-    """Stripe's error reports, by code, that still ask for somebody's attention.
+    """Stripe's error reports, by code, that still need attention.
 
-    Those whose named events have not been replaced, and those of the last day that tell of
-    more errors than they name: what else they mean shows when the meter is verified again.
+    These are reports whose named events have not been replaced, and reports of the last day with
+    more errors than named events: the next verification finds the others.
     """
     rows = connection.execute(select(meter_errors).order_by(meter_errors.c.window_end.desc())).all()
     refused = [row.error_message or "" for row in connection.execute(refused_events())]
@@ -413,30 +381,25 @@ def open_reports(connection: Connection, now: datetime) -> list[dict[str, Any]]:
 
 
 def amounts_to_decide(connection: Connection) -> int:
-    """How much usage is held that by itself will never be reported: parts of days, counted."""
+    """How many amounts wait for a person to decide about them."""
     query = select(func.count()).select_from(holds)
-    return connection.scalar(query.where(*_for_good())) or 0
+    return connection.scalar(query.where(*_to_decide())) or 0
 
 
 def hold_of_segment(connection: Connection, cell: Cell, start: int) -> HoldRecord | None:
-    """What is held of a part of a cell, in the caller's transaction."""
+    """The hold on the segment of a cell that begins at `start`; None if there is none."""
     row = connection.execute(
-        select(holds).where(
-            holds.c.usage_day == cell.usage_day,
-            holds.c.organization_id == cell.organization_id,
-            holds.c.event_name == cell.event_name,
-            holds.c.start_at == start,
-        )
+        select(holds).where(*is_cell(holds, cell), holds.c.start_at == start)
     ).one_or_none()
-    return None if row is None else _held(row)
+    return None if row is None else _hold(row)
 
 
 def holds_to_decide(connection: Connection) -> list[HoldRecord]:
-    """The usage that waits for a person to decide what becomes of its amount."""
+    """The usage on hold that waits for a person to decide what becomes of its amount."""
     rows = connection.execute(
-        select(holds).where(*_for_good()).order_by(*holds.primary_key.columns)
+        select(holds).where(*_to_decide()).order_by(*holds.primary_key.columns)
     )
-    return [_held(row) for row in rows]
+    return [_hold(row) for row in rows]
 
 
 def _among(column: Any, names: Collection[str] | None) -> ColumnElement[bool]:
@@ -444,7 +407,7 @@ def _among(column: Any, names: Collection[str] | None) -> ColumnElement[bool]:
 
 
 def _shown() -> ColumnElement[bool]:
-    """See `Hold.is_silent`."""
+    """Holds that are shown: the opposite of `Hold.is_silent`."""
     return or_(
         holds.c.value != 0,
         holds.c.difference != 0,
@@ -452,16 +415,16 @@ def _shown() -> ColumnElement[bool]:
     )
 
 
-def _for_good() -> list[ColumnElement[bool]]:
+def _to_decide() -> list[ColumnElement[bool]]:
     return [holds.c.reason.in_(list(NEEDS_ADJUSTMENT)), holds.c.difference != 0]
 
 
 def refused_events() -> Select[Any]:
-    """Events that Stripe refused and nothing later has made good.
+    """Events that Stripe refused, and that no later report replaced.
 
-    Where newer values replace older ones any later report does; where Stripe adds them up,
-    only one that was planned when the refusal was known. On a day with segments a report about one
-    part makes nothing good in another.
+    On a meter that keeps one value, any later report replaces a refusal. On a meter that adds up,
+    only a report that was planned when the refusal was known does. A report about one segment
+    replaces nothing in another.
     """
     later = meter_events.alias()
     replacing = select(meters.c.event_name).where(
@@ -475,9 +438,7 @@ def refused_events() -> Select[Any]:
         meter_events.c.error_code.not_in(list(NOT_REFUSALS)),
         ~select(later.c.id)
         .where(
-            later.c.usage_day == meter_events.c.usage_day,
-            later.c.organization_id == meter_events.c.organization_id,
-            later.c.event_name == meter_events.c.event_name,
+            *same_cell(later, meter_events),
             later.c.revision > meter_events.c.revision,
             or_(later.c.state != State.REJECTED, later.c.error_code.not_in(list(NOT_REFUSALS))),
             _is_about(later, meter_events.c.timestamp),
@@ -491,15 +452,14 @@ def refused_events() -> Select[Any]:
 
 
 def _is_about(events: Any, timestamp: Any) -> ColumnElement[bool]:
-    """Whether an event is about the part of its day in which this instant lies."""
+    """Whether an event is about the segment that contains an instant."""
     inside = and_(events.c.segment_start <= timestamp, timestamp < events.c.segment_end)
     return or_(events.c.segment_start.is_(None), inside)
 
 
-def _held(row: Any) -> HoldRecord:
-    cell = Cell(row.usage_day, row.organization_id, row.event_name)
+def _hold(row: Any) -> HoldRecord:
     return HoldRecord(
-        cell, row.value, row.target, row.reason, row.since, row.start_at, row.difference
+        cell_of(row), row.value, row.target, row.reason, row.since, row.start_at, row.difference
     )
 
 

@@ -13,7 +13,7 @@ from billing_pipeline.ledger.tables import stripe_reads
 
 
 def lease_reads(writer: Writer, day: date, number: int, limit: int) -> int:
-    """Take up to so many reads on this day, never more than `limit` in its month; how many."""
+    """Take up to `number` reads on this day, at most `limit` in its month; returns how many."""
     connection = writer.connection
     lock_until_commit(connection, READS)
     used = reads_used(connection, day.replace(day=1), day)
@@ -25,7 +25,7 @@ def lease_reads(writer: Writer, day: date, number: int, limit: int) -> int:
 
 
 def give_back_reads(writer: Writer, day: date, number: int) -> None:
-    """Give back reads that were leased on this day and not made."""
+    """Give back reads of this day that were not made."""
     writer.connection.execute(
         update(stripe_reads)
         .where(stripe_reads.c.day == day)
@@ -34,6 +34,6 @@ def give_back_reads(writer: Writer, day: date, number: int) -> None:
 
 
 def reads_used(connection: Connection, first: date, last: date) -> int:
-    """Reads of these days, those on lease included."""
+    """Reads made or leased on these days."""
     query = select(func.sum(stripe_reads.c.used)).where(stripe_reads.c.day.between(first, last))
     return int(connection.scalar(query) or 0)

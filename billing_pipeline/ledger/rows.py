@@ -42,6 +42,12 @@ def is_cell(table: Any, cell: Cell) -> list[ColumnElement[bool]]:
     ]
 
 
+def same_cell(one: Any, other: Any) -> list[ColumnElement[bool]]:
+    """Conditions that join the rows of two tables that are about the same cell."""
+    names = ("usage_day", "organization_id", "event_name")
+    return [one.c[name] == other.c[name] for name in names]
+
+
 def event_of(row: Row[Any]) -> MeterEvent:
     """The meter event of a row."""
     return MeterEvent(
