@@ -7,7 +7,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -17,23 +16,14 @@ from billing_pipeline.database import open_database
 from billing_pipeline.ledger.events import recorded_events
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.locks import DeliveryBusy, delivery_lock
+from billing_pipeline.ledger.plans import write_plan
 from billing_pipeline.ledger.tables import meter_events
 from billing_pipeline.rules.eligibility import Payers
-from billing_pipeline.rules.model import (
-    Formula,
-    Measure,
-    Meter,
-    Usage,
-)
-from billing_pipeline.rules.planning import plan_day
+from billing_pipeline.rules.model import Usage
+from tests.rules.support import DAY, LAST, NOW, SUM, plan_day
 from tests.support import eventually
 
-DAY = date(2026, 3, 10)
-NOW = datetime(2026, 3, 11, 0, 10, tzinfo=UTC)
-METERS = [
-    Meter("temperature_readings", Formula.SUM, Measure.READING_VOLUME),
-    Meter("active_sensors", Formula.LAST, Measure.ACTIVE_SENSORS),
-]
+METERS = [SUM, LAST]
 ORGANIZATIONS = [f"org-{n}" for n in range(40)]
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -44,13 +34,13 @@ def plan_again_and_again(url: str, run: str, start: Any) -> None:
     customers = {organization: f"cus-{organization}" for organization in ORGANIZATIONS}
     start.wait(30)
     for _ in range(10):
-        with ledger.planning() as connection:
-            recorded = ledger.read(recorded_events, [DAY], connection)[DAY]
-            plan = plan_day(DAY, METERS, usage, Payers(customers), recorded, NOW)
-            ledger.write_plan(connection, plan, lambda cell: True, None, NOW)
+        with ledger.planning() as writer:
+            recorded = recorded_events(writer.connection, [DAY])[DAY]
+            plan = plan_day(METERS, usage, Payers(customers), recorded)
+            write_plan(writer, plan, lambda cell: True, None, NOW)
 
 
-def hold_the_lock(url: str, held: Any) -> None:
+def keep_the_lock(url: str, held: Any) -> None:
     with delivery_lock(open_database(url)):
         held.set()
         time.sleep(60)
@@ -65,7 +55,7 @@ def run_processes(target: Callable[..., None], arguments: list[tuple[Any, ...]])
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
-def test_processes_that_plan_the_same_day_state_each_cell_once(
+def test_processes_that_plan_the_same_day_report_each_cell_once(
     engine: Engine, database_url: str
 ) -> None:
     start = SPAWN.Barrier(4)
@@ -78,11 +68,11 @@ def test_processes_that_plan_the_same_day_state_each_cell_once(
     assert runs >= 1
 
 
-def test_one_process_delivers_at_a_time_and_a_killed_one_lets_go(
+def test_one_process_delivers_at_a_time_and_a_killed_one_releases_the_lock(
     engine: Engine, database_url: str
 ) -> None:
     held = SPAWN.Event()
-    process = SPAWN.Process(target=hold_the_lock, args=(database_url, held))
+    process = SPAWN.Process(target=keep_the_lock, args=(database_url, held))
     process.start()
     try:
         assert held.wait(60)

@@ -144,9 +144,7 @@ def test_an_identifier_depends_on_nothing_but_cell_and_revision() -> None:
 def test_an_event_is_never_stamped_where_stripe_would_refuse_it(
     now: datetime, earlier: int | None
 ) -> None:
-    events = (
-        [replace(e, timestamp=START + earlier) for e in recorded(5)] if earlier is not None else []
-    )
+    events = [] if earlier is None else [replace(recorded(5)[0], timestamp=START + earlier)]
     planned = plan_one(SUM, 9, events, now=now)
     if isinstance(planned, MeterEvent):
         stamp = datetime.fromtimestamp(planned.timestamp, UTC)
