@@ -37,7 +37,7 @@ CLOSED_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """A customer's time [start, end) (unix seconds). What is accepted after `since` is not billed."""
+    """A customer's time [start, end) (unix seconds), closed since an instant."""
 
     customer: str
     start: int

@@ -300,7 +300,7 @@ def _meters_digest(meters: Sequence[Meter], *, has_refusals: bool) -> str:
 
 
 def _boundaries_digest(span: SpanInputs, day: date) -> str:
-    """Period boundaries. The active sensors of a segment also depend on the day before the window."""
+    """Period boundaries. A segment's active sensors also depend on the day before the window."""
     boundaries = span.boundaries_of(day)
     if not boundaries:
         return ""

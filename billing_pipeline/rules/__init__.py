@@ -1,16 +1,18 @@
-"""WHAT TO SAY: from usage and what was reported before to the next meter events.
+"""WHAT TO REPORT: from a day's inputs to the next meter events.
 
-Pure functions over frozen dataclasses: no I/O and no clock of their own; `now` is passed in.
+Pure functions over frozen dataclasses: no I/O and no clock; `now` is passed in.
 
-- `vocabulary`  the words everything else uses: meter, cell, meter event, state, hold
-- `values`      which numbers may be reported at all
-- `timestamps`  where inside its usage day an event is stamped
-- `eligibility`       under which subscriptions a customer may be reported, and what is closed
-- `segments`    parts of a day that a billing period ends in
-- `recorded_value`    what Stripe has recorded for a cell, as far as the ledger knows
-- `gates`       whether a day's counts are plausible, or wait for a person
-- `planning`    the rules: (target, what was reported, the meter, now) → event, hold or nothing
-- `adjustments` what becomes of usage that its own period no longer accepts
-- `agreement`   whether Stripe's summary agrees with what was accepted
-- `reconciling` from readings to invoice, each difference with a cause
+- `model`          the values that all rules work on: meter, cell, meter event, state
+- `day_inputs`     everything a day is planned from, and whether planning it again is of use
+- `planning`       the plan: (target, recorded events, meter, now) → event, hold or nothing
+- `holds`          usage on hold: reasons, who can lift each, and how
+- `eligibility`    whether a customer's usage at an instant may be reported
+- `segments`       a day is split where a billing period ends inside it
+- `timestamps`     where inside its usage day an event is stamped
+- `values`         which numbers may be reported
+- `recorded`       what Stripe has recorded for a cell
+- `gate`           whether a day's counts are plausible
+- `adjustments`    what becomes of usage that its own period no longer accepts
+- `agreement`      whether Stripe's summary agrees with what was accepted
+- `reconciliation` from readings to invoice, each difference with a cause
 """

@@ -23,9 +23,9 @@ def judge(
 ) -> Agreement:
     """Judge one customer, meter and day.
 
-    `expected` is what everything accepted comes to, `certain` what was verified before (None:
-    nothing), `pending` the values accepted since, `reported` Stripe's figure. Lag explains a
-    figure on the way from `certain` to `expected`, for LAG_ALLOWANCE; nothing else.
+    `expected` is the sum of everything accepted, or the newest value. `certain` was verified before
+    (None: nothing), `pending` are the values accepted since, `reported` is Stripe's figure. For
+    LAG_ALLOWANCE, lag explains a figure between `certain` and `expected`; nothing else does.
     """
     if reported == expected:
         return "agrees"
@@ -42,13 +42,13 @@ def judge(
 
 
 MOST_PENDING = 10
-"""Beyond so many unverified events of one cell a summary is not used as proof."""
+"""With more unverified events of one cell, a summary is not used as proof."""
 
 
 def possible_figures(
     certain: int | None, pending: Sequence[int], replaces: bool
 ) -> set[int] | None:
-    """Every figure a lagging summary may show: any of the pending events may be missing from it.
+    """Every figure that a lagging summary may show: any of the pending events may be missing.
 
     None where there are too many to tell.
     """
@@ -68,10 +68,9 @@ def missing_from(
 ) -> list[int] | None:
     """Which of the pending events must be missing for a summary to show this figure.
 
-    As indexes of `pending`, as few as possible and the latest rather than the earliest; None
-    where nothing of this kind explains the figure. `reported` is None where the summary has no
-    row at all. Whichever is chosen, to take these back leaves the ledger with exactly the figure
-    that Stripe shows.
+    Returns indexes of `pending`: as few as possible, the latest rather than the earliest; None if
+    no missing events explain the figure. `reported` is None if the summary has no row. Without
+    these events the ledger has exactly the figure that Stripe shows.
     """
     every = list(range(len(pending)))
     if replaces:

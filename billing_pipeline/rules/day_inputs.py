@@ -1,7 +1,8 @@
 """Everything one usage day is planned from, as values; and whether planning it again is of use.
 
-`operations/day_inputs.py` reads a `DayInputs` in one transaction. `planning.plan` is a pure function
-of it. A day is up to date when the digest of its inputs is the one it was planned from.
+`operations/day_inputs.py` reads a `DayInputs` in one transaction; `planning.plan` is a pure function
+of it. A day is up to date if the digest of its inputs is the one it was planned from. Nothing else
+can make it stale: no clock is part of the digest, because only segments that have ended are inputs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The gate before a day is reported: are its counts plausible against the weeks before?
 
-An outage of ingestion looks like a day of little use. On a `last` meter one such day, if it is the
-last of a period, would bill the whole period at next to nothing; so it waits for a person.
+An outage of ingestion looks like a day of little use. On a `last` meter such a day, if it is the
+last of a period, would bill the whole period at next to nothing. So the day waits for a person.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Gates:
 
     enabled: bool = True
     recent_days: int = 28
-    """How many days before a day it is compared with, four whole weeks: weekdays weigh alike."""
+    """How many earlier days a day is compared with: four weeks, so that weekdays weigh alike."""
     least_days: int = 7
-    """With fewer counted days than this there is nothing to compare with, and the gate is open."""
+    """With fewer counted days there is nothing to compare with, and the gate is open."""
     least_readings: int = 100
-    """Medians below this are too small to say anything."""
+    """Smaller medians are not compared."""
     whole_low: float = 0.5
     whole_high: float = 3.0
     organization_low: float = 0.1
@@ -46,7 +46,7 @@ class Finding:
 def implausible(
     usage: Mapping[str, Usage], recent: Sequence[Mapping[str, Usage]], gates: Gates
 ) -> list[Finding]:
-    """What is implausible about a day's usage, given that of recent days; empty: the gate is open.
+    """What is implausible about a day's usage, compared with recent days; empty: the gate is open.
 
     Readings are compared, in all and by organization, and how many organizations have any.
     """

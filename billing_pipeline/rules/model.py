@@ -89,7 +89,7 @@ class Meter:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Cell:
-    """The smallest thing that is reported and corrected, within the account and mode of a ledger."""
+    """The smallest thing that is reported and corrected: a meter, an organization, a usage day."""
 
     usage_day: date
     organization_id: str

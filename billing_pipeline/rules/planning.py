@@ -1,4 +1,4 @@
-"""The plan of a usage day: which events to send, which usage to hold. A pure function of its inputs.
+"""The plan of a usage day: which events to send, which usage to hold. Pure functions.
 
 | meter              | first report              | correction                                     |
 | ------------------ | ------------------------- | ---------------------------------------------- |

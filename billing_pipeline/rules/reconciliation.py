@@ -2,9 +2,9 @@
 
     readings → snapshot → ledger → Stripe's summary → invoice line
 
-A difference is explained when its causes come to exactly its amount, or when one of them has no
-amount of its own (on a meter that keeps one value, or where Stripe has not answered yet). What
-stays unexplained is for a person.
+A difference is explained if its causes add up to exactly its amount, or if one of them has no
+amount of its own (on a meter that keeps one value, or if Stripe has not answered yet). A difference
+that is not explained needs a person.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from billing_pipeline.rules.segments import Segment
 
 
 class Step(StrEnum):
-    """Where a figure may differ from the one before it."""
+    """Figures that may differ from the one before them."""
 
     SNAPSHOT = "snapshot"
     LEDGER = "ledger"
@@ -61,7 +61,7 @@ class Reconciled:
 
     @property
     def differences(self) -> dict[Step, float]:
-        """How much each figure is above the one before it, where both are there."""
+        """How much each figure is above the one before it, if both are known."""
         reported = self.ledger if self.ledger_in_minutes is None else self.ledger_in_minutes
         in_stripe = self.ledger if self.stripe is None else self.stripe - reported + self.ledger
         found: dict[Step, float] = {
@@ -76,7 +76,7 @@ class Reconciled:
 
     @property
     def unexplained(self) -> list[Step]:
-        """The steps at which something differs and nobody knows why."""
+        """The steps with a difference that is not explained."""
         return [
             step for step, amount in self.differences.items() if not self._explains(step, amount)
         ]
@@ -108,29 +108,29 @@ class CellFacts:
     adjusted: int = 0
     """What adjustments add to this segment."""
     refused: str | None = None
-    """Stripe's refusal that nothing has made good."""
+    """Stripe's refusal, if no later report replaced it."""
     undone: str | None = None
-    """The reason for which somebody took the last report back."""
+    """The reason for which a person undid the last report."""
     stale: str | None = None
-    """Why the part is not reported as its snapshot has it: not planned yet, or not from this one."""
+    """Why the snapshot's value is not reported: the day is not planned yet, or not from it."""
 
     @property
     def target(self) -> int:
-        """What the snapshot says."""
+        """The value in the snapshot."""
         return self.segment.usage.of(self.meter.measure)
 
     @property
     def taken(self) -> list[RecordedEvent]:
-        """What Stripe took of it, by the ledger."""
+        """Its events that Stripe has, by the ledger."""
         return [s for s in self.recorded if s.state in SENT and self.segment.contains(s.timestamp)]
 
     @property
     def reported(self) -> int:
-        """what Stripe has recorded of it, by the ledger."""
+        """What Stripe has recorded of it, by the ledger."""
         return recorded_value(self.meter, self.taken) or 0
 
     def causes(self) -> list[Cause]:
-        """Why `reported` is not the target; empty where it is, or where nothing explains it."""
+        """Why `reported` is not the target; empty if it is, or if nothing explains it."""
         missing = self.reported - self.target
         if not missing:
             return []
@@ -140,9 +140,9 @@ class CellFacts:
         return found + self._rest(missing - sum(each.amount or 0 for each in found))
 
     def reasons(self) -> list[Cause]:
-        """The same where only the newest of a period's values counts, so that there is no amount.
+        """Causes without amounts, where only the newest value of a period counts.
 
-        A part of which nothing was reported leaves the period with the value of an earlier one.
+        If nothing of a segment was reported, the period keeps the value of an earlier one.
         """
         if self.taken and self.reported == self.target:
             return []
@@ -164,7 +164,7 @@ class CellFacts:
                              -each.value)  # fmt: skip
 
     def _rest(self, amount: int) -> list[Cause]:
-        """What accounts for all that the certain causes leave."""
+        """The cause of all that the certain causes do not explain."""
         if self.undone is not None:
             why: str | None = f"undone: {self.undone}"
         elif self.stale is not None:

@@ -7,8 +7,8 @@ from datetime import UTC, date, datetime, time
 from billing_pipeline.stripe_facts import OLDEST_REPORTED
 
 ROOM = 3600
-"""A first report is stamped an hour before the end, for a day at 23:00:00: late, so that a
-`last` meter reads it as the final word, with 3,599 later seconds left for corrections."""
+"""A first report is stamped this many seconds before the end, for a whole day at 23:00:00. That is
+late enough to be the last value of a `last` meter, and leaves 3,599 seconds for corrections."""
 
 EPOCH_ORDINAL = date(1970, 1, 1).toordinal()
 
@@ -29,9 +29,9 @@ def day_end(day: date) -> int:
 
 
 def stamp(start: int, end: int, after: int | None, at: int | None = None) -> int | None:
-    """The timestamp of the next event about [start, end), or None when no second is left.
+    """The timestamp of the next event about [start, end); None if no second is left.
 
-    `after` is the highest timestamp said about it so far; `at` an instant asked for.
+    `after` is the highest timestamp reported so far, `at` an instant that was asked for.
     """
     chosen = max(end - ROOM, (start + end) // 2) if at is None else at
     if after is not None:

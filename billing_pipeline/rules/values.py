@@ -8,7 +8,7 @@ from billing_pipeline.stripe_facts import LARGEST_VALUE
 
 
 class UsageDefect(Exception):
-    """Usage that no correct counting can produce. Nothing is clamped: the defect is upstream."""
+    """Usage that no correct count can produce. Nothing is clamped: the defect is upstream."""
 
 
 def check_target(target: Any) -> int:

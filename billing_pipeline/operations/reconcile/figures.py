@@ -1,4 +1,4 @@
-"""What one usage day adds to rows: what readings prove, what was counted, what was reported, why."""
+"""The figures that one usage day adds to rows, and why they differ."""
 
 from __future__ import annotations
 

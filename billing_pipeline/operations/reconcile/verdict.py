@@ -1,4 +1,4 @@
-"""Stripe's side of a row: its status, and why an invoice bills another figure than the meter has."""
+"""Stripe's side of a row: its status, and why an invoice differs from the meter."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from billing_pipeline.stripe_api.invoices import StripesFigures
 from billing_pipeline.stripe_facts import INVOICED_STATUSES, LONGEST_DRAFT
 
 Late = Mapping[tuple[str, str], Sequence[tuple[int, bool]]]
-"""By invoice and meter, what Stripe accepted after the invoice was final: value, and if certainly."""
+"""By invoice and meter: (value, certain) of events accepted after the invoice was final."""
 
 
 def late_events(context: Context) -> Late:
@@ -99,7 +99,7 @@ def _invoice_causes(tally: Tally, figures: Reconciled, late: Late) -> list[Cause
         return [Cause(Step.INVOICE, message, None)]
     causes = []
     if missed := late.get((period.invoice_id, tally.meter.event_name), ()):
-        message = f"{len(missed)} event(s) were taken, or tried again, after the invoice was final"
+        message = f"{len(missed)} event(s) were accepted, or tried again, after the invoice was final"
         if tally.meter.formula is Formula.LAST:
             return [Cause(Step.INVOICE, message, None)]
         surely = sum(value for value, certain in missed if certain)
