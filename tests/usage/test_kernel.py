@@ -113,7 +113,7 @@ def test_spilling_leaves_nothing_behind(
     assert list(spill.iterdir()) == []
 
 
-def test_equal_duplicates_are_settled_without_sql(
+def test_equal_duplicates_are_counted_without_sql(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     left: list[Any] = []
@@ -124,7 +124,7 @@ def test_equal_duplicates_are_settled_without_sql(
         left.extend([*counted_by_kernel.odd, *counted_by_kernel.unlike])
         return counted_by_kernel
 
-    monkeypatch.setattr("billing_pipeline.usage.activity.count", count_plain)
+    monkeypatch.setattr("billing_pipeline.usage.activity.count_plain", count_plain)
     everything_twice(lake)
     assert lake.same(kernel(SMALL)).exact_duplicates == N
     assert left == []

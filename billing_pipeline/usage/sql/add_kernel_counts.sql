@@ -1,5 +1,5 @@
--- Counts of the rows left over, and of those that the kernel settled: their sum.
-ALTER TABLE counted RENAME TO left_over;
+-- Add the kernel's counts to those of the rows that it left to SQL.
+ALTER TABLE counted RENAME TO counted_by_sql;
 CREATE TEMP TABLE counted AS
 SELECT
     organization_id,
@@ -13,7 +13,7 @@ SELECT
     max(last_at) AS last_at,
     quarantine_reason
 FROM (
-    FROM left_over
+    FROM counted_by_sql
     UNION ALL BY NAME
     SELECT
         organization_id,
@@ -25,6 +25,6 @@ FROM (
         0::BIGINT AS conflicting_duplicates,
         first_at,
         last_at
-    FROM settled
+    FROM kernel_counts
 )
 GROUP BY ALL;
