@@ -151,7 +151,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def meter_events_base(self) -> str:
-        """Where meter event streams go: beside the API when only that one was moved."""
+        """The address of meter event streams: that of the API if only this one was changed."""
         if self.stripe_meter_events_base:
             return self.stripe_meter_events_base
         if self.stripe_api_base == "https://api.stripe.com":
@@ -165,7 +165,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def memory_limit(self) -> str:
-        """DuckDB's memory limit: as configured, else half of this machine's RAM."""
+        """DuckDB's memory limit: as configured, otherwise half of this machine's RAM."""
         if self.billing_memory_limit:
             return self.billing_memory_limit
         ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -173,14 +173,14 @@ class Settings(BaseSettings):
 
     @property
     def spark(self) -> str | None:
-        """Where Spark counts, None where DuckDB does."""
+        """The address of Spark, if it counts; None if DuckDB does."""
         if self.billing_engine != "spark":
             return None
         return self.billing_spark_remote.get_secret_value()
 
     @cached_property
     def key_kind(self) -> KeyKind:
-        """What the key speaks to; it decides how fast we may speak."""
+        """The kind of key; it decides the rate of requests."""
         if urlsplit(self.stripe_api_base).hostname in ("127.0.0.1", "localhost", "::1"):
             return "local"
         return "live" if "_live_" in self.require_key() else "sandbox"
@@ -191,7 +191,7 @@ class Settings(BaseSettings):
         return "_live_" in self.require_key()
 
     def require_key(self) -> str:
-        """The Stripe key in clear. Raises ConfigurationError where there is none."""
+        """The Stripe key in clear. Raises ConfigurationError if there is none."""
         if self.stripe_secret_key is None:
             raise ConfigurationError(
                 "STRIPE_SECRET_KEY is not set, so nothing can be reported to Stripe. Without it "
@@ -235,7 +235,7 @@ class Settings(BaseSettings):
 
 
 def _masked(key: str | None) -> str:
-    """Enough of a key to recognize it: its kind, and the end of one long enough to spare it."""
+    """Enough of a key to recognize it: its kind, and the last four characters of a long one."""
     if key is None:
         return "(not set)"
     return f"{key[:8]}…{key[-4:] if len(key) >= 24 else ''}"

@@ -1,4 +1,4 @@
-"""Telling people: a hook for what the state of things shows, and one for runs that failed."""
+"""Alerts: a sensor for matters that need a person, and one for runs that failed."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from billing_pipeline.settings import load_settings
 def alert_sensor(
     context: dg.SensorEvaluationContext, billing: dg.ResourceParam[Billing]
 ) -> dg.SkipReason:
-    """Tell what needs a person, whenever that changes (BILLING_ALERT_URL)."""
+    """Post what needs a person to BILLING_ALERT_URL, whenever that changes."""
     with billing.open("alert_sensor") as ctx:
         found = alerts(ctx)
         url = ctx.settings.billing_alert_url
@@ -29,7 +29,7 @@ def alert_sensor(
 
 @dg.run_failure_sensor(monitor_all_code_locations=False)
 def failed_runs(context: dg.RunFailureSensorContext) -> None:
-    """Tell of every run that failed (BILLING_ALERT_URL)."""
+    """Post every run that failed to BILLING_ALERT_URL."""
     url = load_settings().billing_alert_url
     run = context.dagster_run
     message = f"the run {run.run_id} of {run.job_name} failed: {context.failure_event.message}"

@@ -1,4 +1,4 @@
-"""Everything put together; a test or a special deployment replaces resources here."""
+"""All definitions; a test or a special deployment replaces resources here."""
 
 from __future__ import annotations
 
@@ -41,6 +41,6 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
             alerting.failed_runs,
         ],
         resources={"billing": Billing(), **(resource_overrides or {})},
-        # Each run is one chain of steps: a process per step would only double its start.
+        # A run is one chain of steps: a process for each step would only double its start.
         executor=dg.in_process_executor,
     )

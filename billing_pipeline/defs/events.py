@@ -1,4 +1,4 @@
-"""Stripe's events in Dagster: applying what the webhook handler stored, and the backstop."""
+"""Stripe events in Dagster: applying the stored ones, and finding those that were missed."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -28,7 +28,7 @@ from billing_pipeline.stripe_events.backstop import fetch_missed
 def subscriptions(
     context: dg.AssetExecutionContext, billing: dg.ResourceParam[Billing]
 ) -> Iterator[Any]:
-    """Apply every Stripe event that is due, each and its mark in one transaction."""
+    """Apply every stored Stripe event that is due, each with its mark in one transaction."""
     try:
         with billing.open(context.run.run_id) as ctx:
             applied = apply_events(ctx)
@@ -79,10 +79,10 @@ def subscriptions(
 
 
 class BackstopConfig(dg.Config):
-    """How far back to ask."""
+    """How far back to look."""
 
     hours: float = 96.0
-    """Stripe tries a webhook for three days; a day more finds what it gave up."""
+    """Hours. Stripe retries webhooks for three days; one day more finds what it gave up."""
 
 
 @dg.op

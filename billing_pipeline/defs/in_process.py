@@ -36,7 +36,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
         return
     if not Path(home).is_dir():
         raise ConfigurationError(f"DAGSTER_HOME={home} is not a folder")
-    # Two processes that make the tables of a new SQLite instance at once would both fail.
+    # If two processes made the tables of a new SQLite instance at once, both would fail.
     name = hashlib.sha256(str(Path(home).resolve()).encode()).hexdigest()[:16]
     with FileLock(Path(tempfile.gettempdir()) / f"billing-dagster-{name}.lock"):
         opened = dg.DagsterInstance.from_config(str(Path(home).resolve()))

@@ -1,4 +1,4 @@
-"""The jobs: a whole day, only its report, what Stripe says, and what nobody delivered."""
+"""The jobs: bill a day, only report it, apply Stripe events, find missed ones."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ bill_days = dg.define_asset_job(
 report_days = dg.define_asset_job(
     "report_days",
     selection=dg.AssetSelection.assets("meter_events", "verification"),
-    description="State and verify usage days from the snapshots they have.",
+    description="Report and verify usage days from the snapshots that they have.",
 )
 
 apply_stripe_events = dg.define_asset_job(
     "apply_stripe_events",
     selection=dg.AssetSelection.assets("subscriptions"),
-    description="Apply what the webhook handler stored: customers, subscriptions, meter errors.",
+    description="Apply stored Stripe events: customers, subscriptions, meter errors.",
 )
 
 
 @dg.job(description="Store the events that Stripe lists and no webhook delivered.")
 def missed_stripe_events() -> None:
-    """The backstop behind the webhooks."""
+    """Find Stripe events that no webhook delivered."""
     find_missed_events()

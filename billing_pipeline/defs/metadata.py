@@ -1,4 +1,4 @@
-"""What a person sees beside a materialization."""
+"""Metadata of materializations: what people see in the UI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREVIEWED = 200
 
 
 def table(rows: Sequence[dict[str, Any]], most: int = LARGEST) -> dg.MarkdownMetadataValue:
-    """At most so many rows as a table, and how many there are beside these."""
+    """At most `most` rows as a table, and how many more there are."""
     if not rows:
         return dg.MetadataValue.md("(none)")
     shown = pd.DataFrame(rows[:most]).to_markdown(index=False)
@@ -80,12 +80,12 @@ def of_snapshot(ctx: Context, snapshot: Snapshot) -> dict[str, Any]:
 
 
 def of_events(ctx: Context, day: date) -> dict[str, Any]:
-    """The day's events by state, and what is held or refused."""
+    """The day's events by state, and usage that is on hold or refused."""
     counts = ctx.ledger.read(queries.counts, [day])
     return {
         **counts,
         "dagster/row_count": sum(counts.values()) - counts["held"],
-        "held_usage": table(
+        "on_hold": table(
             [
                 {"organization": h.cell.organization_id, "meter": h.cell.event_name,
                  "value": h.value, "reason": h.reason}
@@ -103,7 +103,7 @@ def of_events(ctx: Context, day: date) -> dict[str, Any]:
 
 
 def of_preview(lines: Sequence[PlanLine], why: str) -> dict[str, Any]:
-    """What a day would say, and why."""
+    """What a run would report for a day, and why."""
     return {
         "cause": why,
         "lines": len(lines),
@@ -130,7 +130,7 @@ def of_applied(applied: Applied) -> dict[str, Any]:
 
 
 def of_verification(ctx: Context, day: date) -> dict[str, Any]:
-    """How far Stripe agrees, and where it does not."""
+    """How much of a day Stripe agrees with, and the differences."""
     looks = {
         o: ctx.ledger.read(queries.checks, [day], o) for o in ("agrees", "lagging", "mismatch")
     }
@@ -169,7 +169,7 @@ def reconciled_rows(rows: Sequence[Row]) -> dg.MarkdownMetadataValue:
 
 
 def of_reconciliation(found: Reconciliation, path: str, seconds: float) -> dict[str, Any]:
-    """How a month came out; the figures are plotted over time in the UI."""
+    """The result of a month; the UI plots the figures over time."""
     verified = found.verified
     facts: dict[str, Any] = {
         "dagster/row_count": len(found.rows),

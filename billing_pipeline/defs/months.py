@@ -17,8 +17,8 @@ from billing_pipeline.operations.reconcile.month import (
 )
 
 STILL_CLOSING = 7
-"""Days into a month in which the month before is reconciled too: drafts become final within 72
-hours, late files of its last days are reported meanwhile."""
+"""For so many days, the month before is reconciled too: drafts become final within 72 hours, and
+late files of its last days are reported meanwhile."""
 
 
 @dg.multi_asset(
@@ -69,10 +69,10 @@ reconcile_months = dg.define_asset_job(
 )
 
 
-# After the night's run and the long look for missed webhooks.
+# After the nightly run and the long search for missed webhooks.
 @dg.schedule(job=reconcile_months, cron_schedule="30 5 * * *", execution_timezone="UTC")
 def reconcile_daily(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest]:
-    """Reconcile the month that runs, and in its first days the one before."""
+    """Reconcile the current month, and in its first days the month before."""
     today = context.scheduled_execution_time.date()
     month = today.replace(day=1)
     months = [month]

@@ -1,4 +1,4 @@
-"""The partitionings: UTC usage days, and the months in which billing periods end."""
+"""Partitions: UTC usage days, and the months in which billing periods end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dagster as dg
 
 from billing_pipeline.settings import load_settings
 
-# Today is a partition too, so that it can be looked at; the completeness check keeps it from
+# Today is a partition too, so that people can look at it. The completeness check keeps it from
 # being reported before it is over.
 usage_days = dg.DailyPartitionsDefinition(
     start_date=load_settings().billing_start_day.isoformat(), timezone="UTC", end_offset=1

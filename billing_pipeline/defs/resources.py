@@ -1,4 +1,4 @@
-"""The context of an operation as one Dagster resource, and what a run in them came to."""
+"""The context of operations as a Dagster resource, and the outcome of a run."""
 
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,7 +17,7 @@ from billing_pipeline.usage.activity import CountedDay
 
 @dataclass
 class DayOutcome:
-    """What counting a day came to: the counts, or the error that kept it from being counted."""
+    """The counts of a day, or the error for which it was not counted."""
 
     counted: CountedDay | None = None
     snapshot_id: str | None = None
@@ -26,7 +26,7 @@ class DayOutcome:
 
 @dataclass
 class RunOutcome:
-    """What a run did, for whoever started it in process."""
+    """What a run did, for a caller in the same process."""
 
     days: dict[date, DayOutcome] = field(default_factory=dict)
     reporting: ReportOutcome = field(default_factory=ReportOutcome)
@@ -35,7 +35,7 @@ class RunOutcome:
 
 
 class Billing:
-    """Opens the rooms when a run needs them, never before: loading definitions needs no key.
+    """Opens a context when a run needs it, never before: loading definitions needs no key.
 
     `progress`, `outcome` and `unattended` are for a run in the process of the command line:
     a person who waits would rather hear at once that Stripe is away than after retries.
@@ -54,5 +54,5 @@ class Billing:
         self.outcome = RunOutcome()
 
     def open(self, run: str) -> Context:
-        """The rooms, with today's environment. Raises ConfigurationError."""
+        """A context with the present environment. Raises ConfigurationError."""
         return Context.open(load_settings(), run, self.clock)

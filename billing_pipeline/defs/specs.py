@@ -1,4 +1,4 @@
-"""The assets and their checks as a person sees them: descriptions, owners, columns."""
+"""The assets and their checks as people see them: descriptions, owners, columns."""
 
 from __future__ import annotations
 
@@ -212,17 +212,17 @@ EVENTS_APPLIED = dg.AssetCheckSpec(
 METER_ERRORS = dg.AssetCheckSpec(
     "meter_errors",
     asset=SUBSCRIPTIONS.key,
-    description="No open Stripe error reports about usage that it took and did not count.",
+    description="No error report from Stripe about accepted usage that it did not count is open.",
 )
 UNBILLED = dg.AssetCheckSpec(
     "unbilled",
     asset=SUBSCRIPTIONS.key,
-    description="Nothing was taken for a billing period after its invoice had become final.",
+    description="No usage was accepted for a billing period after its invoice was final.",
 )
 CONTRADICTIONS = dg.AssetCheckSpec(
     "contradictions",
     asset=SUBSCRIPTIONS.key,
-    description="People and Stripe's events agree about who pays for whom.",
+    description="The imported customers agree with Stripe events about who pays.",
 )
 
 
@@ -251,13 +251,13 @@ CONSERVATION = _check(
 COMPLETENESS = _check(
     USAGE_SNAPSHOT,
     "completeness",
-    "The UTC day is over, so its usage can be whole.",
+    "The UTC day is over, so its usage can be complete.",
     blocking=True,
 )
 DELIVERY = _check(
     METER_EVENTS,
     "delivery",
-    "Every event of the day was accepted by Stripe; nothing is held or refused.",
+    "Stripe accepted every event of the day; no usage is on hold or refused.",
     blocking=False,
 )
 AGREEMENT = _check(

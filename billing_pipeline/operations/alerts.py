@@ -1,6 +1,6 @@
-"""What a person should hear of without looking, and the hook that tells them.
+"""Alerts: what needs a person, and the hook that it is posted to.
 
-Everything here is asked from the state of things: nothing can be missed between two looks.
+Alerts are read from the state of things, not from a log: nothing is missed between two looks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Alert:
 
 
 def alerts(context: Context) -> list[Alert]:
-    """All that needs a person now."""
+    """Everything that needs a person now."""
     now, ledger = context.clock(), context.ledger
     found = [
         ("rejected_events", len(ledger.read(queries.rejected)),
@@ -42,11 +42,11 @@ def alerts(context: Context) -> list[Alert]:
         ("meter_errors", len(ledger.read(queries.open_reports, now)),
          "Stripe error reports that are open: the check `meter_errors` shows them"),
         ("unbilled_events", len(unbilled(context)),
-         "meter events that Stripe took after the invoice of their period was final"),
+         "meter events that Stripe accepted after the invoice of their period was final"),
         ("closed_usage", ledger.read(queries.amounts_to_decide),
-         "amounts can no longer be reported where they belong: `billing adjustments list`"),
+         "amounts that can no longer be reported where they belong: `billing adjustments list`"),
         ("closed_gates", len(ledger.read(queries.days_at_gate)),
-         "days wait because their counts are implausible: `billing gate list`"),
+         "days that wait because their counts are implausible: `billing gate list`"),
         ("failed_events", context.inbox.counts()[EventState.FAILED],
          "Stripe events that could not be applied: `billing events list --state failed`"),
         ("contradictions", len(context.customers.known(
@@ -64,9 +64,9 @@ SENSOR = "stripe_event_sensor"
 
 
 def post(url: str, text: str, alerts: Sequence[Alert] = ()) -> None:
-    """Post to the alert hook, as chat services take it: `text`, and the alerts for machines.
+    """Post to the alert hook in the form of chat services: `text`, and the alerts for machines.
 
-    Raises OSError when the hook does not take it.
+    Raises OSError if the hook does not accept it.
     """
     body = {"text": text, "alerts": [{"kind": a.kind, "count": a.count} for a in alerts]}
     request = Request(

@@ -36,15 +36,15 @@ def examine(settings: Settings) -> list[Check]:
 
 def _examine(context: Context, settings: Settings) -> list[Check]:
     bound = context.ledger.read(bound_account)
-    speaks = "no Stripe account yet"
+    owner = "no Stripe account yet"
     if bound is not None:
         mode = "live" if bound["livemode"] else "test"
-        speaks = f"{bound['account_id'] or 'an account it may not read'}, {mode} mode"
+        owner = f"{bound['account_id'] or 'an account it may not read'}, {mode} mode"
     where = context.ledger.engine.url
     shown = where.render_as_string(hide_password=True)
     if where.get_backend_name() == "sqlite" and where.database:
         shown = str(Path(where.database).resolve())
-    checks = [Check("database", True, f"{shown}, schema current; speaks for {speaks}")]
+    checks = [Check("database", True, f"{shown}, schema current; belongs to {owner}")]
     days = [name for name in context.readings.folders() if name.startswith("reading_date=")]
     found = "no reading_date=YYYY-MM-DD/ folder; set BILLING_READINGS_URI:"
     if days:

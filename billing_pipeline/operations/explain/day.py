@@ -92,7 +92,7 @@ def _meter(story: CellStory) -> dict[str, Any]:
 def _duplicates(
     context: Context, organization: str, day: date, sensors: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Which readings had more than one row; read from the files once more, if there are any."""
+    """The readings that had more than one row; read from the files again, if there are any."""
     if not any(s["exact_duplicates"] or s["conflicting_duplicates"] for s in sensors):
         return []
     try:
@@ -116,7 +116,7 @@ def _links(
 
 
 def _of_events(story: CellStory) -> Iterator[Link]:
-    """what was reported: identifiers, histories, and Stripe's figure when it was last asked."""
+    """The reports: identifiers, histories, and Stripe's figure when it was last read."""
     meter = story.cell.event_name
     if not story.events:
         return
@@ -136,7 +136,7 @@ def _of_events(story: CellStory) -> Iterator[Link]:
     yield Link(
         f"{meter}: identifiers come from cell and revision",
         not wrong,
-        f"{len(story.events)} made again" if not wrong else f"not of revisions {wrong}",
+        f"{len(story.events)} recomputed" if not wrong else f"not of revisions {wrong}",
     )
     states = {row["revision"]: row["to_state"] for row in story.history if row["revision"]}
     wrong = [e["revision"] for e in story.events if states.get(e["revision"]) != e["state"]]
@@ -168,11 +168,11 @@ def _of_events(story: CellStory) -> Iterator[Link]:
 def _of_counts(
     context: Context, organization: str, day: date, snapshot: Snapshot
 ) -> Iterator[Link]:
-    """The snapshot: from the activity that lies there, with every row accounted for."""
+    """The snapshot: made from the present sensor activity, every row accounted for."""
     counted = load_counted(context.snapshots, day)
     window = context.settings.billing_active_window_days
     yield Link(
-        "the snapshot was taken from the sensor activity that lies there",
+        "the snapshot was taken from the present sensor activity",
         counted is not None and snapshot.window[-1] == counted.activity_id,
         f"activity {snapshot.window[-1][:16]}…",
     )
@@ -205,7 +205,7 @@ def _of_files(context: Context, day: date, snapshot: Snapshot) -> Iterator[Link]
         try:
             same = context.readings.sha256(folder_name(day), file.name) == file.sha256
         except (OSError, UnusableInput) as error:
-            yield Link(f"{file.name} lies there as it was counted", False, str(error))
+            yield Link(f"{file.name} is as it was counted", False, str(error))
         else:
             message = f"sha256 {file.sha256[:16]}…, {file.size} bytes, {file.rows} rows"
-            yield Link(f"{file.name} lies there as it was counted", same, message)
+            yield Link(f"{file.name} is as it was counted", same, message)

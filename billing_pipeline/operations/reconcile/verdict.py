@@ -99,7 +99,7 @@ def _invoice_causes(tally: Tally, figures: Reconciled, late: Late) -> list[Cause
         return [Cause(Step.INVOICE, message, None)]
     causes = []
     if missed := late.get((period.invoice_id, tally.meter.event_name), ()):
-        message = f"{len(missed)} event(s) were accepted, or tried again, after the invoice was final"
+        message = f"{len(missed)} event(s) were accepted, or tried again, after it was final"
         if tally.meter.formula is Formula.LAST:
             return [Cause(Step.INVOICE, message, None)]
         surely = sum(value for value, certain in missed if certain)
