@@ -26,7 +26,7 @@ READINGS = dg.AssetSpec(
     "readings",
     description=(
         "One row per measurement of one sensor at one instant, in files by UTC day, "
-        "written by others. Observed here, never changed."
+        "written by others. Only observed here."
     ),
     group_name="readings",
     owners=OWNERS,
@@ -97,7 +97,7 @@ METER_EVENTS = dg.AssetSpec(
         usage_day=("date", "UTC day"),
         organization_id=("string", ""),
         event_name=("string", "the meter"),
-        revision=("int", "the how-manieth report about this cell"),
+        revision=("int", "number of the report about this cell, starting at 1"),
         customer=("string", "Stripe customer"),
         value=("int64", "what is sent: the target, or on a sum the signed difference"),
         target=("int64", "what the cell should then be"),
@@ -189,8 +189,8 @@ SUBSCRIPTIONS = dg.AssetSpec(
     "subscriptions",
     deps=[STRIPE_EVENTS],
     description=(
-        "One row per Stripe subscription with its customer, status and billing periods, folded "
-        "from Stripe's events."
+        "One row per Stripe subscription with its customer, status and billing periods, read "
+        "from Stripe events."
     ),
     group_name="stripe",
     owners=OWNERS,
@@ -198,7 +198,7 @@ SUBSCRIPTIONS = dg.AssetSpec(
     metadata=_columns(
         subscription_id=("string", ""),
         stripe_customer_id=("string", "who pays"),
-        status=("string", "as Stripe says it, known to us or not"),
+        status=("string", "as Stripe names it, known or not"),
         start_at=("int64", "unix seconds"),
         end_at=("int64", "unix seconds; when it ended or is to end"),
     ),

@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Two levels and whether they agree. `holds` is None where there is nothing to compare."""
+    """Two levels and whether they agree. `holds` is None if there is nothing to compare."""
 
     what: str
     holds: bool | None
-    message: str
+    detail: str
 
     def as_json(self) -> dict[str, Any]:
         """As `billing explain --json` prints it."""

@@ -100,7 +100,7 @@ def _line(row: Row, organization: str, days: dict[date, dict[str, Any]]) -> dict
     return {
         **row.as_json(),
         "links": [link.as_json() for link in links],
-        "parts": [
+        "days": [
             {
                 "day": segment.day.isoformat(),
                 "from": datetime.fromtimestamp(segment.start, UTC).isoformat(),

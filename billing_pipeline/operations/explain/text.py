@@ -37,7 +37,7 @@ def _period(document: dict[str, Any]) -> Tree:
         branch = tree.add(Text(headline(line), "bold"))
         branch.add(f"period {line['period_start']} to {line['period_end']}, {_invoice(line)}")
         _add_links(branch, line["links"])
-        for segment in line["parts"]:
+        for segment in line["days"]:
             whole = segment["from"].endswith("T00:00:00+00:00") and segment["to"].endswith(
                 "T00:00:00+00:00"
             )
@@ -124,7 +124,7 @@ def _add_event(branch: Tree, event: dict[str, Any]) -> None:
 
 def _add_links(tree: Tree, links: Iterable[dict[str, Any]]) -> None:
     for link in links:
-        message = f" ({link['message']})" if link["detail"] else ""
+        message = f" ({link['detail']})" if link["detail"] else ""
         tree.add(Text.assemble(MARKS[link["holds"]], link["what"] + message))
 
 
