@@ -13,23 +13,24 @@ from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.queries import refused_events
 from billing_pipeline.ledger.rows import CHUNK, same_cell
 from billing_pipeline.ledger.tables import adjustment_entries, days, holds, meter_events
-from billing_pipeline.rules.day_inputs import EventCounts, InputsDigest
+from billing_pipeline.rules.day_inputs import EventCounts, InputsDigest, PlannedFrom
 from billing_pipeline.rules.model import (
     UNRESOLVED,
     State,
 )
 
 
-def store_digest(
-    writer: Writer, day: date, digest: InputsDigest | None, counted: str | None, now: datetime
+def store_planned_from(
+    writer: Writer, day: date, planned: PlannedFrom | None, counted: str | None, now: datetime
 ) -> None:
     """Keep what a day was planned from; None if it has to be planned again.
 
     `counted` are its files and counts, as `CountedDay.summary` gives them.
     """
     row = {
-        "planned_from": None if digest is None else digest.as_text(),
-        "look_again": digest is None,
+        "planned_from": None if planned is None else planned.digest.as_text(),
+        "deadline": None if planned is None else planned.deadline,
+        "look_again": planned is None,
         "planned_at": now,
         "run": writer.run,
         "counted": counted,
@@ -37,14 +38,17 @@ def store_digest(
     upsert(writer.connection, days, {"usage_day": day}, row)
 
 
-def planned_from(connection: Connection, which: Collection[date]) -> dict[date, InputsDigest]:
+def planned_from(connection: Connection, which: Collection[date]) -> dict[date, PlannedFrom]:
     """What these days were planned from; days that were not planned whole are left out."""
     rows = connection.execute(
-        select(days.c.usage_day, days.c.planned_from).where(
+        select(days.c.usage_day, days.c.planned_from, days.c.deadline).where(
             days.c.usage_day.in_(which), days.c.planned_from.is_not(None)
         )
     )
-    return {row.usage_day: InputsDigest.from_text(row.planned_from) for row in rows}
+    return {
+        row.usage_day: PlannedFrom(InputsDigest.from_text(row.planned_from), row.deadline)
+        for row in rows
+    }
 
 
 def counted_then(connection: Connection, which: Collection[date]) -> dict[date, str]:

@@ -117,6 +117,8 @@ days = Table(
     Column("usage_day", Date, primary_key=True),
     # The digest of the inputs it was planned from, as JSON; null: not planned whole yet.
     Column("planned_from", Text),
+    # The instant (unix seconds) after which age alone changes its plan; null: never.
+    Column("deadline", BigInt),
     # Whether something changed that may concern it, however old it is: look at it again.
     Column("look_again", Boolean, nullable=False),
     Column("planned_at", UtcDateTime),  # null: never yet

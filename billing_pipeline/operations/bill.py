@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-from billing_pipeline.ledger.days import store_digest
+from billing_pipeline.ledger.days import store_planned_from
 from billing_pipeline.ledger.decisions import end_undone, record_run
 from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.marks import look_again
@@ -32,7 +32,7 @@ from billing_pipeline.operations.day_inputs import (
     read_segments,
     read_staleness,
 )
-from billing_pipeline.rules.day_inputs import DayInputs, InputsDigest, Staleness
+from billing_pipeline.rules.day_inputs import DayInputs, InputsDigest, PlannedFrom, Staleness
 from billing_pipeline.rules.gate import Finding
 from billing_pipeline.rules.model import (
     Cell,
@@ -294,12 +294,12 @@ def _write(
     if snapshot is None:
         return
     end_undone(writer, day, None if options.report_undone else snapshot.snapshot_id)
-    digest = None
+    planned_from = None
     if is_whole:
         # As it will be once the events of this plan are resolved.
-        found = read_digests(span, writer.connection, {day: snapshot.snapshot_id})[day]
-        digest = found.resolved()
-    store_digest(writer, day, digest, snapshot.counted.summary(), inputs.now)
+        digest = read_digests(span, writer.connection, {day: snapshot.snapshot_id})[day].resolved()
+        planned_from = PlannedFrom(digest, planned.deadline)
+    store_planned_from(writer, day, planned_from, snapshot.counted.summary(), inputs.now)
 
 
 # Verifying -------------------------------------------------------------------------------------

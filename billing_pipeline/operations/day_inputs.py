@@ -229,17 +229,17 @@ def read_staleness(
     span: SpanInputs, connection: Connection, snapshots: Mapping[date, str]
 ) -> dict[date, tuple[Staleness, InputsDigest]]:
     """What of these days has to be planned again, with the digests that tell."""
-    before = ledger_days.planned_from(connection, snapshots)
+    before, now = ledger_days.planned_from(connection, snapshots), span.context.clock()
     found = {}
     for day, digest in read_digests(span, connection, snapshots).items():
         known = before.get(day)
         concerned: set[str] = set()
-        if known is not None and known != digest:
+        if known is not None and known.digest != digest:
             concerned |= ledger_days.open_organizations(connection, [day]).get(day, {}).keys()
             concerned |= ledger_days.without_cell(
                 connection, day, span.payers.customers, _last_meters(span.meters)
             )
-        found[day] = staleness(known, digest, concerned), digest
+        found[day] = staleness(known, digest, now, concerned), digest
     return found
 
 

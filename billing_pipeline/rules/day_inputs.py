@@ -1,8 +1,8 @@
 """Everything one usage day is planned from, as values; and whether planning it again is of use.
 
-`operations/day_inputs.py` reads a `DayInputs` in one transaction; `planning.plan` is a pure function
-of it. A day is up to date if the digest of its inputs is the one it was planned from. Nothing else
-can make it stale: no clock is part of the digest, because only segments that have ended are inputs.
+`operations/day_inputs.py` reads `DayInputs` in one transaction; `planning.plan` is a pure function
+of them. A day is up to date if the digest of its inputs is the one it was planned from, and no
+deadline of its plan has passed: a refused report is too old one day.
 """
 
 from __future__ import annotations
@@ -148,6 +148,15 @@ PAYERS_ONLY = frozenset({"organizations", "open_cells"})
 
 
 @dataclass(frozen=True, slots=True)
+class PlannedFrom:
+    """What a day was planned from, and the instant after which age alone changes its plan."""
+
+    digest: InputsDigest
+    deadline: int | None = None
+    """Unix seconds; None: never."""
+
+
+@dataclass(frozen=True, slots=True)
 class Staleness:
     """What of a day has to be planned again: nothing, some organizations, or all of it."""
 
@@ -160,16 +169,16 @@ UP_TO_DATE = Staleness(False)
 
 
 def staleness(
-    planned_from: InputsDigest | None, inputs: InputsDigest, concerned: Collection[str]
+    planned: PlannedFrom | None, inputs: InputsDigest, now: datetime, concerned: Collection[str]
 ) -> Staleness:
     """Whether planning a day again could change anything, and for whom.
 
-    `planned_from` is None for a day that was never planned whole. `concerned` are the organizations
+    `planned` is None for a day that was never planned whole. `concerned` are the organizations
     with open cells, and those with a customer but without a report.
     """
-    if planned_from is None:
+    if planned is None or (planned.deadline is not None and now.timestamp() > planned.deadline):
         return Staleness(True)
-    changed = inputs.differs_in(planned_from)
+    changed = inputs.differs_in(planned.digest)
     if not changed:
         return UP_TO_DATE
     return Staleness(True, frozenset(concerned) if changed <= PAYERS_ONLY else None)

@@ -7,7 +7,7 @@ and the SQL that selects them all come from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from billing_pipeline.rules.model import Cell
@@ -141,6 +141,8 @@ class Hold:
     """Where the segment on hold begins (unix seconds); 0: the whole day."""
     difference: int = 0
     """How much more the usage is than what Stripe recorded and people decided about."""
+    timestamp: int | None = field(default=None, compare=False)
+    """When it would be stamped (unix seconds)."""
 
     @property
     def explanation(self) -> str:

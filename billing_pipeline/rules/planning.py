@@ -37,9 +37,24 @@ from billing_pipeline.rules.recorded import recorded_value, reported_customer
 from billing_pipeline.rules.segments import Segment
 from billing_pipeline.rules.timestamps import stamp, too_old
 from billing_pipeline.rules.values import check_target
-from billing_pipeline.stripe_facts import METER_INACTIVE_CODES
+from billing_pipeline.stripe_facts import METER_INACTIVE_CODES, OLDEST_REPORTED
 
-Outcome = MeterEvent | Hold | Waiting
+OLDEST_SECONDS = int(OLDEST_REPORTED.total_seconds())
+AGEING = frozenset({HoldReason.UNDONE, HoldReason.BELOW_ZERO})
+"""Hold reasons that give way to `too_old` one day."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A report that Stripe refused and that nothing has changed about: it is not made again.
+
+    `timestamp` (unix seconds) is the one that it would have.
+    """
+
+    timestamp: int
+
+
+Outcome = MeterEvent | Hold | Waiting | Refused
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +84,19 @@ class DayPlan:
     superseded: list[tuple[Cell, int]] = field(default_factory=list)
     no_longer_owed: list[tuple[Cell, int]] = field(default_factory=list)
     unfinished: list[Cell] = field(default_factory=list)
+    ageing: list[int] = field(default_factory=list)
+    """Timestamps of reports that are not made now, and that become too old one day."""
     why_not: str | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing of the day has to be planned again once these events are resolved."""
         return not self.unfinished and all(waiting.still_valid for waiting in self.waiting)
+
+    @property
+    def deadline(self) -> int | None:
+        """The instant (unix seconds) after which age alone changes the plan; None: never."""
+        return min(self.ageing) + OLDEST_SECONDS if self.ageing else None
 
     def add(
         self, cell: Cell, outcomes: Iterable[Outcome], recorded: Sequence[RecordedEvent] = ()
@@ -83,6 +105,12 @@ class DayPlan:
         found = list(outcomes)
         self.holds.extend(o for o in found if isinstance(o, Hold))
         self.waiting.extend(o for o in found if isinstance(o, Waiting))
+        self.ageing.extend(
+            o.timestamp
+            for o in found
+            if isinstance(o, Refused) or (isinstance(o, Hold) and o.reason in AGEING)
+            if o.timestamp is not None
+        )
         events = [o for o in found if isinstance(o, MeterEvent)]
         # A cell has at most one unresolved event: the others follow when it is resolved.
         self.events.extend(events[:1])
@@ -232,7 +260,7 @@ def _hold_beside_daily_window(inputs: CellInputs, segment: Segment) -> Hold | No
 
 def _plan_segment(
     inputs: CellInputs, segment: Segment, *, keeps_one_a_day: bool
-) -> MeterEvent | Hold | None:
+) -> MeterEvent | Hold | Refused | None:
     meter, cell = inputs.meter, inputs.cell
     # On a meter with a daily window every event of the day is about its one value.
     events = [e for e in inputs.recorded if keeps_one_a_day or segment.contains(e.timestamp)]
@@ -260,11 +288,11 @@ def _plan_segment(
         reason = HoldReason.BELOW_ZERO
     if reason is not None:
         start = segment.start if len(inputs.segments) > 1 else 0
-        return Hold(cell, value, target, reason, start, owed)
-    if _was_refused(inputs, sent, value):
-        return None
+        return Hold(cell, value, target, reason, start, owed, timestamp)
     assert inputs.payer is not None  # _hold_reason says so
     assert timestamp is not None
+    if _was_refused(inputs, sent, value):
+        return Refused(timestamp)
     split = len(inputs.segments) > 1 and not keeps_one_a_day
     return MeterEvent(
         cell,
@@ -338,7 +366,7 @@ def _keep_planned(inputs: CellInputs, outcomes: list[Outcome]) -> list[Outcome]:
                 for s in inputs.segments
             )
         ):
-            holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold)]
+            holds: list[Outcome] = [o for o in outcomes if isinstance(o, Hold | Refused)]
             more = sum(isinstance(o, MeterEvent) for o in outcomes) > 1
             return [*holds, Waiting(inputs.cell, first.target, still_valid=True, more=more)]
     return outcomes

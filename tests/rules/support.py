@@ -23,7 +23,7 @@ from billing_pipeline.rules.model import (
     Usage,
     usage_of,
 )
-from billing_pipeline.rules.planning import CellInputs, DayPlan, Outcome, plan, plan_cell
+from billing_pipeline.rules.planning import CellInputs, DayPlan, Outcome, Refused, plan, plan_cell
 from billing_pipeline.rules.segments import Segment, whole_day
 from billing_pipeline.rules.timestamps import day_end, day_start
 
@@ -65,7 +65,8 @@ def plan_segments(
     now: datetime = NOW,
     **more: Any,
 ) -> list[Outcome]:
-    return plan_cell(CellInputs(meter, cell(meter), segments, customer, events, now, **more))
+    outcomes = plan_cell(CellInputs(meter, cell(meter), segments, customer, events, now, **more))
+    return [outcome for outcome in outcomes if not isinstance(outcome, Refused)]
 
 
 def plan_one(

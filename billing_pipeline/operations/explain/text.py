@@ -82,7 +82,7 @@ def _day(document: dict[str, Any]) -> Tree:
         for event in meter["events"]:
             _add_event(branch, event)
         for held in meter["holds"]:
-            segment = f" (from {held['part_from']})" if held["segment_from"] else ""
+            segment = f" (from {held['segment_from']})" if held["segment_from"] else ""
             branch.add(f"held{segment}: {held['value']}, {held['explanation']}")
         if not meter["events"] and not meter["held"]:
             branch.add("nothing was reported")

@@ -62,6 +62,7 @@ def upgrade() -> None:
         "days",
         sa.Column("usage_day", sa.Date(), primary_key=True),
         sa.Column("planned_from", sa.Text()),
+        sa.Column("deadline", BIG),
         sa.Column("look_again", sa.Boolean(), nullable=False),
         sa.Column("planned_at", AT),
         sa.Column("run", sa.String(255), nullable=False),
