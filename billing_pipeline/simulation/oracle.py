@@ -83,7 +83,9 @@ def up_to_date_days_need_nothing(world: World, context: Context) -> Iterator[str
                 for h in queries.holds_of(connection, [day], zeros=True)
             }
         planned = plan(inputs)
-        if planned.events or planned.superseded or planned.why_not:
+        if planned.why_not is not None:
+            continue  # its readings have changed: it is counted again first
+        if planned.events or planned.superseded:
             yield f"{day} is called up to date, and would plan {planned}"
         if {(h.cell, h.start, h.value, str(h.reason)) for h in planned.holds} != held:
             yield f"{day} is called up to date, and would hold {planned.holds}, not {held}"
