@@ -62,6 +62,7 @@ def complaints(world: World) -> list[str]:
         *_closed_stays_closed(world, context),
         *_every_difference_has_a_cause(world, context),
         *_decisions_are_kept(world, context),
+        *_no_amount_waits_behind_the_gate(context),
         *_what_stripe_said_is_known(world),
         *_mismatches_are_stripes_doing(world, context),
         *_nothing_is_left(world, context),
@@ -391,6 +392,15 @@ def _every_difference_has_a_cause(world: World, context: Context) -> Iterator[st
         for problem in found.problems:
             if not problem.endswith(tuple(f"customer: '{gone}'" for gone in strangers)):
                 yield f"{month:%Y-%m} reconciled: {problem}"
+
+
+def _no_amount_waits_behind_the_gate(context: Context) -> Iterator[str]:
+    """Nobody is asked to decide about an amount that the gate calls implausible."""
+    for hold in context.ledger.read(queries.holds_to_decide):
+        for gate in closed_gates(context, [hold.cell.usage_day]):
+            names = {finding.organization_id for finding in gate.findings}
+            if names & {None, hold.cell.organization_id}:
+                yield f"{hold.cell} waits for a decision, and its gate is closed: {gate.findings}"
 
 
 def _decisions_are_kept(world: World, context: Context) -> Iterator[str]:
