@@ -405,8 +405,9 @@ class Sandbox:
 
     def tick(self) -> None:
         """Let happen what time has brought."""
-        self.billing.tick()
-        self.account.report_errors(self.faults.report_after)
+        with self.account.together():
+            self.billing.tick()
+            self.account.report_errors(self.faults.report_after)
 
     async def live(self) -> None:
         """What goes on beside the requests: time, and the mail. Until cancelled."""

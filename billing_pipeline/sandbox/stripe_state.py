@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +85,7 @@ class Account:
     """What `billing` keeps in the journal."""
     _reported: int = 0
     _customers_made: int = 0
+    _together: list[dict[str, Any]] | None = None
     _by_identifier: dict[str, ReceivedEvent] = field(default_factory=dict)
     _by_lane: dict[tuple[str, str], list[ReceivedEvent]] = field(
         default_factory=lambda: defaultdict(list)
@@ -91,8 +94,7 @@ class Account:
     def __post_init__(self) -> None:
         self.news = News(lambda event: self._keep("stripe_event", event))
         if self.journal is not None and self.journal.exists():
-            for line in self.journal.read_text("utf-8").splitlines():
-                self._apply(json.loads(line))
+            self._read_journal(self.journal)
 
     # Meters ----------------------------------------------------------------------------------
 
@@ -415,16 +417,44 @@ class Account:
 
     # Keeping ---------------------------------------------------------------------------------
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Write all that the block keeps as one line of the journal: a crash loses all or none."""
+        entries: list[dict[str, Any]] = []
+        outer, self._together = self._together, entries
+        try:
+            yield
+        finally:
+            self._together = outer
+            if entries:
+                self._write({"kind": "together", "entries": entries})
+
     def _keep(self, kind: str, what: dict[str, Any]) -> None:
         entry = {"kind": kind, **what}
         self._apply(entry)
-        if self.journal is not None:
+        self._write(entry)
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        if self._together is not None:
+            self._together.append(entry)
+        elif self.journal is not None:
             with self.journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+
+    def _read_journal(self, journal: Path) -> None:
+        content = journal.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):  # a crash cut the last line short
+            os.truncate(journal, whole)
+        for line in content[:whole].splitlines():
+            self._apply(json.loads(line))
 
     def _apply(self, entry: dict[str, Any]) -> None:
         what = {name: value for name, value in entry.items() if name != "kind"}
         match entry["kind"]:
+            case "together":
+                for each in what["entries"]:
+                    self._apply(each)
             case "meter":
                 self.meters[what["id"]] = what
             case "customer":
