@@ -1,18 +1,17 @@
 """WHAT WAS USED: from readings to sensor activity to a usage snapshot.
 
-Knows nothing of Stripe, Dagster or the ledger. DuckDB says what counts; for days of Parquet a
-kernel of NumPy counts the plain readings, and leaves only the others to DuckDB.
+Knows nothing of Stripe, Dagster or the ledger. SQL defines what counts. DuckDB or Spark run it; for
+days of Parquet, a kernel of NumPy counts the plain rows and leaves only the others to SQL.
 
-- `folders`    where readings and snapshots lie: local disk, or any URI fsspec reads
-- `inputs`     the files of a usage day, with sizes and hashes
-- `readings`   the readings contract: those files as one relation, typed, defects named
+- `sources`    folders of files, by URI, and the files of a usage day
+- `readings`   the readings contract: a day's files as one typed relation
 - `activity`   exact counting: one row per sensor and usage day, duplicates removed
-- `kernel`     the plain readings of a day, fast; of `grouping` (equal rows find each other),
-               `identity` (ids as machine words), `shares` (row groups and what is read of them),
-               `runs` (rows dealt into parts, on disk if need be) and `limits` (of memory)
+- `kernel`     the fast count of a day's plain rows
 - `spark`      the same counting on a Spark cluster, for days too large for one machine
-- `segments`   the same for parts of a day, where a billing period ends inside it
 - `snapshot`   one row per organization and usage day, from the activity of the window's days
-- `duplicates` which readings of an organization had more than one row
-- `counted`    all of this as the one source that report ask
+- `segments`   usage of the segments of a day in which a billing period ends
+- `duplicates` the readings of an organization that had more than one row
+- `counted`    all of this as the one source of usage that the operations read
+- `engine`     DuckDB connections, and the texts of `sql/`
+- `validity`   which rows are valid
 """

@@ -1,7 +1,7 @@
 """Exact counting of a day: from its readings to sensor activity, one row per sensor.
 
-The activity file carries, in its own metadata, the inputs it was counted from; so the two can
-never disagree, whatever crashes. The asserted law of conservation:
+The activity file holds, in its own metadata, the files that it was counted from, so that a crash
+cannot make the two disagree. Every count is checked for conservation:
 
     rows read = readings + exact duplicates + conflicting duplicates + quarantined
 """
@@ -21,23 +21,19 @@ import duckdb
 import pyarrow
 from pyarrow import parquet
 
-from billing_pipeline.errors import UnusableInput
+from billing_pipeline.errors import BillingError, UnusableInput
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.kernel.kernel import KernelCounts, count_plain
-from billing_pipeline.usage.kernel.shares import CannotTake
+from billing_pipeline.usage.kernel.shares import CannotCount
 from billing_pipeline.usage.readings import (
     DayReadings,
     create_readings,
-    leave_over,
+    keep_rest,
     name_the_broken,
 )
-from billing_pipeline.usage.sources.day_files import (
-    DayInputs,
-    folder_name,
-    list_day,
-)
+from billing_pipeline.usage.sources.day_files import DayFiles, folder_name, list_day
 from billing_pipeline.usage.sources.folders import Folder
-from billing_pipeline.usage.spark import SparkCannotRead, count_on_spark
+from billing_pipeline.usage.spark import SparkCannotRead, SparkUnavailable, count_on_spark
 
 CONTRACT = 1
 """Version of the counting rules; part of every id, so that new rules give new ids."""
@@ -45,25 +41,26 @@ CONTRACT = 1
 ACTIVITY_FILE = "sensor_activity.parquet"
 METADATA_KEY = "billing_pipeline"
 
-BLANKS = "".join(map(chr, (*range(9, 14), 32, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B),
-                           0x2028, 0x2029, 0x202F, 0x205F, 0x3000)))  # fmt: skip
-"""Every white space character of Unicode: an id made of these alone is blank."""
-
 TRIES = 3
+"""How often a day is counted if its files change meanwhile."""
+
 SHOWN_QUARANTINE = 50
+"""The most organizations and reasons in the sample of quarantined rows."""
 
 
-class ConservationError(Exception):
-    """Rows were lost or made while counting. Nothing may be billed from such a day."""
+class ConservationError(BillingError):
+    """Rows were lost or added while counting. The day fails, and nothing of it is billed."""
+
+    exit_code = 1
 
 
-DAY_ERRORS = (UnusableInput, ConservationError, duckdb.Error, OSError)
-"""What one day's files or the disk can do: that day fails, the others go on."""
+DAY_ERRORS = (UnusableInput, ConservationError, SparkUnavailable, duckdb.Error, OSError)
+"""The errors of one day's files, of Spark or of the disk: that day fails, other days go on."""
 
 
 @dataclass(frozen=True)
 class FileRead:
-    """One input file: size in bytes, rows as the file itself declares them."""
+    """One file that was counted: `size` in bytes, `rows` as the file declares them."""
 
     name: str
     size: int
@@ -74,7 +71,7 @@ class FileRead:
 
 @dataclass(frozen=True)
 class CountedDay:
-    """What became of a day's rows. All counts are exact."""
+    """The counts of a day's rows, with the files that they were counted from. Counts are exact."""
 
     usage_day: date
     folder_exists: bool
@@ -91,7 +88,7 @@ class CountedDay:
     """(reason, organization, rows), the largest first, at most SHOWN_QUARANTINE."""
     sensors: int = 0
     method: str = "sql"
-    """How it was counted, "kernel", "sql: why" or "spark"; the counts are the same either way."""
+    """How it was counted: "kernel", "sql: reason" or "spark". The counts are the same."""
 
     @property
     def quarantined_rows(self) -> int:
@@ -100,7 +97,7 @@ class CountedDay:
 
     @property
     def duplicates(self) -> int:
-        """Rows removed because another row is the same reading."""
+        """Rows that repeat a reading of another row."""
         return self.exact_duplicates + self.conflicting_duplicates
 
     @property
@@ -108,17 +105,17 @@ class CountedDay:
         """Whether every row read is accounted for."""
         return self.rows_read == self.readings + self.duplicates + self.quarantined_rows
 
-    def matches(self, inputs: DayInputs) -> bool:
-        """Whether this was counted from just these files."""
+    def matches(self, listing: DayFiles) -> bool:
+        """Whether these are the files that were counted, by name, size and time of change."""
         counted = [(f.name, f.size, f.modified) for f in self.files]
         return (
-            self.folder_exists == inputs.exists
-            and counted == [(f.name, f.size, f.modified) for f in inputs.files]
-            and self.ignored_files == inputs.ignored
+            self.folder_exists == listing.exists
+            and counted == [(f.name, f.size, f.modified) for f in listing.files]
+            and self.ignored_files == listing.ignored
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The day's inputs and counts as a JSON object."""
+        """The day's files and counts as a JSON object."""
         return {
             "contract": CONTRACT,
             **asdict(self),
@@ -128,7 +125,7 @@ class CountedDay:
         }
 
     def summary(self) -> str:
-        """The day's files (name, hash, rows) and counts as JSON, to tell later what changed."""
+        """The files (name, hash, rows) and counts as JSON, to show later what changed."""
         return json.dumps(
             {
                 "files": {f.name: (f.sha256, f.rows) for f in self.files},
@@ -157,15 +154,12 @@ class CountedDay:
 
 
 def day_folder(day: date) -> str:
-    """Where a usage day's activity and snapshot lie below the snapshots' folder."""
+    """The folder of a usage day's activity and snapshot, below the snapshots' folder."""
     return f"usage_day={day.isoformat()}"
 
 
 def activity_for(engine: Engine, readings: Folder, snapshots: Folder, day: date) -> CountedDay:
-    """The activity of a day as it lies there, counted again only if its files have changed.
-
-    Raises UnusableInput, ConservationError.
-    """
+    """The activity of a day, counted again only if its files have changed. Raises DAY_ERRORS."""
     known = load_counted(snapshots, day)
     if known is not None and known.matches(list_day(readings, day)):
         return known
@@ -173,7 +167,7 @@ def activity_for(engine: Engine, readings: Folder, snapshots: Folder, day: date)
 
 
 def load_counted(snapshots: Folder, day: date) -> CountedDay | None:
-    """What was counted for a day, None where nothing was (by today's rules)."""
+    """The counts of a day's activity file; None if there is none of the present contract."""
     if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
         return None
     document = read_metadata(snapshots, day_folder(day), ACTIVITY_FILE)
@@ -184,58 +178,44 @@ def load_counted(snapshots: Folder, day: date) -> CountedDay | None:
 def count_day(engine: Engine, readings: Folder, snapshots: Folder, day: date) -> CountedDay:
     """Count a day's readings and replace its activity file.
 
-    A file that changes while it is read makes the day be counted again, TRIES times at most.
-    Raises UnusableInput naming the file; then the activity of before stands.
+    If a file changes while it is read, the day is counted again, at most TRIES times. Raises
+    DAY_ERRORS, UnusableInput with the file's name; then the old activity file stays.
     """
     for _ in range(TRIES):
-        inputs = list_day(readings, day)
+        listing = list_day(readings, day)
         with engine.connect(readings, snapshots) as connection:
-            counted = _count(engine, connection, readings, inputs)
-            if list_day(readings, day) == inputs:
+            counted = _count(engine, connection, readings, listing)
+            if list_day(readings, day) == listing:
                 _write(connection, snapshots, counted)
                 return counted
     raise UnusableInput(
-        f"{folder_name(day)} changed each time it was read ({TRIES} times); "
+        f"{folder_name(day)} changed each of the {TRIES} times that it was read; "
         "count it again when its writer has finished"
     )
 
 
 def _count(
-    engine: Engine, connection: duckdb.DuckDBPyConnection, readings: Folder, inputs: DayInputs
+    engine: Engine, connection: duckdb.DuckDBPyConnection, readings: Folder, listing: DayFiles
 ) -> CountedDay:
-    day = create_readings(connection, readings, inputs)
+    day = create_readings(connection, readings, listing)
     try:
-        method = _count_rows(engine, connection, readings, inputs, day)
-    except duckdb.OutOfMemoryException:  # no fault of a file's
+        method = _count_rows(engine, connection, readings, listing, day)
+    except duckdb.OutOfMemoryException:  # not the fault of a file
         raise
     except (duckdb.Error, SparkCannotRead) as error:
-        raise name_the_broken(connection, readings, inputs, error) from None
+        raise name_the_broken(connection, readings, listing, error) from None
     [(distinct, exact, conflicting, sensors)] = connection.execute(sql("totals")).fetchall()
     quarantine = connection.execute(sql("quarantine")).fetchall()
     by_reason: dict[str, int] = {}
     for reason, _, number in quarantine:
         by_reason[reason] = by_reason.get(reason, 0) + number
-    files = tuple(
-        FileRead(
-            file.name,
-            file.size,
-            file.modified,
-            readings.sha256(folder_name(inputs.usage_day), file.name),
-            day.rows[file.name],
-        )
-        for file in inputs.files
-    )
-    identity = [
-        CONTRACT,
-        inputs.usage_day.isoformat(),
-        [(f.name, f.sha256) for f in files],
-    ]
+    files = _files_read(readings, listing, day)
     counted = CountedDay(
-        inputs.usage_day,
-        inputs.exists,
-        hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        listing.usage_day,
+        listing.exists,
+        _activity_id(listing.usage_day, files),
         files,
-        inputs.ignored,
+        listing.ignored,
         sum(day.rows.values()),
         distinct,
         exact,
@@ -247,60 +227,69 @@ def _count(
     )
     if not counted.conserved:
         raise ConservationError(
-            f"{folder_name(inputs.usage_day)}: {counted.rows_read} rows read, but "
+            f"{folder_name(listing.usage_day)}: {counted.rows_read} rows read, but "
             f"{counted.readings} readings + {counted.duplicates} duplicates + "
-            f"{counted.quarantined_rows} quarantined"
+            f"{counted.quarantined_rows} quarantined.",
+            "This is a defect of the pipeline; please report it.",
         )
     return counted
+
+
+def _files_read(readings: Folder, listing: DayFiles, day: DayReadings) -> tuple[FileRead, ...]:
+    folder = folder_name(listing.usage_day)
+    return tuple(
+        FileRead(f.name, f.size, f.modified, readings.sha256(folder, f.name), day.rows[f.name])
+        for f in listing.files
+    )
+
+
+def _activity_id(day: date, files: Sequence[FileRead]) -> str:
+    content = [CONTRACT, day.isoformat(), [(f.name, f.sha256) for f in files]]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _count_rows(
     engine: Engine,
     connection: duckdb.DuckDBPyConnection,
     readings: Folder,
-    inputs: DayInputs,
+    listing: DayFiles,
     day: DayReadings,
 ) -> str:
-    """Make the table `counted`; returns the method, as CountedDay tells it."""
+    """Make the table `counted`; returns the `method` of CountedDay."""
     count = f"CREATE TEMP TABLE counted AS {sql('count')}"
-    if engine.spark is not None:
-        try:
-            found, method = count_on_spark(
-                engine.spark,
-                engine.memory_limit,
-                connection,
-                readings,
-                inputs.usage_day,
-                day,
-                BLANKS,
+    try:
+        if engine.spark is not None:
+            counted_by_spark, method = count_on_spark(
+                engine.spark, engine.memory_limit, connection, readings, listing.usage_day, day
             )
-        except CannotTake as reason:
-            connection.execute(count, {"blanks": BLANKS})
-            return f"sql: {reason}"
-        connection.register("found", found)
-        connection.execute("CREATE TEMP TABLE counted AS FROM found")
-        connection.unregister("found")
-        return method
-    with engine.spill() as spill:
-        try:
-            counted_by_kernel = _counted_by_kernel(engine, readings, inputs, spill)
-        except CannotTake as reason:
-            connection.execute(count, {"blanks": BLANKS})
-            return f"sql: {reason}"
-        leave_over(connection, counted_by_kernel.odd, counted_by_kernel.unlike)
-        connection.execute(count, {"blanks": BLANKS})
-    connection.register("kernel_counts", counted_by_kernel.activity)
-    connection.execute(sql("add_kernel_counts"))
-    connection.unregister("kernel_counts")
-    return "kernel"
+            with _registered(connection, "spark_counts", counted_by_spark):
+                connection.execute("CREATE TEMP TABLE counted AS FROM spark_counts")
+            return method
+        with engine.spill() as spill:
+            counted_by_kernel = _count_with_kernel(engine, readings, listing, spill)
+            keep_rest(connection, counted_by_kernel.odd, counted_by_kernel.unlike)
+            connection.execute(count)
+            with _registered(connection, "kernel_counts", counted_by_kernel.activity):
+                connection.execute(sql("add_kernel_counts"))
+            return "kernel"
+    except CannotCount as reason:
+        connection.execute(count)
+        return f"sql: {reason}"
 
 
-def _counted_by_kernel(
-    engine: Engine, readings: Folder, inputs: DayInputs, spill: Path
+def _count_with_kernel(
+    engine: Engine, readings: Folder, listing: DayFiles, spill: Path
 ) -> KernelCounts:
     if not engine.kernel:
-        raise CannotTake("the kernel is switched off")
-    return count_plain(readings, inputs, spill, engine.kernel_limits, BLANKS)
+        raise CannotCount("the kernel is switched off")
+    return count_plain(readings, listing, spill, engine.kernel_limits)
+
+
+@contextmanager
+def _registered(connection: duckdb.DuckDBPyConnection, name: str, table: Any) -> Iterator[None]:
+    connection.register(name, table)
+    yield
+    connection.unregister(name)
 
 
 def _write(connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: CountedDay) -> None:
@@ -318,7 +307,7 @@ def write_parquet(
     path: str,
     document: dict[str, Any],
 ) -> None:
-    """Write a table as Parquet with a JSON document in the file's own metadata."""
+    """Write a table as Parquet, with a JSON document in the file's metadata."""
     text = json.dumps(document).replace("'", "''")
     connection.execute(
         f"COPY {table} TO '{path.replace(chr(39), chr(39) * 2)}' "
@@ -326,35 +315,34 @@ def write_parquet(
     )
 
 
-def read_metadata(snapshots: Folder, *parts: str) -> dict[str, Any]:
-    """The JSON document in a Parquet file's metadata, empty when there is none.
+def read_metadata(snapshots: Folder, *path: str) -> dict[str, Any]:
+    """The JSON document in a Parquet file's metadata, empty if there is none.
 
-    Raises OSError for a file that is no Parquet.
+    Raises OSError for a file that is not Parquet.
     """
-    with undamaged(snapshots, *parts), snapshots.open(*parts) as file:
-        kept = parquet.read_metadata(file).metadata or {}
-        document = kept.get(METADATA_KEY.encode())
+    with undamaged(snapshots, *path), snapshots.open(*path) as file:
+        metadata = parquet.read_metadata(file).metadata or {}
+        document = metadata.get(METADATA_KEY.encode())
         return {} if document is None else dict(json.loads(document))
 
 
 @contextmanager
-def undamaged(snapshots: Folder, *parts: str) -> Iterator[None]:
-    """Raise OSError naming the file where what is read of it is not as it was written."""
+def undamaged(snapshots: Folder, *path: str) -> Iterator[None]:
+    """Turn an error of reading a file's content into an OSError with the file's name."""
     try:
         yield
     except (pyarrow.ArrowException, ValueError, KeyError, TypeError) as error:
         raise OSError(
-            f"{snapshots.path(*parts)} cannot be read: damaged ({error}); count its day again"
+            f"{snapshots.path(*path)} is damaged and cannot be read ({error}); count its day again"
         ) from None
 
 
 def proven_by(
     engine: Engine, readings: Folder, snapshots: Folder, days: Sequence[date]
 ) -> dict[str, tuple[int, int]]:
-    """By organization: sensors with a reading on any of these days, and readings on the last.
+    """By organization: sensors with a reading on any of these days, and readings on the last day.
 
-    From sensor activity that says what the files say now, counted again where they have changed.
-    Raises UnusableInput, ConservationError.
+    Counts a day again if its files have changed. Raises DAY_ERRORS.
     """
     for day in days:
         activity_for(engine, readings, snapshots, day)
@@ -364,7 +352,7 @@ def proven_by(
 def activity_totals(
     engine: Engine, snapshots: Folder, days: Sequence[date]
 ) -> dict[str, tuple[int, int]]:
-    """The same from the sensor activity that lies there, whatever has become of the files."""
+    """The same from the sensor activity as stored, even if files have changed since."""
     paths = [snapshots.pattern(day_folder(day), ACTIVITY_FILE) for day in days]
     with engine.connect(snapshots) as connection:
         rows = connection.execute(
@@ -379,7 +367,7 @@ def activity_totals(
 def sensors_of(
     engine: Engine, snapshots: Folder, day: date, organization_id: str
 ) -> list[dict[str, Any]]:
-    """One organization's sensor activity of a day as rows; none where nothing was counted."""
+    """One organization's sensor activity of a day as rows; none if the day was not counted."""
     if not snapshots.exists(day_folder(day), ACTIVITY_FILE):
         return []
     with engine.connect(snapshots) as connection:

@@ -1,4 +1,4 @@
-"""What report need to know of usage, from the snapshots and readings that lie there."""
+"""The one source of usage that the operations read: snapshots, and the readings themselves."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from billing_pipeline.usage.sources.folders import Folder
 
 
 class UsageSource(Protocol):
-    """Where usage comes from. Every method raises DAY_ERRORS for what cannot be read."""
+    """Where usage comes from. Every method raises DAY_ERRORS for files that cannot be read."""
 
     def snapshot(self, day: date) -> Snapshot | None:
         """The day's snapshot, if it was taken after the day had ended."""
@@ -24,23 +24,23 @@ class UsageSource(Protocol):
         """The id of that snapshot."""
 
     def is_current(self, day: date) -> bool:
-        """Whether there is one, and it says what the readings say now."""
+        """Whether there is one, and the readings have not changed since."""
 
     def proven(self, day: date) -> dict[str, Counts]:
-        """Counts of the day by organization, as its readings prove them now."""
+        """Counts of the day by organization, by its present readings."""
 
     def before_window(self, day: date) -> str | None:
-        """What is known of the day before the snapshot's window, as an id."""
+        """An id of the counts of the day before the window; None if that day was not counted."""
 
     def in_segments(
         self, day: date, segments: Mapping[str, Sequence[tuple[int, int]]]
     ) -> dict[str, list[Counts]]:
-        """Counts of segments of the day by organization; see `usage_in_segments`."""
+        """Counts of segments of the day by organization; see `segments.usage_in_segments`."""
 
 
 @dataclass(frozen=True)
 class CountedUsage:
-    """Usage as counted by DuckDB from files."""
+    """Usage as counted from files."""
 
     engine: Engine
     readings: Folder
@@ -48,16 +48,16 @@ class CountedUsage:
     window_days: int = 1
 
     def snapshot(self, day: date) -> Snapshot | None:
-        """The day's snapshot, if it was taken after the day had ended."""
+        """See `UsageSource`."""
         found = load_snapshot(self.engine, self.snapshots, day)
         return found if found is not None and found.is_whole else None
 
     def snapshot_id(self, day: date) -> str | None:
-        """The id of that snapshot."""
+        """See `UsageSource`."""
         return snapshot_id_of(self.snapshots, day)
 
     def is_current(self, day: date) -> bool:
-        """Whether there is one, and it says what the files say now."""
+        """See `UsageSource`."""
         return is_current(self.readings, self.snapshots, day, window_days=self.window_days)
 
     def proven(self, day: date) -> dict[str, Counts]:
@@ -74,7 +74,7 @@ class CountedUsage:
     def in_segments(
         self, day: date, segments: Mapping[str, Sequence[tuple[int, int]]]
     ) -> dict[str, list[Counts]]:
-        """Counts of segments of the day, read from its readings."""
+        """Counts of segments of the day, from its readings."""
         return usage_in_segments(
             self.engine, self.readings, self.snapshots, day, segments, window_days=self.window_days
         )

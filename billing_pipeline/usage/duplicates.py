@@ -1,4 +1,4 @@
-"""Which readings of an organization had more than one row: for explaining, not for counting."""
+"""The readings of an organization that had more than one row, to explain a day's counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from billing_pipeline.usage.sources.day_files import list_day
 from billing_pipeline.usage.sources.folders import Folder
 
 MOST = 200
-"""Readings that are named; the counts by sensor are whole."""
+"""The most readings that are listed. The counts by sensor are always complete."""
 
 
 def duplicates_of(
@@ -19,7 +19,7 @@ def duplicates_of(
 ) -> list[dict[str, Any]]:
     """The first MOST readings of a day with several rows: sensor, instant, rows, distinct values.
 
-    Raises UnusableInput and the other DAY_ERRORS.
+    Quarantined rows are no readings. Raises DAY_ERRORS.
     """
     with engine.connect(readings) as connection:
         create_readings(connection, readings, list_day(readings, day))

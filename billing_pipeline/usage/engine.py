@@ -1,4 +1,4 @@
-"""DuckDB, in memory and bounded: one short-lived connection per day counted."""
+"""DuckDB in memory, with a memory limit: one short-lived connection per day counted."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import duckdb
 
 from billing_pipeline.usage.kernel.limits import Limits
 from billing_pipeline.usage.sources.folders import Folder
+from billing_pipeline.usage.validity import BLANKS, LONGEST_ID
 
 
 @dataclass(frozen=True)
 class Engine:
-    """How DuckDB is run: `memory_limit` such as "4GB"; what does not fit spills to disk.
+    """How days are counted. `memory_limit` is such as "4GB"; what does not fit spills to disk.
 
-    `clock` tells when files were listed, in UTC. Without `kernel` SQL counts every day; `limits`
-    are the kernel's, by default those that suit the memory limit. `spark` says where Spark
-    counts ("sc://host:port", maybe with a token; "local[2]"); DuckDB then does what is left.
+    `clock` gives the time at which files are listed, in UTC. Without `kernel`, SQL counts every
+    day. `limits` are the kernel's; by default they follow from the memory limit. `spark` is the
+    address of Spark ("sc://host:port", maybe with a token; or "local[2]") if Spark counts; DuckDB
+    then reads the files that Spark does not.
     """
 
     memory_limit: str
@@ -40,7 +42,7 @@ class Engine:
                     "memory_limit": self.memory_limit,
                     "temp_directory": str(spill),
                     "preserve_insertion_order": False,  # keeping an order costs memory
-                    "autoinstall_known_extensions": False,  # nothing is fetched behind our back
+                    "autoinstall_known_extensions": False,  # nothing is downloaded
                 }
             )
             try:
@@ -54,16 +56,24 @@ class Engine:
 
     @contextmanager
     def spill(self) -> Iterator[Path]:
-        """An empty folder for what does not fit in memory, gone at the end."""
+        """An empty folder for what does not fit in memory, deleted at the end."""
         with tempfile.TemporaryDirectory(prefix="billing-spill-") as spill:
             yield Path(spill)
 
     @property
     def kernel_limits(self) -> Limits:
-        """The limits that the kernel keeps to."""
+        """The limits of the kernel."""
         return self.limits or Limits.of(self.memory_limit)
 
 
 def sql(name: str) -> str:
-    """The text of `sql/<name>.sql`."""
+    """The text of `sql/<name>.sql`, with the rule that it names `{quarantine_reason}` put in."""
+    text = _file(name)
+    if "{quarantine_reason}" not in text:
+        return text
+    rule = _file("quarantine_reason").format(blanks=BLANKS, longest_id=LONGEST_ID)
+    return text.replace("{quarantine_reason}", f"({rule})")
+
+
+def _file(name: str) -> str:
     return (resources.files("billing_pipeline.usage") / "sql" / f"{name}.sql").read_text("utf-8")

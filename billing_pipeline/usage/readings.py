@@ -2,12 +2,13 @@
 
     organization_id, sensor_id VARCHAR, instant BIGINT, value_number DOUBLE, value_text VARCHAR
 
-`instant` counts nanoseconds since the day began (UTC), so that equal instants are equal integers
-whatever type the file gave them; below zero it names a defect: see AT_DEFECTS. Values are kept
-apart as numbers and other text, so that 21.5 in Parquet equals 21.50 in CSV.
+`instant` is in nanoseconds since the day began (UTC), so that equal instants are equal integers
+whatever their type in the file. A negative one is a defect: -1 the time is missing, -2 it is no
+time, -3 it is outside the day. Numbers and other texts have a value column each, so that 21.5 in
+Parquet equals 21.50 in CSV.
 
-Parquet is scanned in place. What gives its times as text (CSV, JSON lines, Parquet of strings)
-is read once into a table, because only the rows show whether a column is what it should be.
+Parquet is scanned in place. Files that give their times as text (CSV, JSON lines, Parquet with
+strings) are read once into a table, because only the rows show whether a column has the right type.
 """
 
 from __future__ import annotations
@@ -25,17 +26,11 @@ import duckdb
 from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.engine import sql
 from billing_pipeline.usage.sources.day_files import (
-    DayInputs,
+    DayFiles,
     folder_name,
     format_of,
 )
 from billing_pipeline.usage.sources.folders import Folder
-
-AT_DEFECTS = {
-    -1: "recorded_at_missing",
-    -2: "recorded_at_invalid",
-    -3: "recorded_at_outside_day",
-}
 
 NEEDED = ("organization_id", "sensor_id", "recorded_at")
 
@@ -45,7 +40,7 @@ _INTEGERS = {
 }  # fmt: skip
 _ID_TYPES = _INTEGERS | {"VARCHAR", "UUID", '"NULL"'}  # the last: a column of nulls only
 
-# How `instant` comes out of each type that a Parquet timestamp can have.
+# `instant` by the type of a Parquet timestamp.
 _IN_DAY = {
     '"NULL"': "-1",
     "TIMESTAMP": "in_day(epoch_us(recorded_at), 1000)",
@@ -54,8 +49,8 @@ _IN_DAY = {
     "TIMESTAMPTZ_NS": "in_day(epoch_ns(recorded_at), 1)",
 }
 
-# Text is an instant only if it has a time of day: a bare date would make all of a sensor's
-# readings one. Outside the years of a nanosecond clock it is outside the day, not invalid.
+# A text is an instant only if it has a time of day: with bare dates all readings of a sensor would
+# be one. A time outside the years of a nanosecond clock is outside the day, not invalid.
 _TEXT_AT = """CASE
     WHEN recorded_at IS NULL OR trim(recorded_at) = '' THEN -1
     WHEN NOT contains(recorded_at, ':') OR try_cast(recorded_at AS TIMESTAMPTZ) IS NULL THEN -2
@@ -65,8 +60,11 @@ END"""
 
 @dataclass(frozen=True)
 class ParquetFiles:
-    """Parquet files that are scanned together. `types` are those of the columns that matter, as
-    DuckDB names them; `select` gives their rows as the contract has them."""
+    """Parquet files that are scanned together.
+
+    `types` are the types of the columns that matter, as DuckDB names them. `select` reads their
+    rows in the columns of the contract.
+    """
 
     types: Mapping[str, str]
     names: tuple[str, ...]
@@ -75,9 +73,9 @@ class ParquetFiles:
 
 @dataclass(frozen=True)
 class DayReadings:
-    """What the view `readings` is made of: `rows` by file, and the Parquet scanned in place.
+    """The sources of the view `readings`: `rows` by file, and the Parquet scanned in place.
 
-    The rows of all other files lie in the view `text_readings`.
+    The view `text_readings` has the rows of all other files.
     """
 
     rows: Mapping[str, int]
@@ -88,42 +86,42 @@ TEXT_READINGS = "SELECT * EXCLUDE (file) FROM text_readings"
 
 
 def create_readings(
-    connection: duckdb.DuckDBPyConnection, folder: Folder, inputs: DayInputs
+    connection: duckdb.DuckDBPyConnection, folder: Folder, listing: DayFiles
 ) -> DayReadings:
     """Create the view `readings` of a day's files.
 
-    Raises UnusableInput naming the file, and the column where it is one.
+    Raises UnusableInput with the file's name, and the column's if a column is unusable.
     """
-    connection.execute(sql("in_day").replace("$day_start_ns", str(day_start_ns(inputs.usage_day))))
+    connection.execute(sql("in_day").replace("$day_start_ns", str(day_start_ns(listing.usage_day))))
     connection.execute(sql("text_readings"))
     rows: dict[str, int] = {}
     by_format = defaultdict(list)
-    for file in inputs.files:
+    for file in listing.files:
         by_format[format_of(file.name)].append(file.name)
-    day = folder_name(inputs.usage_day)
+    day = folder_name(listing.usage_day)
     scanned = _parquet(connection, folder, day, by_format["parquet"], rows)
     for name in by_format["csv"]:
         _read_text(connection, day, name, _csv_rows(folder, day, name))
     for name in by_format["jsonl"]:
         _read_text(connection, day, name, _json_rows(folder.pattern(day, name)))
-    rows |= _checked_text(connection, day, [f.name for f in inputs.files if f.name not in rows])
+    rows |= _checked_text(connection, day, [f.name for f in listing.files if f.name not in rows])
     connection.execute(f"CREATE VIEW readings AS {union(scanned)}")
     return DayReadings(rows, scanned)
 
 
 def union(scanned: Iterable[ParquetFiles]) -> str:
-    """A SELECT of the rows of these files, and of what was read as text."""
+    """A SELECT of the rows of these files and of the files read as text."""
     return "\nUNION ALL ".join([TEXT_READINGS, *(files.select for files in scanned)])
 
 
-def leave_over(
+def keep_rest(
     connection: duckdb.DuckDBPyConnection, odd: Sequence[Path], unlike: Sequence[Path]
 ) -> None:
-    """Make `readings` the rows that the kernel left over, where it had all of them.
+    """Reduce `readings` to the rows that the kernel left to SQL.
 
-    `odd` files have rows as the day's own files have them; in `unlike` files `instant` is known.
+    `odd` files have the columns of the day's own files; `unlike` files have `instant` already.
     """
-    selects = [TEXT_READINGS]  # empty, and gives the types
+    selects = [TEXT_READINGS]  # it is empty here, and gives the types
     by_folder = defaultdict(list)
     for path in odd:
         by_folder[path.parent].append(path.name)
@@ -150,12 +148,12 @@ def leave_over(
 def name_the_broken(
     connection: duckdb.DuckDBPyConnection,
     folder: Folder,
-    inputs: DayInputs,
+    listing: DayFiles,
     error: Exception,
 ) -> UnusableInput:
-    """Find which Parquet file made a scan fail, by scanning each alone."""
-    day = folder_name(inputs.usage_day)
-    for file in inputs.files:
+    """The error of a failed scan, with the Parquet file that caused it: each is scanned alone."""
+    day = folder_name(listing.usage_day)
+    for file in listing.files:
         if format_of(file.name) == "parquet":
             try:
                 scan = _parquet_scan([folder.pattern(day, file.name)])
@@ -172,9 +170,9 @@ def _parquet(
     names: Iterable[str],
     rows: dict[str, int],
 ) -> list[ParquetFiles]:
-    """The files by the types of their columns; what gives its times as text is read at once."""
-    # Files are scanned together only if their own types are equal: DuckDB would cast the others
-    # to the types of the first, and "007" would become 7.
+    """The files, grouped by the types of their columns; those with times as text are read now."""
+    # Only files of equal types are scanned together: DuckDB would cast the others to the types of
+    # the first, and "007" would become 7.
     by_schema: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for name in names:
         path = folder.pattern(day, name)
@@ -217,7 +215,7 @@ def _parquet(
 def _check_types(file: str, types: Mapping[str, str]) -> None:
     for column in NEEDED:
         if column not in types:
-            raise UnusableInput(f"{file} lacks the column {column}")
+            raise UnusableInput(f"{file} has no column {column}")
     for column in ("organization_id", "sensor_id"):
         kind = "VARCHAR" if types[column].startswith("ENUM") else types[column]
         if kind not in _ID_TYPES:
@@ -243,7 +241,7 @@ def _columns(types: Mapping[str, str]) -> str:
 def _value_columns(kind: str | None) -> tuple[str, str]:
     if kind is None:
         return "NULL::DOUBLE", "NULL::VARCHAR"
-    if kind == "FLOAT":  # by its shortest text, so that 21.1 equals a DOUBLE's 21.1
+    if kind == "FLOAT":  # by its shortest text, so that 21.1 equals the DOUBLE 21.1
         return "value::VARCHAR::DOUBLE", "NULL::VARCHAR"
     if kind == "DOUBLE" or kind in _INTEGERS or kind.startswith("DECIMAL"):
         return "value::DOUBLE", "NULL::VARCHAR"
@@ -254,7 +252,7 @@ def _value_columns(kind: str | None) -> tuple[str, str]:
 
 
 def _csv_rows(folder: Folder, day: str, name: str) -> str:
-    """A CSV file as rows of text. The dialect is fixed: a guessed one can lose rows."""
+    """A CSV file as rows of text. The dialect is fixed: a detected one can lose rows."""
     with folder.open(day, name) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
         try:
             header = next(csv.reader(text))
@@ -264,9 +262,9 @@ def _csv_rows(folder: Folder, day: str, name: str) -> str:
             raise UnusableInput(f"{day}/{name} has no readable header line: {error}") from None
     for column in NEEDED:
         if column not in header:
-            raise UnusableInput(f"{day}/{name} lacks the column {column}")
+            raise UnusableInput(f"{day}/{name} has no column {column}")
     if len(set(header)) != len(header):
-        raise UnusableInput(f"{day}/{name} names a column twice: {', '.join(header)}")
+        raise UnusableInput(f"{day}/{name} has a column twice: {', '.join(header)}")
     columns = ", ".join(f"{_quoted(column)}: 'VARCHAR'" for column in header)
     value = "value" if "value" in header else "NULL"
     return f"""
@@ -279,8 +277,8 @@ def _csv_rows(folder: Folder, day: str, name: str) -> str:
 def _json_rows(path: str) -> str:
     """A JSON lines file as rows of text. Ids are strings or integers, times are strings.
 
-    NULL is a key that is not there; a value of another type is text that no rule accepts, so
-    that its row is quarantined, and a file with no other values is refused.
+    A missing key is NULL. A value of another type becomes a text that is never valid: its row is
+    quarantined, and a file with only such values is refused.
     """
 
     def text(column: str, types: str) -> str:
@@ -315,7 +313,7 @@ def _read_text(connection: duckdb.DuckDBPyConnection, day: str, name: str, rows:
 def _checked_text(
     connection: duckdb.DuckDBPyConnection, day: str, names: Iterable[str]
 ) -> dict[str, int]:
-    """The rows of each text file, once no column of it is missing or of a wrong type."""
+    """The number of rows of each text file. Raises UnusableInput for a missing or wrong column."""
     rows = dict.fromkeys(names, 0)
     for name, count, *columns in connection.execute(sql("text_files")).fetchall():
         rows[name] = count
@@ -323,8 +321,8 @@ def _checked_text(
             NEEDED, columns[0::3], columns[1::3], columns[2::3], strict=True
         ):
             if not present and name.endswith(".jsonl"):
-                raise UnusableInput(f"{day}/{name} lacks the column {column} in every line")
-            # One bad value is one bad row; several and not one good: the column is another one.
+                raise UnusableInput(f"{day}/{name} has no column {column} in any line")
+            # One bad value is one bad row. Several values, none of them good, are a wrong column.
             if given > 1 and not valid:
                 wanted = "a timestamp" if column == "recorded_at" else "a string or an integer"
                 raise UnusableInput(
@@ -344,7 +342,7 @@ def _quoted(text: str) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """DuckDB's reason in one line, without its advice on options that are not the reader's."""
+    """DuckDB's reason in one line, without its advice on options that users cannot set."""
     message = (
         str(error).split("Possible fixes")[0].split("Possible Solution")[0].split("\n\nLINE")[0]
     )
@@ -352,5 +350,5 @@ def _reason(error: Exception) -> str:
 
 
 def day_start_ns(day: date) -> int:
-    """Midnight (UTC) in nanoseconds since 1970."""
+    """The start of a UTC day in nanoseconds since 1970."""
     return (day - date(1970, 1, 1)).days * 86_400 * 10**9

@@ -1,7 +1,7 @@
-"""The usage of single organizations in segments of a day, read from the readings once more.
+"""Usage of organizations in segments of a day, counted from the readings.
 
-Reading volume is counted by `recorded_at`; active sensors at a segment's end are those with a
-reading in the window that ends there, as the sensors' first and last times of each day tell.
+Reading volume is counted by `recorded_at`. Sensors are active at a segment's end if they have a
+reading in the window that ends there; the first and last times in sensor activity show that.
 """
 
 from __future__ import annotations
@@ -9,12 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 
-from billing_pipeline.usage.activity import (
-    ACTIVITY_FILE,
-    BLANKS,
-    activity_for,
-    day_folder,
-)
+from billing_pipeline.usage.activity import ACTIVITY_FILE, activity_for, day_folder
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.readings import create_readings
 from billing_pipeline.usage.sources.day_files import list_day
@@ -33,10 +28,10 @@ def usage_in_segments(
     *,
     window_days: int = 1,
 ) -> dict[str, list[Counts]]:
-    """For each organization, the counts of each of its segments of `day`.
+    """By organization, the counts of each of its segments of `day`.
 
-    `segments` gives by organization the segments as [start, end) in seconds since the day began.
-    Raises UnusableInput and the other DAY_ERRORS.
+    `segments` are by organization, each [start, end) in seconds since the day began. Raises
+    DAY_ERRORS.
     """
     window = [day - timedelta(days=back) for back in range(window_days, -1, -1)]
     for each in window:
@@ -44,8 +39,8 @@ def usage_in_segments(
     paths = [snapshots.pattern(day_folder(each), ACTIVITY_FILE) for each in window]
     wanted = [
         (organization, start, end)
-        for organization, segments in segments.items()
-        for start, end in segments
+        for organization, its_segments in segments.items()
+        for start, end in its_segments
     ]
     with engine.connect(readings, snapshots) as connection:
         create_readings(connection, readings, list_day(readings, day))
@@ -57,7 +52,6 @@ def usage_in_segments(
         rows = connection.execute(
             sql("segments"),
             {
-                "blanks": BLANKS,
                 "window": paths,
                 "midnight": midnight.strftime("%Y-%m-%d %H:%M:%S"),
                 "window_seconds": window_days * 86_400,
@@ -66,4 +60,4 @@ def usage_in_segments(
     found = {
         (organization, start): (active, volume) for organization, start, active, volume in rows
     }
-    return {o: [found[o, start] for start, _ in segments] for o, segments in segments.items()}
+    return {o: [found[o, start] for start, _ in its_own] for o, its_own in segments.items()}

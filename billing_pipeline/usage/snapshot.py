@@ -1,8 +1,8 @@
 """The usage snapshot: one row per organization and UTC day, replaced as a whole.
 
-Active sensors at the day's end are those with a reading in [end - window, end); a window of
-several days reads the kept activity of the earlier days, not their readings. Like activity, a
-snapshot carries its inputs in its own metadata; `inputs.json` beside it repeats them for people.
+Sensors are active at the day's end if they have a reading in [end - window, end). A window of
+several days reads the stored activity of the earlier days, not their readings. Like activity, a
+snapshot holds its inputs in its own metadata; `inputs.json` beside it repeats them for people.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class OrganizationUsage:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A day's usage by organization, with what it was counted from."""
+    """A day's usage by organization, with the files and activity that it was counted from."""
 
     usage_day: date
     snapshot_id: str
@@ -57,11 +57,11 @@ class Snapshot:
     counted: CountedDay
     organizations: tuple[OrganizationUsage, ...]
     taken_at: datetime
-    """When its files were listed (UTC)."""
+    """When the readings were listed (UTC)."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether the day was over by then: only a whole day may be billed."""
+        """Whether it was taken after the day had ended. Only a whole day may be billed."""
         return self.taken_at >= _end(self.usage_day)
 
 
@@ -75,8 +75,8 @@ def take_snapshot(
 ) -> Snapshot:
     """Take a day's snapshot from the activity of its window and replace the old one.
 
-    Activity that is missing or older than its files is counted first, so a snapshot always
-    says what the readings say now. Raises UnusableInput, ConservationError.
+    Days whose activity is missing or whose files have changed are counted first, so that a
+    snapshot always shows the present readings. Raises DAY_ERRORS.
     """
     window = [day - timedelta(days=back) for back in range(window_days - 1, -1, -1)]
     taken_at = engine.clock()
@@ -108,7 +108,7 @@ def take_snapshot(
         connection.execute("ALTER TABLE usage ADD COLUMN snapshot_id VARCHAR")
         connection.execute("UPDATE usage SET snapshot_id = ?", [snapshot.snapshot_id])
         document = _document(snapshot)
-        # The snapshot last: once it says what its files say, nobody takes it again.
+        # The snapshot last: once it is current, the day is not counted again.
         with snapshots.replacing(day_folder(day), INPUTS_FILE) as draft:
             draft.write_text(json.dumps(document, indent=2, ensure_ascii=False), "utf-8")
         with snapshots.replacing(day_folder(day), SNAPSHOT_FILE) as draft:
@@ -117,7 +117,7 @@ def take_snapshot(
 
 
 def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | None:
-    """The snapshot of a day as it lies there, None where none was taken."""
+    """The stored snapshot of a day; None if there is none."""
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return None
     path = snapshots.pattern(day_folder(day), SNAPSHOT_FILE)
@@ -139,12 +139,12 @@ def load_snapshot(engine: Engine, snapshots: Folder, day: date) -> Snapshot | No
             datetime.fromisoformat(document["taken_at"]),
         )
         if found.snapshot_id != _id_of(document["contract"], day, found.window, organizations):
-            raise ValueError("its counts are not those that its id was made of")
+            raise ValueError("its counts do not match its id")
     return found
 
 
 def snapshot_id_of(snapshots: Folder, day: date) -> str | None:
-    """The id of a day's whole snapshot, None where there is none or it was taken too early."""
+    """The id of a day's snapshot; None if there is none that was taken after the day had ended."""
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return None
     document = read_metadata(snapshots, day_folder(day), SNAPSHOT_FILE)
@@ -164,9 +164,9 @@ def is_current(
     *,
     window_days: int = 1,
 ) -> bool:
-    """Whether a day's snapshot is whole and says what its window's files say.
+    """Whether a day's snapshot is whole and its window's files are those that were counted.
 
-    Files are compared by names, sizes and times of change.
+    Files are compared by name, size and time of change.
     """
     if not snapshots.exists(day_folder(day), SNAPSHOT_FILE):
         return False

@@ -1,9 +1,9 @@
-"""Counting on Spark: `sql/count.sql`, run there over the day's Parquet files.
+"""Counting on Spark: `sql/count.sql`, run over the day's Parquet files.
 
-DuckDB runs the same text, so there is one definition of what counts. What differs by engine is
-how a Parquet type becomes text, an instant and a value, and that stands in the tables below. Files
-of other types and formats are read by DuckDB, here, and their rows handed over: how a CSV's time
-or a decimal's value reads is decided in one place only.
+DuckDB runs the same text, so that counting has one definition. Engines differ in how a Parquet type
+becomes a text, an instant and a value; the tables below give Spark's side. DuckDB reads files of
+other types and formats and passes their rows to Spark, so that only one place decides how the time
+of a CSV or the value of a decimal is read.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from urllib.parse import urlsplit
 import duckdb
 import pyarrow as pa
 
+from billing_pipeline.errors import BillingError
 from billing_pipeline.usage.engine import sql
 from billing_pipeline.usage.kernel.limits import in_bytes
-from billing_pipeline.usage.kernel.shares import CannotTake
+from billing_pipeline.usage.kernel.shares import CannotCount
 from billing_pipeline.usage.readings import DayReadings, ParquetFiles, day_start_ns, union
 from billing_pipeline.usage.sources.day_files import folder_name
 from billing_pipeline.usage.sources.folders import Folder
 
 _DAY_NS = 86_400 * 10**9
 
-# The type that Spark reads for what DuckDB names so. Nanoseconds come as they lie, as integers.
+# Spark's type by DuckDB's name of it. Nanoseconds are read as the integers that they are stored as.
 _INTEGERS = {
     "TINYINT": "TINYINT", "SMALLINT": "SMALLINT", "INTEGER": "INT", "BIGINT": "BIGINT",
     "UTINYINT": "SMALLINT", "USMALLINT": "INT", "UINTEGER": "BIGINT", "UBIGINT": "DECIMAL(20,0)",
@@ -44,7 +45,7 @@ _BY_COLUMN = {
 }  # fmt: skip
 
 _SCHEMES = {"s3": "s3a"}
-"""Hadoop's names of protocols, where they are not fsspec's."""
+"""Hadoop's names of protocols where they differ from fsspec's."""
 
 _SETTINGS = {
     "spark.sql.session.timeZone": "UTC",
@@ -52,26 +53,28 @@ _SETTINGS = {
     "spark.sql.legacy.parquet.nanosAsLong": "true",
     "spark.sql.parquet.int96RebaseModeInRead": "CORRECTED",
     "spark.sql.parquet.datetimeRebaseModeInRead": "CORRECTED",
-    # What cannot be read fails the day; it never becomes a smaller bill.
+    # A file that cannot be read fails the day. It never becomes a smaller bill.
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
 }
 
-KNOCK_SECONDS = 10
+CONNECT_SECONDS = 10
 
-MOST_HANDED = 2_000_000
-"""Rows that DuckDB reads for Spark are in memory here; with more of them SQL counts the day."""
+MOST_PASSED = 2_000_000
+"""Rows that DuckDB reads for Spark are in memory here. With more of them, SQL counts the day."""
 
-# How Spark says that it is a file that it cannot read, and not the cluster that fails.
+# Signs in Spark's errors that a file cannot be read, and that the cluster works.
 _UNREADABLE = ("FAILED_READ_FILE", "INVALID_UTF8_STRING", "CANNOT_READ_FILE", "PARQUET_TYPE")
 
 
-class SparkUnavailable(OSError):
-    """Spark cannot be reached, or could not finish: nothing is known against any file."""
+class SparkUnavailable(BillingError):
+    """Spark cannot be reached or did not finish. No file is known to be at fault."""
+
+    exit_code = 1
 
 
 class SparkCannotRead(Exception):
-    """Spark met a file that it cannot read."""
+    """Spark cannot read one of the files."""
 
 
 def count_on_spark(
@@ -81,30 +84,27 @@ def count_on_spark(
     folder: Folder,
     usage_day: date,
     day: DayReadings,
-    blanks: str,
 ) -> tuple[pa.Table, str]:
-    """Count a day; returns the rows of `count.sql` and the method, as CountedDay tells it.
+    """Count a day; returns the rows of `count.sql` and the `method` of CountedDay.
 
-    `remote` is "sc://host:port", or "local[n]" for Spark in a process beside this one.
-    Raises CannotTake where too much of the day is not for Spark to read: then SQL has to count it.
-    Raises SparkUnavailable, SparkCannotRead.
+    `remote` is "sc://host:port", or "local[n]" for Spark in a process beside this one. Raises
+    CannotCount if Spark reads too little of the day, SparkUnavailable and SparkCannotRead.
     """
-    taken = _taken(connection, folder, usage_day, day)
-    by_spark = {name for files in taken for name in files.names}
-    handed = sum(rows for name, rows in day.rows.items() if name not in by_spark)
-    if handed > MOST_HANDED:
-        raise CannotTake(f"{handed:,} rows lie in files that Spark does not read")
+    for_spark = _for_spark(connection, folder, usage_day, day)
+    by_spark = {name for files in for_spark for name in files.names}
+    passed = sum(rows for name, rows in day.rows.items() if name not in by_spark)
+    if passed > MOST_PASSED:
+        raise CannotCount(f"{passed:,} rows lie in files that Spark does not read")
     session = _session(remote, memory_limit)
-    others = [files for files in day.parquet if files not in taken]
+    others = [files for files in day.parquet if files not in for_spark]
     by_duckdb = connection.sql(union(others)).to_arrow_table()
     errors = _errors()
     try:
-        frames = [_scan(session, folder, usage_day, files) for files in taken]
+        frames = [_scan(session, folder, usage_day, files) for files in for_spark]
         if by_duckdb.num_rows or not frames:
             frames.append(session.createDataFrame(by_duckdb))
         reduce(lambda one, other: one.unionAll(other), frames).createOrReplaceTempView("readings")
-        query = sql("count").replace("$blanks", ":blanks")
-        counted = session.sql(query, args={"blanks": blanks}).toArrow()
+        counted = session.sql(sql("count")).toArrow()
     except errors as error:
         message = str(error)
         if any(sign in message for sign in _UNREADABLE):
@@ -116,13 +116,13 @@ def count_on_spark(
 
 
 def spark_version(remote: str, memory_limit: str) -> str:
-    """The version of the Spark that would count. Raises SparkUnavailable."""
+    """The version of the Spark that counts. Raises SparkUnavailable."""
     return str(_session(remote, memory_limit).version)
 
 
 @cache
 def _session(remote: str, memory_limit: str) -> Any:
-    """The session of this process: it takes seconds to start, and ends with the process."""
+    """This process's session. It takes seconds to start and ends with the process."""
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
@@ -131,7 +131,7 @@ def _session(remote: str, memory_limit: str) -> Any:
         ) from error
     errors: tuple[type[Exception], ...] = (ValueError, *_errors())
     if not remote.startswith("local"):
-        _knock(remote)
+        _check_reachable(remote)
     try:
         if remote.startswith("local"):
             builder = (
@@ -142,7 +142,7 @@ def _session(remote: str, memory_limit: str) -> Any:
                 .config("spark.driver.bindAddress", "127.0.0.1")
                 .config("spark.ui.enabled", "false")
                 .config("spark.ui.showConsoleProgress", "false")
-                .config("spark.log.level", "OFF")  # what goes wrong is raised, and told here
+                .config("spark.log.level", "OFF")  # errors are raised, and shown by us
             )
         else:
             builder = SparkSession.builder.remote(remote)
@@ -150,66 +150,67 @@ def _session(remote: str, memory_limit: str) -> Any:
         for name, value in _SETTINGS.items():
             session.conf.set(name, value)
     except errors as error:
-        # Its own words may quote the address, and with it a token.
+        # Spark's message may quote the address, and a token in it.
         raise SparkUnavailable(
-            f"Spark at {_shown(remote)} cannot be used ({type(error).__name__}): look at the "
-            "address and its parameters, the server's version, and for local[*] at Java"
+            f"Spark at {_shown(remote)} cannot be used ({type(error).__name__}).",
+            "Check the address and its parameters, the server's version, and Java for local[*].",
         ) from None
     return session
 
 
 def _shown(remote: str) -> str:
-    """The address without its parameters, which may be secrets."""
+    """The address without its parameters, which may be secret."""
     return remote.split("/;")[0]
 
 
-def _knock(remote: str) -> None:
-    """Spark's own client would go on trying for ten minutes."""
-    where = urlsplit(_shown(remote))
+def _check_reachable(remote: str) -> None:
+    """Raise SparkUnavailable soon: Spark's own client tries for ten minutes."""
+    address = urlsplit(_shown(remote))
     try:
-        socket.create_connection((where.hostname, where.port or 15002), KNOCK_SECONDS).close()
-    except (OSError, ValueError) as error:  # the latter: no such port
-        raise SparkUnavailable(f"Spark at {where.geturl()} cannot be reached: {error}") from error
+        socket.create_connection((address.hostname, address.port or 15002), CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:  # ValueError: no such port
+        raise SparkUnavailable(f"Spark at {address.geturl()} cannot be reached: {error}") from error
 
 
 def _errors() -> tuple[type[Exception], ...]:
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
-    return (PySparkException, Py4JError, OSError)  # the last: Spark's process has ended
+    return (PySparkException, Py4JError, OSError)  # OSError: Spark's process has ended
 
 
 def _cause(message: str) -> str:
-    """The innermost cause of a Java error, else its first line."""
+    """The innermost cause of a Java error, or else its first line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     causes = [line for line in lines if line.startswith("Caused by:")]
     return ([*causes[-1:], *lines, "no reason given"])[0][:500]
 
 
-def _taken(
+def _for_spark(
     connection: duckdb.DuckDBPyConnection, folder: Folder, usage_day: date, day: DayReadings
 ) -> list[ParquetFiles]:
-    taken = [
+    """The files that Spark reads."""
+    readable = [
         files
         for files in day.parquet
         if all(kind in _BY_COLUMN[column] for column, kind in files.types.items())
         and not any(name.startswith("_") or ":" in name for name in files.names)
         and not _fixed_length(connection, folder, usage_day, files)
     ]
-    # A FLOAT counts by its text, so that 21.1 equals a DOUBLE's 21.1, and only DuckDB writes the
-    # texts that DuckDB writes. Among themselves FLOATs are equal if their texts are.
+    # DuckDB compares a FLOAT by its text, so that 21.1 equals the DOUBLE 21.1. Spark writes other
+    # texts, so it reads FLOATs only if all values are FLOATs: those are equal if their texts are.
     kinds = {files.types["value"] for files in day.parquet if "value" in files.types}
-    if kinds == {"FLOAT"} and sum(len(files.names) for files in taken) == len(day.rows):
-        return taken
-    return [files for files in taken if files.types.get("value") != "FLOAT"]
+    if kinds == {"FLOAT"} and sum(len(files.names) for files in readable) == len(day.rows):
+        return readable
+    return [files for files in readable if files.types.get("value") != "FLOAT"]
 
 
 def _fixed_length(
     connection: duckdb.DuckDBPyConnection, folder: Folder, usage_day: date, files: ParquetFiles
 ) -> bool:
-    """Whether values are of a type that DuckDB reads as FLOAT or DOUBLE and Spark not at all.
+    """Whether values have a type that DuckDB reads as FLOAT or DOUBLE, and Spark does not read.
 
-    Halves of a float are, and decimals of more than 38 digits.
+    These are half floats and decimals of more than 38 digits.
     """
     if files.types.get("value") not in ("FLOAT", "DOUBLE"):
         return False
@@ -227,9 +228,9 @@ def _scan(session: Any, folder: Folder, usage_day: date, files: ParquetFiles) ->
     return session.read.schema(schema).parquet(*paths).selectExpr(*_columns(usage_day, files))
 
 
-def _path(folder: Folder, *parts: str) -> str:
-    """For Spark, which as well takes every path for a pattern: one that matches itself."""
-    path = re.sub(r"[\\*?\[\]{}]", lambda magic: rf"\{magic.group()}", folder.path(*parts))
+def _path(folder: Folder, *below: str) -> str:
+    """The path as a pattern that matches only itself: Spark, too, reads paths as patterns."""
+    path = re.sub(r"[\\*?\[\]{}]", lambda magic: rf"\{magic.group()}", folder.path(*below))
     if folder.is_local:
         return f"file:{path}"
     scheme, rest = path.split("://", 1)
@@ -237,7 +238,7 @@ def _path(folder: Folder, *parts: str) -> str:
 
 
 def _columns(usage_day: date, files: ParquetFiles) -> Sequence[str]:
-    """See the same in `readings`, for DuckDB."""
+    """The columns of the contract, as `readings` has them for DuckDB."""
     start = day_start_ns(usage_day)
     if _TIMES[files.types["recorded_at"]] == "BIGINT":
         since = f"recorded_at - {start}"

@@ -26,7 +26,9 @@ from billing_pipeline.usage.activity import (
     count_day,
     sensors_of,
 )
+from billing_pipeline.usage.duplicates import duplicates_of
 from billing_pipeline.usage.engine import Engine
+from billing_pipeline.usage.segments import usage_in_segments
 from billing_pipeline.usage.snapshot import (
     Snapshot,
     is_current,
@@ -335,6 +337,47 @@ def test_a_single_value_of_a_wrong_type_is_a_bad_row_not_a_bad_file(lake: Lake) 
         "sensor_id_invalid": 1,
     }
     assert lake.usage() == {"a": (1, 1)}
+
+
+def in_jsonl(lake: Lake, *rows: dict[str, Any]) -> None:
+    lake.jsonl(*rows)
+
+
+def in_parquet(lake: Lake, *rows: dict[str, Any]) -> None:
+    at = pa.array([MIDNIGHT] * len(rows), pa.timestamp("us"))
+    columns = {name: [row[name] for row in rows] for name in ("organization_id", "sensor_id")}
+    lake.parquet(pa.table({**columns, "recorded_at": at, "value": [row["value"] for row in rows]}))
+
+
+@pytest.mark.parametrize("write", [in_jsonl, in_parquet])
+@pytest.mark.parametrize("letter", ["x", "é", "🐍"])
+def test_ids_longer_than_255_characters_are_quarantined(
+    lake: Lake, write: Callable[..., None], letter: str
+) -> None:
+    longest, too_long = letter * 255, letter * 256
+    write(
+        lake,
+        row(organization_id=longest, sensor_id=longest),
+        row(organization_id=too_long),
+        row(sensor_id=too_long),
+    )
+    assert lake.count().quarantined == {"organization_id_invalid": 1, "sensor_id_invalid": 1}
+    assert lake.usage() == {longest: (1, 1)}
+
+
+@pytest.mark.parametrize("write", [in_jsonl, in_parquet])
+def test_only_valid_rows_are_listed_as_duplicates_and_counted_in_segments(
+    lake: Lake, write: Callable[..., None]
+) -> None:
+    sensors = ["s", "", " \u3000", None, "nul\0", "x" * 256]
+    write(lake, *(row(sensor_id=sensor, value=n) for sensor in sensors for n in (1, 2)))
+    counted = lake.count()
+    assert (counted.readings, counted.duplicates, counted.quarantined_rows) == (1, 1, 10)
+    listed = duplicates_of(lake.engine, lake.readings, DAY, "a")
+    assert [(each["sensor_id"], each["rows"]) for each in listed] == [("s", 2)]
+    day = {"a": [(0, 86_400)]}
+    found = usage_in_segments(lake.engine, lake.readings, lake.snapshots, DAY, day)
+    assert found == {"a": [lake.usage()["a"]]}
 
 
 def test_a_missing_root_is_not_a_day_without_readings(lake: Lake) -> None:

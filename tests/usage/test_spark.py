@@ -100,7 +100,7 @@ def test_names_that_spark_would_skip_or_misread_are_read_by_duckdb(
 def test_a_day_that_is_mostly_not_for_spark_is_counted_by_sql(
     engine: Engine, lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("billing_pipeline.usage.spark.MOST_HANDED", 2)
+    monkeypatch.setattr("billing_pipeline.usage.spark.MOST_PASSED", 2)
     lake.write(table(["a"] * 3, ["s"] * 3, range(3), pa.array([Decimal("1.5")] * 3)))
     lake.write(table(["a"], ["s"], [1]), "b")
     assert lake.same(engine).method == "sql: 3 rows lie in files that Spark does not read"

@@ -1,8 +1,8 @@
-"""Grouping by hashing: rows that are equal find each other, and identities get dense codes.
+"""Grouping by hashing: find equal rows, and give identities dense codes.
 
-Nothing is sorted: a row is scattered to a slot of a table by its hash, and whoever is found there
-is compared in full. So a hash only makes it fast, never wrong. NumPy releases the interpreter's
-lock in all that is slow here; several threads may look up and add codes at once.
+Nothing is sorted. A row's hash leads to a slot of a table, and the row is compared in full with the
+one there, so that a hash decides the speed and never the result. NumPy releases the interpreter's
+lock in everything slow here; several threads may look up and add codes at once.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.intp]
-"""Row numbers, codes or slots: what arrays are indexed with."""
+"""Row numbers, codes or slots: indexes of arrays."""
 Bools = npt.NDArray[np.bool_]
 Words = npt.NDArray[np.uint64]
 """64 bits of each row."""
 Hash = Callable[[Sequence[Words]], Words]
-"""From the words of each row to its hash; words of zeros at the end must not change it."""
+"""From the words of each row to its hash. Words of zeros at the end must not change it."""
 
 ROUNDS = 64
-"""A table half full needs about ten; more of them only a hash that was built to collide."""
+"""A half full table needs about ten. Only a hash that was built to collide needs more."""
 
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
 class TooManyCollisions(Exception):
-    """So many different rows share a hash that looking further would take for ever."""
+    """Too many different rows share a hash."""
 
 
 class TooManyCodes(Exception):
-    """There are more identities than codes for them."""
+    """There are more identities than codes."""
 
 
 def mixed(words: Sequence[Words]) -> Words:
-    """The usual hash: each word times an odd number of its own, summed, then mixed."""
+    """The usual hash: the sum of each word times its own odd number, mixed."""
     total = words[0] * np.uint64(_GOLDEN)
     for place, word in enumerate(words[1:], 1):
         total += word * np.uint64((_GOLDEN * (2 * place + 1) ^ place << 33) % 2**64 | 1)
@@ -48,10 +48,10 @@ def mixed(words: Sequence[Words]) -> Words:
 
 
 def representatives(hashes: Words, same: Callable[[Ints, Ints], Bools]) -> Ints:
-    """For each row the number of one row that all rows equal to it agree upon.
+    """For each row, the number of the row that represents all rows equal to it.
 
-    `same` compares rows with rows, by their numbers. In each round every slot of the table is
-    taken by one of its rows, and by all that are equal to that one; the others go on.
+    `same` compares rows with rows, by their numbers. In each round, one row of every slot becomes
+    the representative of the rows equal to it; the other rows go to the next round.
     """
     rows = len(hashes)
     bits = max(1, (2 * rows - 1).bit_length())
@@ -66,9 +66,9 @@ def representatives(hashes: Words, same: Callable[[Ints, Ints], Bools]) -> Ints:
         if not active.size:
             return found.astype(np.intp)
         winners = table.take(slots, mode="clip").astype(np.intp)
-        counted_by_kernel = same(active, winners)
-        found[active[counted_by_kernel]] = winners[counted_by_kernel]
-        active, slots = active[~counted_by_kernel], slots[~counted_by_kernel]
+        equal = same(active, winners)
+        found[active[equal]] = winners[equal]
+        active, slots = active[~equal], slots[~equal]
         table[slots] = active
         lost = table.take(slots, mode="clip") != active
         active, slots = active[lost], slots[lost]
@@ -76,15 +76,16 @@ def representatives(hashes: Words, same: Callable[[Ints, Ints], Bools]) -> Ints:
 
 
 _BLOCK = 4
-"""Words that lie side by side: half a cache line, so that comparing them costs one access."""
+"""Words that lie side by side: half a cache line, so that comparing them is one access."""
 
 
 @dataclass(frozen=True)
 class _State:
-    """What a lookup works on. Arrays are only ever added to; what outgrows them is a new state.
+    """The arrays of a lookup. They are only added to; a larger state replaces one that is full.
 
-    `slots` are the places of the hash table, each a code or 0. By code: `blocks` of _BLOCK words
-    each, as many as the longest identity needs, and `odd`. Code 0 is nobody's.
+    `slots` is the hash table: each slot has a code, or 0. `blocks` and `odd` are by code. Each
+    block has _BLOCK words; the longest identity decides how many blocks there are. No identity has
+    code 0.
     """
 
     slots: npt.NDArray[np.int32]
@@ -108,10 +109,11 @@ class _State:
 
 
 class CodeTable:
-    """Identities, each of some words, to dense codes from 1 on.
+    """Dense codes, from 1 on, for identities of some words each.
 
-    Reading takes no lock: words are written before the slot that leads to them. `most` codes
-    raise TooManyCodes. The first word tells how many words there are, and is never all ones.
+    Lookups need no lock: words are written before the slot that leads to them. More than `most`
+    identities raise TooManyCodes. The first word says how many words there are, and never has all
+    bits set.
     """
 
     def __init__(self, most: int, hashed: Hash = mixed, capacity: int = 1024) -> None:
@@ -125,7 +127,7 @@ class CodeTable:
 
     @property
     def odd(self) -> Bools:
-        """By code: whether SQL has to judge this identity. Longer than `size` says."""
+        """By code: whether SQL must judge this identity. The array is longer than `size`."""
         return self._state.odd
 
     @property
@@ -143,9 +145,9 @@ class CodeTable:
         words: Sequence[Words],
         describe: Callable[[Ints], tuple[Any, Bools]],
     ) -> Ints:
-        """The code of each row; unknown identities get one.
+        """The code of each row. New identities get a code.
 
-        `describe` gives the texts of some rows as an Arrow array, and which of them are odd.
+        `describe` returns the texts of some rows as an Arrow array, and which of them are odd.
         """
         hashes = self._hashed(words)
         found = _find(self._state, words, hashes)
@@ -172,7 +174,7 @@ class CodeTable:
         firsts = np.flatnonzero(chosen == np.arange(len(rows)))
         with self._lock:
             known = _find(self._state, [word[firsts] for word in words], hashes[firsts])
-            new = firsts[known == 0]  # another thread may have been faster
+            new = firsts[known == 0]  # another thread may have added them
             if new.size:
                 texts, odd = describe(rows[new])
                 self._add([word[new] for word in words], hashes[new], odd)
@@ -193,7 +195,7 @@ class CodeTable:
         self._state = state
 
     def _room_for(self, size: int, width: int) -> _State:
-        """A state with room for so many codes of so many words: at most a quarter is full."""
+        """A state for so many codes of so many words, with four slots or more for each code."""
         old = self._state
         if size < old.capacity and width <= _BLOCK * len(old.blocks):
             return old
@@ -215,7 +217,7 @@ def _new_state(capacity: int, width: int) -> _State:
 
 
 def _find(state: _State, words: Sequence[Words], hashes: Words) -> Ints:
-    """The code of each row, 0 where it has none: from its slot on until an empty one."""
+    """The code of each row, or 0. Looks from the row's slot on to the first empty one."""
     last = len(state.slots) - 1
     places = (hashes >> state.shift).view(np.intp)
     found = state.slots.take(places, mode="clip").astype(np.intp)
@@ -234,24 +236,24 @@ def _find(state: _State, words: Sequence[Words], hashes: Words) -> Ints:
 
 
 def _differ(state: _State, codes: Ints, words: Sequence[Words]) -> Bools:
-    """Whether each row's words are others than those of the code."""
+    """Whether each row's words differ from those of its code."""
     wrong = np.zeros(len(codes), np.bool_)
     for number in range(0, len(words), _BLOCK):
         some = words[number : number + _BLOCK]
         if number // _BLOCK < len(state.blocks):
-            # As items of 32 bytes, because NumPy takes those in one go.
+            # As items of 32 bytes, because NumPy copies each of those at once.
             items = state.blocks[number // _BLOCK].view(f"V{8 * _BLOCK}")[:, 0]
             block = items.take(codes, mode="clip").view(np.uint64).reshape(-1, _BLOCK)
             for place, word in enumerate(some):
                 wrong |= block[:, place] != word
-        else:  # longer than any identity that this state knows
+        else:  # longer than any identity in this state
             for word in some:
                 wrong |= word != 0
     return wrong
 
 
 def _enter(state: _State, codes: Ints, hashes: Words) -> None:
-    """Give each code a slot: the first empty one from its hash on."""
+    """Put each code into the first empty slot from its hash on."""
     last = len(state.slots) - 1
     places = (hashes >> state.shift).view(np.intp)
     for _ in range(last + 1):

@@ -1,6 +1,6 @@
 """Ids as machine words: Arrow columns of text, integers or UUIDs to arrays of 64 bits per row.
 
-Every id is taken as the text that SQL would make of it, so that 7 and "7" are one id.
+An id is the text that SQL makes of it, so that 7 and "7" are one id.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from billing_pipeline.usage.kernel.grouping import Bools, Ints, Words
+from billing_pipeline.usage.validity import BLANKS, LONGEST_ID
 
-LONGEST = 255
-"""Bytes of the longest id that is counted here; of longer ones no more is looked at."""
+LONGEST = LONGEST_ID
+"""Bytes of the longest id that is counted here: it is valid, as it has no more characters."""
 
 _WORD = 8
 _HEX = np.frombuffer(b"".join(b"%02x" % byte for byte in range(256)), "<u2")
@@ -32,7 +33,7 @@ class Identities:
     lengths: Words
 
     def take(self, rows: Ints) -> Identities:
-        """The ids of these rows."""
+        """The ids of some rows."""
         return Identities(
             tuple(word.take(rows, mode="clip") for word in self.words),
             self.lengths.take(rows, mode="clip"),
@@ -40,7 +41,7 @@ class Identities:
 
 
 def as_text(column: Any) -> Any:
-    """An id column of any usable type as Arrow strings; nulls stay."""
+    """An id column of any usable type as Arrow strings, with its nulls."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column.type == pa.uuid():
@@ -50,13 +51,13 @@ def as_text(column: Any) -> Any:
     return pc.cast(column, pa.string())
 
 
-def is_odd(texts: Any, blanks: str) -> Bools:
-    """Which ids SQL has to judge: blank ones, long ones, ones with a NUL.
+def is_odd(texts: Any) -> Bools:
+    """Which ids may be invalid, so that SQL must judge them: blank, long, or with a NUL.
 
-    Raises ArrowInvalid when one is not UTF-8.
+    Raises ArrowInvalid if one is not UTF-8.
     """
     texts.validate(full=True)
-    blank = pc.equal(pc.utf8_trim(texts, characters=blanks), "")
+    blank = pc.equal(pc.utf8_trim(texts, characters=BLANKS), "")
     long = pc.greater(pc.binary_length(texts), LONGEST)
     nul = pc.match_substring(texts, "\0")
     odd: Bools = pc.or_(pc.or_(blank, long), nul).to_numpy(zero_copy_only=False)
@@ -86,7 +87,7 @@ def _words_of_equal_length(
 ) -> list[Words]:
     words = []
     for begin in range(0, min(length, LONGEST), _WORD):
-        # The last word is read from the last bytes there are, so never beyond the buffer's end.
+        # The last word is read from the last 8 bytes, never beyond the buffer's end.
         at = min(begin, length - _WORD)
         view = np.ndarray((rows,), "<u8", data, start + at, (length,))
         words.append(view >> np.uint64(8 * (begin - at)))

@@ -1,16 +1,16 @@
-"""The kernel: most readings of a day counted without SQL, the others left to it.
+"""The kernel: counts the plain rows of a day without SQL, and leaves the others to SQL.
 
-It proves of most rows that each is the only one of its organization, sensor and instant, with
-ids and a time that are plainly right, or equal to the others of that reading in its value too.
-All rows of one reading are counted here, or all are left over, so both counts just add up, and
-what a defect or a conflict is stands in `count.sql` alone.
+A row is plain if its ids and its time are certainly valid, and if it is either the only row of its
+organization, sensor and instant, or equal to all others of that reading in its value too. All rows
+of one reading are counted here, or all are left to SQL, so that both counts add up, and only SQL
+decides what a defect or a conflict is.
 
     shares of row groups -> ids to codes -> keys (code, instant) -> buckets -> repeated keys
                          -> odd rows                                        -> unlike values
                               |                                                 |
-                              +------------ left over, for count.sql -----------+
+                              +-------------- left to count.sql ----------------+
 
-Shares and buckets are worked on by threads; what does not fit in memory lies in a spill folder.
+Threads work on shares and buckets. What does not fit in memory goes to a spill folder.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ from billing_pipeline.usage.kernel.runs import Runs
 from billing_pipeline.usage.kernel.shares import (
     COLUMNS,
     KEY_COLUMNS,
-    CannotTake,
+    CannotCount,
     Share,
     Source,
     shares_of,
     sources_of,
 )
 from billing_pipeline.usage.readings import day_start_ns
-from billing_pipeline.usage.sources.day_files import DayInputs
+from billing_pipeline.usage.sources.day_files import DayFiles
 from billing_pipeline.usage.sources.folders import Folder
 
 DAY_NS = 86_400 * 10**9
 
 _SCATTER = 0xD1342543DE82EF95
-"""Odd, so that multiplying by it modulo 2**64 loses nothing: equal keys stay equal, all others
-stay different, and keys that lie side by side go to different buckets."""
+"""Odd, so that multiplying by it modulo 2**64 loses nothing: equal keys stay equal, different keys
+stay different, and neighbouring keys go to different buckets."""
 _GATHER = pow(_SCATTER, -1, 2**64)
 """Its inverse."""
 
@@ -69,17 +69,16 @@ _T = TypeVar("_T")
 
 
 class _NeedsNanoseconds(Exception):
-    """An instant is no whole number of microseconds."""
+    """An instant is not a whole number of microseconds."""
 
 
 @dataclass(frozen=True)
 class KernelCounts:
-    """What the kernel made of a day.
+    """The kernel's counts of a day, and the rows left to SQL.
 
-    `activity` has one row per organization and sensor: the columns of `counted` in count.sql,
-    of the readings counted here. `odd` and `unlike` are Parquet files of the rows left over: the
-    first with the columns of the readings' own files, the others with `instant` in nanoseconds
-    since the day began in place of `recorded_at`.
+    `activity` has one row per organization and sensor with the counts of the plain rows. `odd` and
+    `unlike` are Parquet files of the rows left to SQL: `odd` have the columns of the readings' own
+    files, `unlike` have `instant` (nanoseconds since the day began) in place of `recorded_at`.
     """
 
     activity: Any
@@ -89,36 +88,35 @@ class KernelCounts:
 
 def count_plain(
     readings: Folder,
-    inputs: DayInputs,
+    listing: DayFiles,
     spill: Path,
     limits: Limits,
-    blanks: str,
     hashed: Hash = mixed,
 ) -> KernelCounts:
-    """Settle what is plain of a day; files go to the folder `spill`, which must be empty.
+    """Count the plain rows of a day. Files go to the folder `spill`, which must be empty.
 
-    Raises CannotTake with the reason: then SQL has to count the day, and nothing is lost.
+    Raises CannotCount with the reason; then SQL must count the whole day.
     """
     try:
-        sources = sources_of(readings, inputs)
+        sources = sources_of(readings, listing)
         for ns_per_tick in (1000, 1):
             try:
-                return _Kernel(inputs, sources, spill, limits, blanks, hashed, ns_per_tick).run()
+                return _Kernel(listing, sources, spill, limits, hashed, ns_per_tick).run()
             except _NeedsNanoseconds:
                 for file in spill.iterdir():
                     file.unlink()
         raise AssertionError("every instant is a whole number of nanoseconds")
     except TooManyCodes:
-        raise CannotTake("more sensors than keys have room for") from None
+        raise CannotCount("more sensors than keys have room for") from None
     except TooManyCollisions:
-        raise CannotTake("too many ids or times share their hashes") from None
+        raise CannotCount("too many ids or times share their hashes") from None
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CannotTake(f"pyarrow cannot read it: {reason}") from error
+        raise CannotCount(f"pyarrow cannot read it: {reason}") from error
 
 
 class _Activity:
-    """Per sensor code: rows not yet known to be repeated, first and last instant, duplicates."""
+    """By sensor code: readings, exact duplicates, first and last instant."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -129,20 +127,20 @@ class _Activity:
         self.last = np.zeros(0, np.int64)
 
     def saw(self, codes: Ints, instants: npt.NDArray[np.int64]) -> None:
-        """Take in rows, each as a reading of its own."""
+        """Count rows, each as a reading of its own."""
         with self._lock:
             self._grow(int(codes.max(initial=0)) + 1)
             np.add.at(self.readings, codes, 1)
             np.minimum.at(self.first, codes, instants)
             np.maximum.at(self.last, codes, instants)
 
-    def leave(self, codes: Ints) -> None:
-        """These rows are counted later, or left over."""
+    def uncount(self, codes: Ints) -> None:
+        """Take rows out of the count: they are repeated, so they are counted later or by SQL."""
         with self._lock:
             np.subtract.at(self.readings, codes, 1)
 
-    def count_plain(self, readings: Ints, duplicates: Ints) -> None:
-        """Take in counted rows by their codes: one for each reading, and exact duplicates."""
+    def count(self, readings: Ints, duplicates: Ints) -> None:
+        """Count repeated rows by their codes: one for each reading, and exact duplicates."""
         with self._lock:
             np.add.at(self.readings, readings, 1)
             np.add.at(self.exact, duplicates, 1)
@@ -158,24 +156,22 @@ class _Activity:
 
 
 class _Kernel:
-    """One day on its way. Every method of a share or a bucket may run in any thread."""
+    """The count of one day. Methods on a share or a bucket may run in any thread."""
 
     def __init__(
         self,
-        inputs: DayInputs,
+        listing: DayFiles,
         sources: Sequence[Source],
         spill: Path,
         limits: Limits,
-        blanks: str,
         hashed: Hash,
         ns_per_tick: int,
     ) -> None:
         self._sources = sources
         self._spill = spill
         self._limits = limits
-        self._blanks = blanks
         self._ns_per_tick = ns_per_tick
-        self._day_start_ns = day_start_ns(inputs.usage_day)
+        self._day_start_ns = day_start_ns(listing.usage_day)
         self._time_bits = np.uint64((DAY_NS // ns_per_tick).bit_length())
         sensors = 2 ** (64 - int(self._time_bits)) - 1
         self._organizations = CodeTable(2**31, hashed)
@@ -189,7 +185,7 @@ class _Kernel:
         self._unlike: list[Path] = []
 
     def run(self) -> KernelCounts:
-        """All of it."""
+        """Count the day."""
         buckets, shares = range(1 << self._bucket_bits), range(len(self._shares))
         with self._runs("repeated", len(shares)) as repeated:
             with self._runs("packed", len(buckets)) as packed:
@@ -208,10 +204,10 @@ class _Kernel:
     # From rows to packed keys ------------------------------------------------------------------
 
     def _pack(self, packed: Runs, share: Share) -> None:
-        """Deal the keys and row numbers of a share's plain rows; leave its odd rows to SQL."""
+        """Deal the keys and numbers of a share's rows into buckets; leave its odd rows to SQL."""
         keys: list[Words] = []
         rows: list[Any] = []
-        held = 0
+        waiting = 0
         odd: list[Ints] = []
         for piece in share:
             first = piece.first
@@ -224,10 +220,10 @@ class _Kernel:
                 keys.append(key)
                 rows.append(numbers)
                 first += batch.num_rows
-                held += len(key)
-                if held >= self._limits.chunk_rows:
+                waiting += len(key)
+                if waiting >= self._limits.chunk_rows:
                     self._deal(packed, keys, rows)
-                    held = 0
+                    waiting = 0
         self._deal(packed, keys, rows)
         if odd:
             self._leave_odd(share, np.concatenate(odd))
@@ -240,7 +236,7 @@ class _Kernel:
         rows.clear()
 
     def _keys(self, batch: Any, ns_per_tick: int) -> tuple[Bools | None, Words]:
-        """Which rows are plain (None: all), and the scattered keys of those."""
+        """Which rows have valid ids and times (None: all), and the scattered keys of these rows."""
         instants, inside = self._instants(batch.column(2), ns_per_tick)
         present = inside
         for ids in (batch.column(0), batch.column(1)):
@@ -269,8 +265,8 @@ class _Kernel:
         """Ticks of the key's unit since the day began, and which of them are within the day."""
         ticks = np.frombuffer(column.buffers()[1], np.uint64)
         ticks = ticks[column.offset : column.offset + len(column)]
-        # Modulo 2**64, where all that is not in [start, start + day) lies beyond a day: this
-        # way no time overflows, however far off.
+        # Modulo 2**64, every time outside the day is more than a day after its start, so that no
+        # time overflows, however far away.
         since = ticks - np.uint64(self._day_start_ns // ns_per_tick % 2**64)
         inside = since < np.uint64(DAY_NS // ns_per_tick)
         if column.null_count:
@@ -291,7 +287,7 @@ class _Kernel:
 
         def describe(rows: Ints) -> tuple[Any, Bools]:
             texts = _texts(sensor_ids, rows)
-            odd = is_odd(texts, self._blanks) | self._organizations.odd[organizations[rows]]
+            odd = is_odd(texts) | self._organizations.odd[organizations[rows]]
             return texts, odd
 
         return self._sensors.codes([head, *ids.words], describe)
@@ -302,7 +298,7 @@ class _Kernel:
 
         def describe(rows: Ints) -> tuple[Any, Bools]:
             texts = _texts(values, rows)
-            return texts, is_odd(texts, self._blanks)
+            return texts, is_odd(texts)
 
         codes = self._organizations.codes([ids.lengths, *ids.words], describe)
         return codes if indices is None else codes.take(indices, mode="clip")
@@ -320,10 +316,10 @@ class _Kernel:
     # Rows that share their key -----------------------------------------------------------------
 
     def _find_repeated(self, packed: Runs, repeated: Runs, bucket: int) -> None:
-        """Pass on the rows that share their key with another one, dealt by share."""
+        """Deal the rows that share their key with another row into `repeated`, by share."""
         if packed.rows[bucket] > self._limits.most_bucket_rows:
-            raise CannotTake("a single reading has too many rows")
-        keys, rows = packed.part(bucket)
+            raise CannotCount("a single reading has too many rows")
+        keys, rows = packed.bucket(bucket)
         chosen = self._representatives(keys)
         others = np.flatnonzero(chosen != np.arange(len(keys)))
         if not others.size:
@@ -332,11 +328,11 @@ class _Kernel:
         shared[others] = True
         shared[chosen[others]] = True
         keys, rows = keys[shared], rows[shared]
-        self._activity.leave(self._unpacked(keys)[0])
+        self._activity.uncount(self._unpacked(keys)[0])
         repeated.add([keys, rows], self._share(rows))
 
     def _representatives(self, keys: Words) -> Ints:
-        # All keys of a bucket begin with the same bits, so these must not choose the slot.
+        # All keys of a bucket begin with the same bits, so others must choose the slot.
         hashes = keys ^ keys >> np.uint64(32)
         hashes *= np.uint64(_SCATTER)
         return representatives(hashes, partial(_equal, keys))
@@ -350,8 +346,8 @@ class _Kernel:
         )
 
     def _add_values(self, repeated: Runs, valued: Runs, share: int) -> None:
-        """Put the values to the repeated rows of a share, dealt by bucket again."""
-        keys, rows = repeated.part(share)
+        """Read the values of a share's repeated rows, and deal them into buckets again."""
+        keys, rows = repeated.bucket(share)
         if not len(rows):
             return
         order = np.argsort(rows)
@@ -367,23 +363,23 @@ class _Kernel:
         valued.add([keys, rows, bits, nulls], self._bucket(keys))
 
     def _compare(self, valued: Runs, unlike: Runs, bucket: int) -> None:
-        """Settle the readings all of whose rows are equal; pass on the rows of the others."""
-        keys, rows, bits, nulls = valued.part(bucket)
+        """Count the readings whose rows are all equal; deal the rows of the others by share."""
+        keys, rows, bits, nulls = valued.bucket(bucket)
         if not len(keys):
             return
         chosen = self._representatives(keys)
         differs = (bits != bits[chosen]) | (nulls != nulls[chosen])
         conflict = np.zeros(len(keys), np.bool_)
         conflict[chosen[differs]] = True
-        left = conflict[chosen]
+        rest = conflict[chosen]
         own = chosen == np.arange(len(keys))
         codes, _ = self._unpacked(keys)
-        self._activity.count_plain(codes[own & ~left], codes[~own & ~left])
-        unlike.add([keys[left], rows[left]], self._share(rows[left]))
+        self._activity.count(codes[own & ~rest], codes[~own & ~rest])
+        unlike.add([keys[rest], rows[rest]], self._share(rows[rest]))
 
     def _leave_unlike(self, unlike: Runs, share: int) -> None:
-        """Write the rows of a share whose values SQL has to compare."""
-        keys, rows = unlike.part(share)
+        """Write the rows of a share whose values SQL must compare."""
+        keys, rows = unlike.bucket(share)
         if not len(rows):
             return
         order = np.argsort(rows)
@@ -406,7 +402,7 @@ class _Kernel:
         self._unlike.extend(path for path, _ in writers.values())
 
     def _values(self, share: int, rows: Ints) -> Iterator[tuple[Source, Any]]:
-        """The values of a share's rows, by their ascending numbers; nulls where it has none."""
+        """The values of some rows of a share, by ascending numbers. Files without values: nulls."""
         for piece in self._shares[share]:
             wanted = rows[
                 np.searchsorted(rows, piece.first) : np.searchsorted(rows, piece.first + piece.rows)
@@ -419,10 +415,10 @@ class _Kernel:
 
     # Helpers -----------------------------------------------------------------------------------
 
-    def _runs(self, name: str, parts: int, *more: npt.DTypeLike) -> Runs:
+    def _runs(self, name: str, buckets: int, *more: npt.DTypeLike) -> Runs:
         """Runs of keys, row numbers and `more` in the spill folder."""
         types = (np.uint64, self._row_type, *more)
-        return Runs(self._spill / name, types, parts, self._limits.kept_bytes)
+        return Runs(self._spill / name, types, buckets, self._limits.kept_bytes)
 
     def _bucket(self, keys: Words) -> Ints:
         if not self._bucket_bits:
@@ -435,10 +431,10 @@ class _Kernel:
         return shares
 
     def _unpacked(self, keys: Words) -> tuple[Ints, Words]:
-        """The sensor codes and instants that keys were made of."""
-        plain = keys * np.uint64(_GATHER)
-        codes = (plain >> self._time_bits).view(np.intp)
-        return codes, plain & np.uint64(2 ** int(self._time_bits) - 1)
+        """The sensor codes and instants of keys."""
+        unscattered = keys * np.uint64(_GATHER)
+        codes = (unscattered >> self._time_bits).view(np.intp)
+        return codes, unscattered & np.uint64(2 ** int(self._time_bits) - 1)
 
     def _ids(self, codes: Ints) -> tuple[Any, Any]:
         """The ids of organizations and sensors, by sensor code."""
@@ -449,7 +445,7 @@ class _Kernel:
         )
 
     def _table(self) -> Any:
-        """The counted readings per sensor, in the columns of `counted`."""
+        """The counts by sensor, in the columns of `counted`."""
         size = self._sensors.size + 1
         readings = self._activity.readings[:size]
         codes = np.flatnonzero(readings)
@@ -469,7 +465,7 @@ class _Kernel:
     def _write(
         self, stack: ExitStack, writers: dict[Any, tuple[Path, Any]], name: str, table: Any
     ) -> None:
-        """Append rows to the file of their schema; files of different types stay apart."""
+        """Append rows to the file of their schema: one file for each schema."""
         if table.schema not in writers:
             path = self._spill / f"{name}-{len(writers)}.parquet"
             writer = pq.ParquetWriter(path, table.schema, compression="lz4")
@@ -477,7 +473,7 @@ class _Kernel:
         writers[table.schema][1].write_table(table)
 
     def _in_threads(self, work: Callable[[_T], None], items: Sequence[_T]) -> None:
-        """Do some work on each item; the first failure stops it and is raised."""
+        """Do some work on each item. The first failure stops the rest and is raised."""
         pool = ThreadPoolExecutor(self._limits.threads)
         try:
             for _ in pool.map(work, items):
@@ -492,7 +488,7 @@ def _equal(keys: Words, left: Ints, right: Ints) -> Bools:
 
 
 def _as_dictionary(column: Any) -> tuple[Any, Ints | None]:
-    """Values and which of them each row has; None where each row has its own."""
+    """The distinct values, and the index of each row's value; None: each row has its own."""
     if not pa.types.is_dictionary(column.type):
         return column, None
     if len(column.dictionary) > len(column) or column.dictionary.null_count:
@@ -515,6 +511,6 @@ def _column(texts: list[Any]) -> Any:
 
 
 def _bits(values: Any) -> Words:
-    """Numbers by their bits."""
+    """The bits of numbers."""
     raw = np.frombuffer(values.buffers()[1], f"<u{values.type.bit_width // 8}")
     return raw[values.offset : values.offset + len(values)].astype(np.uint64)

@@ -1,4 +1,4 @@
-"""How much the kernel holds at a time, from the memory limit that DuckDB keeps to as well."""
+"""How much the kernel has in memory at a time, from the memory limit that DuckDB also has."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ _UNITS = {
 }  # fmt: skip
 
 _CHUNK_BYTES = 160
-"""Memory per row while a chunk is read and packed, about."""
+"""About the memory per row while a chunk is read and packed."""
 _BUCKET_BYTES = 80
-"""Memory per row of a bucket while its repeated keys are looked for, about."""
+"""About the memory per row of a bucket while its repeated keys are found."""
 _AT_MOST = 2**20
 """More rows of a chunk are not faster."""
 _BUCKET_AT_MOST = 2**18
-"""With more rows the table that tells equal keys leaves the cache: three times slower."""
+"""With more rows, the table of keys does not fit in the cache: three times slower."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes of the kernel's parts. They decide memory and speed, never what is counted."""
+    """Sizes in the kernel. They decide memory and speed, never what is counted."""
 
     threads: int
     batch_rows: int
     """Rows decoded at a time."""
     chunk_rows: int
-    """Rows packed before they are dealt into buckets, and about the rows of one share."""
+    """Rows packed before they are dealt into buckets; about the rows of one share."""
     bucket_rows: int
-    """Rows of a bucket, about; all its rows are in memory at a time."""
+    """About the rows of a bucket. All rows of a bucket are in memory at a time."""
     most_bucket_rows: int
-    """A bucket of more rows is not taken: one reading was delivered that often."""
+    """With more rows in a bucket SQL counts the day: one reading has that many rows."""
     kept_bytes: int
-    """Packed rows kept in memory; what is more goes to disk."""
+    """Bytes of packed rows kept in memory. Further rows go to disk."""
     most_sensors: int | None = None
-    """None: what the key has room for."""
+    """None: as many as the key has room for."""
 
     @classmethod
     def of(cls, memory_limit: str) -> Limits:
-        """For a memory limit such as "4GB"."""
+        """The limits for a memory limit such as "4GB"."""
         memory = in_bytes(memory_limit)
         threads = _cores()
         each = memory // (4 * threads)
@@ -57,7 +57,7 @@ class Limits:
 
 
 def in_bytes(memory_limit: str) -> int:
-    """A size as DuckDB reads it: MB is a million bytes, MiB is 2**20."""
+    """A size in bytes, as DuckDB reads it: MB is a million bytes, MiB is 2**20."""
     number, unit = re.fullmatch(r"([\d.]+)\s*(\w+)", memory_limit.strip()).groups()  # type: ignore[union-attr]
     return int(float(number) * _UNITS[unit.upper()])
 

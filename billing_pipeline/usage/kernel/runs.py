@@ -1,4 +1,4 @@
-"""Rows dealt into parts: added in runs, read back part by part, in memory as far as it reaches."""
+"""Rows dealt into buckets: added in runs, read back by bucket, on disk beyond a limit."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ Column = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _Run:
-    """Some rows in the order of their parts: part n is [bounds[n], bounds[n + 1])."""
+    """Some rows in the order of their buckets: bucket n is [offsets[n], offsets[n + 1])."""
 
-    bounds: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
     kept: tuple[Column, ...] | None
-    """The columns, None when they lie in the file."""
+    """The columns; None if they are in the file."""
     places: tuple[int, ...]
-    """Where each column begins in the file, in bytes."""
+    """The byte at which each column begins in the file."""
 
 
 class Runs:
-    """Rows of some columns, dealt into `parts` parts. Threads may add and read at once.
+    """Rows of some columns, dealt into buckets. Threads may add and read at once.
 
-    Up to `kept_bytes` stay in memory; what is more goes to a file, which is made when needed.
-    Within a part, rows of one run keep their order.
+    Up to `kept_bytes` stay in memory; further rows go to a file, which is created when needed.
+    Within a bucket, rows of one run keep their order.
     """
 
     def __init__(
-        self, path: Path, types: Sequence[npt.DTypeLike], parts: int, kept_bytes: int
+        self, path: Path, types: Sequence[npt.DTypeLike], buckets: int, kept_bytes: int
     ) -> None:
         self._path = path
         self._types = [np.dtype(kind) for kind in types]
-        self._parts = parts
+        self._buckets = buckets
         self._room = kept_bytes
         self._lock = threading.Lock()
         self._runs: list[_Run] = []
         self._descriptor: int | None = None
         self._end = 0
-        self.rows = np.zeros(parts, np.int64)
-        """By part."""
+        self.rows = np.zeros(buckets, np.int64)
+        """By bucket."""
 
     def __enter__(self) -> Runs:
         return self
@@ -62,14 +62,16 @@ class Runs:
             os.close(self._descriptor)
             self._path.unlink()
 
-    def add(self, columns: Sequence[Column], part: npt.NDArray[Any]) -> None:
-        """Add rows; `part` tells the part of each."""
-        if not len(part):
+    def add(self, columns: Sequence[Column], buckets: npt.NDArray[Any]) -> None:
+        """Add rows; `buckets` has the bucket of each."""
+        if not len(buckets):
             return
-        small = np.uint8 if self._parts <= 2**8 else np.uint16 if self._parts <= 2**16 else np.int64
-        order = np.argsort(part.astype(small, copy=False), kind="stable")  # radix up to 16 bits
-        sizes = np.bincount(part, minlength=self._parts)
-        bounds = np.concatenate([[0], np.cumsum(sizes)])
+        small = (
+            np.uint8 if self._buckets <= 2**8 else np.uint16 if self._buckets <= 2**16 else np.int64
+        )
+        order = np.argsort(buckets.astype(small, copy=False), kind="stable")  # radix up to 16 bits
+        sizes = np.bincount(buckets, minlength=self._buckets)
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
         dealt = tuple(
             column.astype(kind, copy=False).take(order, mode="clip")
             for column, kind in zip(columns, self._types, strict=True)
@@ -79,15 +81,15 @@ class Runs:
             for column, place in zip(dealt, places, strict=True):
                 self._write(column, place)
         with self._lock:
-            self._runs.append(_Run(bounds, dealt if keep else None, places))
+            self._runs.append(_Run(offsets, dealt if keep else None, places))
             self.rows += sizes
 
-    def part(self, number: int) -> list[Column]:
-        """The columns of a part."""
+    def bucket(self, number: int) -> list[Column]:
+        """The columns of a bucket."""
         columns = [np.empty(self.rows[number], kind) for kind in self._types]
         at = 0
         for run in self._runs:
-            begin, end = int(run.bounds[number]), int(run.bounds[number + 1])
+            begin, end = int(run.offsets[number]), int(run.offsets[number + 1])
             if begin == end:
                 continue
             for n, column in enumerate(columns):
@@ -100,7 +102,7 @@ class Runs:
         return columns
 
     def _reserve(self, sizes: Sequence[int]) -> tuple[bool, tuple[int, ...]]:
-        """Whether columns of these bytes stay in memory, or else their places in the file."""
+        """Whether columns of these sizes stay in memory; if not, their places in the file."""
         with self._lock:
             if sum(sizes) <= self._room:
                 self._room -= sum(sizes)

@@ -1,7 +1,7 @@
-"""A day's Parquet files as shares of rows: what one thread reads at a time, by row groups.
+"""A day's Parquet files as shares of rows: the row groups that one thread reads at a time.
 
-Here stands which files the kernel takes; of all others CannotTake tells why. Rows have numbers
-over the whole day, in the order of the files and of the rows in them.
+This module decides which files the kernel reads; CannotCount gives the reason for any other. Rows
+are numbered over the whole day, in the order of the files and of the rows in them.
 """
 
 from __future__ import annotations
@@ -17,11 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from billing_pipeline.usage.kernel.grouping import Ints
-from billing_pipeline.usage.sources.day_files import (
-    DayInputs,
-    folder_name,
-    format_of,
-)
+from billing_pipeline.usage.sources.day_files import DayFiles, folder_name, format_of
 from billing_pipeline.usage.sources.folders import Folder
 
 ID_COLUMNS = ("organization_id", "sensor_id")
@@ -29,19 +25,19 @@ KEY_COLUMNS = (*ID_COLUMNS, "recorded_at")
 COLUMNS = (*KEY_COLUMNS, "value")
 
 _DICTIONARY_BYTES = 12
-"""Bytes per value, uncompressed, up to which a column with a dictionary is read as one: above,
-most of its pages are not in the dictionary, and then reading it so takes four times as long."""
+"""Uncompressed bytes per value up to which a column is read as a dictionary. With more, most of its
+pages do not use the dictionary, and reading it as one takes four times as long."""
 
 NS_PER_TICK = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 
-class CannotTake(Exception):
-    """The day is none for the kernel. The message is for people: a.csv is not Parquet."""
+class CannotCount(Exception):
+    """The kernel or Spark cannot count this day, so SQL does. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the day, as its own metadata shows it."""
+    """One file of the day, as described by its own metadata."""
 
     folder: Folder
     day: str
@@ -49,13 +45,13 @@ class Source:
     metadata: Any
     ns_per_tick: int
     value: Any
-    """The Arrow type of its values, None where it has none."""
+    """The Arrow type of its values; None if it has no values."""
     dictionaries: tuple[str, ...]
     """The columns that are read as dictionaries."""
 
     @contextmanager
     def opened(self) -> Iterator[Any]:
-        """The file as pyarrow reads it."""
+        """The file, opened by pyarrow."""
         options = {"metadata": self.metadata, "read_dictionary": self.dictionaries}
         if self.folder.is_local:
             with pq.ParquetFile(self.folder.path(self.day, self.name), **options) as file:
@@ -70,7 +66,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Piece:
-    """Row groups of one file, one after the other. `first` is the number of its first row."""
+    """Consecutive row groups of one file. `first` is the number of the first row."""
 
     source: Source
     groups: tuple[int, ...]
@@ -78,14 +74,14 @@ class Piece:
     rows: int
 
     def batches(self, columns: Sequence[str], batch_rows: int) -> Iterator[Any]:
-        """The piece's rows in their order, as record batches."""
+        """The piece's rows in order, as record batches."""
         with self.source.opened() as file:
             yield from file.iter_batches(
                 batch_rows, row_groups=self.groups, columns=list(columns), use_threads=False
             )
 
     def chosen(self, columns: Sequence[str], batch_rows: int, rows: Ints) -> Iterator[Any]:
-        """Only these rows, by their ascending numbers; row groups without any are not read."""
+        """Only some rows, given by ascending numbers. Row groups without any are not read."""
         begin = self.first
         for group in self.groups:
             end = begin + self.source.metadata.row_group(group).num_rows
@@ -104,16 +100,16 @@ class Piece:
 Share = tuple[Piece, ...]
 
 
-def sources_of(folder: Folder, inputs: DayInputs) -> list[Source]:
-    """The day's files. Raises CannotTake naming the first that is of another kind."""
-    for file in inputs.files:
+def sources_of(folder: Folder, listing: DayFiles) -> list[Source]:
+    """The day's files. Raises CannotCount with the name of the first of another kind."""
+    for file in listing.files:
         if format_of(file.name) != "parquet":
-            raise CannotTake(f"{file.name} is not Parquet")
-    return [_source(folder, folder_name(inputs.usage_day), file.name) for file in inputs.files]
+            raise CannotCount(f"{file.name} is not Parquet")
+    return [_source(folder, folder_name(listing.usage_day), file.name) for file in listing.files]
 
 
 def shares_of(sources: Sequence[Source], share_rows: int) -> list[Share]:
-    """The sources' rows in shares of about so many rows, but no row group in two of them."""
+    """The sources' rows in shares of about `share_rows` rows; no row group is in two shares."""
     shares: list[Share] = []
     share: list[Piece] = []
     first = room = 0
@@ -138,27 +134,27 @@ def shares_of(sources: Sequence[Source], share_rows: int) -> list[Share]:
 def _source(folder: Folder, day: str, name: str) -> Source:
     with folder.open(day, name) as raw, pq.ParquetFile(raw) as file:
         metadata, schema = file.metadata, file.schema_arrow
-    folded = [column.lower() for column in schema.names]  # as SQL takes them
+    folded = [column.lower() for column in schema.names]  # as SQL compares them
     for column in COLUMNS:
         if folded.count(column) > 1:
-            raise CannotTake(f"{name} has the column {column} twice")
+            raise CannotCount(f"{name} has the column {column} twice")
     for column in ID_COLUMNS:
         if not _is_id(schema.field(column).type):
-            raise CannotTake(f"{name}: {column} is {schema.field(column).type}")
+            raise CannotCount(f"{name}: {column} is {schema.field(column).type}")
     at = schema.field("recorded_at").type
     physical = {_leaf(metadata, n).path: _leaf(metadata, n) for n in range(metadata.num_columns)}
     if not pa.types.is_timestamp(at) or not _is_timestamp(physical["recorded_at"], at):
-        raise CannotTake(f"{name}: recorded_at is {at}")
+        raise CannotCount(f"{name}: recorded_at is {at}")
     value = schema.field("value").type if "value" in schema.names else None
     if value is not None and not _is_value(value):
-        raise CannotTake(f"{name}: value is {value}")
+        raise CannotCount(f"{name}: value is {value}")
     dictionaries = tuple(c for c in ID_COLUMNS if _worth_a_dictionary(metadata, physical[c]))
     return Source(folder, day, name, metadata, NS_PER_TICK[at.unit], value, dictionaries)
 
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A column as Parquet has it."""
+    """A column in the file's Parquet schema."""
 
     path: str
     number: int
@@ -174,7 +170,7 @@ def _leaf(metadata: Any, number: int) -> _Leaf:
 
 
 def _is_timestamp(leaf: _Leaf, at: Any) -> bool:
-    """Whether pyarrow gives the ticks just as the file has them."""
+    """Whether pyarrow reads the same ticks that the file has."""
     units = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
     return leaf.physical == "INT64" and units.get(leaf.logical.get("timeUnit")) == at.unit
 

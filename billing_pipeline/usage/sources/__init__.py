@@ -1,1 +1,1 @@
-"""Where readings lie, and in which version."""
+"""Where readings lie: folders by URI, and the files of each usage day."""

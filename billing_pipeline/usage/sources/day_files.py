@@ -1,7 +1,7 @@
-"""The inputs of a usage day: which files lie in its folder, and what is known of each.
+"""The files of a usage day: which ones lie in its folder, with their sizes and times of change.
 
-The folder of a day is `reading_date=YYYY-MM-DD`. Files with other endings than parquet, csv and
-jsonl are not read; they are listed, so that a forgotten export is seen.
+The folder of a day is `reading_date=YYYY-MM-DD`. Files that do not end in parquet, csv or jsonl are
+not read. They are listed as ignored, so that a forgotten export is noticed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ FORMATS = ("parquet", "csv", "jsonl")
 
 
 @dataclass(frozen=True)
-class DayInputs:
-    """The listing of one day's folder. `exists` is False when there is no folder at all."""
+class DayFiles:
+    """The listing of one day's folder. `exists` is False if there is no such folder."""
 
     usage_day: date
     exists: bool
@@ -26,15 +26,15 @@ class DayInputs:
 
 
 def folder_name(day: date) -> str:
-    """Where the readings of a UTC day lie below the readings' folder."""
+    """The folder of a UTC day's readings, below the folder of all readings."""
     return f"reading_date={day.isoformat()}"
 
 
-def list_day(readings: Folder, day: date) -> DayInputs:
-    """List a day's files. A day without a folder has no readings, and the listing says so.
+def list_day(readings: Folder, day: date) -> DayFiles:
+    """List a day's files. A day without a folder has no readings.
 
-    Raises UnusableInput for an empty file, which is one that was never finished, and when the
-    folder of all readings is missing.
+    Raises UnusableInput for an empty file, because its writer has not finished, and if the folder
+    of all readings is missing.
     """
     try:
         listing = readings.files(folder_name(day))
@@ -42,23 +42,23 @@ def list_day(readings: Folder, day: date) -> DayInputs:
         raise UnusableInput(f"{folder_name(day)} is not a folder") from None
     if listing is None:
         if not readings.exists():
-            # Not mounted, renamed or misspelt: not the same as a day on which nothing was read.
+            # Not mounted, renamed or misspelled: this is not a day without readings.
             raise UnusableInput(
                 f"the readings folder {readings.path()} does not exist (BILLING_READINGS_URI)"
             )
-        return DayInputs(day, exists=False)
+        return DayFiles(day, exists=False)
     visible = [file for file in listing if not file.name.startswith(".")]
     files = tuple(file for file in visible if format_of(file.name) in FORMATS)
     for file in files:
         if file.size == 0:
             raise UnusableInput(
-                f"{folder_name(day)}/{file.name} is empty (0 bytes): it was not finished. "
-                "Write it again or remove it."
+                f"{folder_name(day)}/{file.name} is empty (0 bytes): its writer did not "
+                "finish. Write it again or remove it."
             )
     ignored = tuple(file.name for file in visible if format_of(file.name) not in FORMATS)
-    return DayInputs(day, True, files, ignored)
+    return DayFiles(day, True, files, ignored)
 
 
 def format_of(name: str) -> str:
-    """A file's format, by its ending."""
+    """The ending of a file's name, which gives its format."""
     return name.rsplit(".", 1)[-1] if "." in name else ""

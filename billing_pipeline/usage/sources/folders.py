@@ -19,12 +19,12 @@ from fsspec.implementations.local import LocalFileSystem
 
 
 class UnusableFolder(OSError):
-    """A folder's URI that nothing installed here can read; the message says what is missing."""
+    """No installed driver can read a folder's URI; the message says what is missing."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class File:
-    """A file as a listing shows it. `size` in bytes; `modified` is compared, not interpreted."""
+    """A file as listed. `size` is in bytes; `modified` is only compared, never interpreted."""
 
     name: str
     size: int
@@ -52,27 +52,27 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder lies on this machine's disk."""
+        """Whether the folder is on a local disk."""
         return isinstance(self.fs, LocalFileSystem)
 
-    def path(self, *parts: str) -> str:
-        """A file of this folder, for people."""
-        path = "/".join([self._located[1], *parts])
-        return path if self.is_local else str(self.fs.unstrip_protocol(path))
+    def path(self, *path: str) -> str:
+        """The path or URI of a file in this folder."""
+        full = "/".join([self._located[1], *path])
+        return full if self.is_local else str(self.fs.unstrip_protocol(full))
 
-    def pattern(self, *parts: str) -> str:
-        """The same for DuckDB, which takes every path for a pattern: one that matches itself."""
-        return re.sub(r"[*?\[]", lambda magic: f"[{magic.group()}]", self.path(*parts))
+    def pattern(self, *path: str) -> str:
+        """The path as a pattern that matches only itself: DuckDB reads every path as a pattern."""
+        return re.sub(r"[*?\[]", lambda magic: f"[{magic.group()}]", self.path(*path))
 
-    def files(self, part: str) -> list[File] | None:
-        """What lies directly in a sub-folder, by name; None when there is no such folder.
+    def files(self, name: str) -> list[File] | None:
+        """The entries of a sub-folder, sorted by name; None if there is no such folder.
 
-        Links count as what they lead to; one that leads nowhere is a file of zero bytes.
-        Folders in it are listed too, with a slash behind their names.
+        Links are followed; a broken link is listed as a file of zero bytes. Folders are listed
+        with a slash at the end of their names.
         """
         self.fs.invalidate_cache()
         try:
-            entries = self.fs.ls(f"{self._located[1]}/{part}", detail=True)
+            entries = self.fs.ls(f"{self._located[1]}/{name}", detail=True)
         except FileNotFoundError:
             return None
         return sorted(self._file(entry) for entry in entries)
@@ -89,7 +89,7 @@ class Folder:
         return File(name, int(entry["size"]), _modified(entry))
 
     def folders(self) -> list[str]:
-        """The names of the sub-folders; none when this folder does not exist."""
+        """The names of the sub-folders; none if this folder does not exist."""
         self.fs.invalidate_cache()
         try:
             entries = self.fs.ls(self._located[1], detail=True)
@@ -101,40 +101,40 @@ class Folder:
             if entry["type"] == "directory"
         )
 
-    def exists(self, *parts: str) -> bool:
-        """Whether the file, or without `parts` the folder, exists now."""
+    def exists(self, *path: str) -> bool:
+        """Whether a file of this folder exists now; without `path`, the folder itself."""
         self.fs.invalidate_cache()
-        return bool(self.fs.exists("/".join([self._located[1], *parts])))
+        return bool(self.fs.exists("/".join([self._located[1], *path])))
 
-    def open(self, *parts: str) -> IO[bytes]:
-        """A file of this folder, opened to read bytes."""
-        return self.fs.open("/".join([self._located[1], *parts]), "rb")  # type: ignore[no-any-return]
+    def open(self, *path: str) -> IO[bytes]:
+        """Open a file of this folder for reading bytes."""
+        return self.fs.open("/".join([self._located[1], *path]), "rb")  # type: ignore[no-any-return]
 
-    def sha256(self, *parts: str) -> str:
-        """The hash of a file's content, in hexadecimal."""
-        with self.open(*parts) as file:
+    def sha256(self, *path: str) -> str:
+        """The SHA-256 of a file's content, in hexadecimal."""
+        with self.open(*path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
     @contextmanager
-    def replacing(self, *parts: str) -> Iterator[Path]:
-        """A local path to write to; when the block ends well, that file takes its place here.
+    def replacing(self, *path: str) -> Iterator[Path]:
+        """Replace a file: yields a local path to write to, and moves it into place at the end.
 
-        Readers see the old file or the new one, never a part. On any exception, a full disk or
-        a crash the old file stands.
+        Readers see the old file or the new one, never half of one. After an exception, a full disk
+        or a crash the old file is still there.
         """
-        target = "/".join([self._located[1], *parts])
+        target = "/".join([self._located[1], *path])
         parent = os.path.dirname(target)
         self.fs.makedirs(parent, exist_ok=True)
-        # On disk the draft lies beside its target, so that the replacement is one rename.
-        where = parent if self.is_local else None
-        handle, draft_name = tempfile.mkstemp(prefix=".draft-", dir=where)
+        # On a local disk the draft lies beside its target, so that replacing is one rename.
+        folder = parent if self.is_local else None
+        handle, draft_name = tempfile.mkstemp(prefix=".draft-", dir=folder)
         os.close(handle)
         draft = Path(draft_name)
         try:
             yield draft
             if self.is_local:
                 _flush(draft)
-                draft.chmod(0o644)  # mkstemp lets nobody else read
+                draft.chmod(0o644)  # mkstemp allows only the owner to read
                 os.replace(draft, target)
                 _flush(Path(parent))
             else:

@@ -1,5 +1,6 @@
 -- Exact counting: one row per organization, sensor and kind of time defect (0: none).
--- The one definition of it: DuckDB and Spark both run this text, so it keeps to what both understand.
+-- This is the only definition of counting. DuckDB and Spark both run it, so it uses only what both
+-- understand.
 WITH variants AS (  -- rows equal in everything that matters
     SELECT organization_id, sensor_id, instant, value_number, value_text, count(*) AS copies
     FROM readings
@@ -24,17 +25,5 @@ sensors AS (
     FROM instants
     GROUP BY ALL
 )
-SELECT
-    *,
-    CASE
-        WHEN organization_id IS NULL OR trim(BOTH $blanks FROM organization_id) = ''
-            THEN 'organization_id_missing'
-        WHEN sensor_id IS NULL OR trim(BOTH $blanks FROM sensor_id) = '' THEN 'sensor_id_missing'
-        WHEN contains(organization_id, chr(0)) OR length(organization_id) > 255
-            THEN 'organization_id_invalid'
-        WHEN contains(sensor_id, chr(0)) THEN 'sensor_id_invalid'
-        WHEN time_defect = -1 THEN 'recorded_at_missing'
-        WHEN time_defect = -2 THEN 'recorded_at_invalid'
-        WHEN time_defect = -3 THEN 'recorded_at_outside_day'
-    END AS quarantine_reason
+SELECT *, {quarantine_reason} AS quarantine_reason
 FROM sensors

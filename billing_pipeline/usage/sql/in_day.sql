@@ -1,5 +1,5 @@
--- Nanoseconds since the usage day began, or -3 for an instant outside it. `ticks` since 1970.
--- NULL is an instant beyond the clock (infinity, the year 9999 in nanoseconds): outside too.
+-- Nanoseconds since the usage day began; -3 for an instant outside the day. `ticks` count from 1970.
+-- NULL ticks are an instant beyond the clock (infinity, or the year 9999 in nanoseconds).
 CREATE TEMP MACRO in_day(ticks, ns_per_tick) AS
     CASE
         WHEN ticks >= $day_start_ns // ns_per_tick

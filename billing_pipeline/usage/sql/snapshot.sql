@@ -1,4 +1,4 @@
--- The usage snapshot: one row per organization active in the window or read on the day.
+-- The usage snapshot: one row per organization with a reading in the window or on the day.
 WITH active AS (  -- sensors with a reading in [day's end - window, day's end)
     SELECT organization_id, count(*) AS active_sensors
     FROM (SELECT DISTINCT organization_id, sensor_id FROM read_parquet($window))

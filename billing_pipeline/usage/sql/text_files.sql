@@ -1,5 +1,5 @@
--- One row per text file: its rows; then for each needed column the rows that have it (NULL: absent;
--- blank counts), that give a value, and whose value is of the right type.
+-- One row per text file: its number of rows; then for each needed column how many rows have it
+-- (NULL: absent; blank counts), how many give a value, and how many values are of the right type.
 SELECT
     file,
     count(*),

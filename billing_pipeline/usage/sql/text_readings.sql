@@ -1,4 +1,4 @@
--- The rows of files that give their times as text, with what only rows can show about a file.
+-- Rows of files that give their times as text, with their file, so that columns can be checked.
 CREATE TEMP TABLE text_rows (
     file VARCHAR,
     organization_id VARCHAR,

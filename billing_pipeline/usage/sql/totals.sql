@@ -1,4 +1,4 @@
--- What became of the day's rows, all in all.
+-- The totals of a day: readings, exact duplicates, conflicting duplicates, sensors.
 SELECT
     coalesce(sum(readings) FILTER (WHERE quarantine_reason IS NULL), 0)::BIGINT,
     coalesce(sum(exact_duplicates) FILTER (WHERE quarantine_reason IS NULL), 0)::BIGINT,
