@@ -1,2 +1,2 @@
--- Beside the ledger's own database; run once, when PostgreSQL makes its files.
+-- Dagster's database, beside the ledger's. PostgreSQL runs this once, when it creates its files.
 CREATE DATABASE dagster;
