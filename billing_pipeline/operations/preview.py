@@ -137,6 +137,8 @@ class Preview:
     errors: dict[date, str] = field(default_factory=dict)
     """Days that could not be counted, read or planned."""
     plans: dict[date, DayPlan] = field(default_factory=dict)
+    counted: dict[date, CountedDay] = field(default_factory=dict)
+    """What a dry run counted; empty otherwise."""
 
     def as_json(self) -> dict[str, Any]:
         """As `billing plan --json` prints it."""
@@ -239,24 +241,24 @@ def dry_run(
     progress: Progress | None = None,
 ) -> Preview:
     """Count these days aside, leaving their snapshots alone; preview what a run would report."""
-    errors = {}
+    errors, counted = {}, {}
     with _counting_aside(context) as aside:
         for number, day in enumerate(days, start=1):
             try:
-                take_snapshot(
+                snapshot = take_snapshot(
                     aside.engine,
                     aside.readings,
                     aside.snapshots,
                     day,
                     window_days=context.settings.billing_active_window_days,
                 )
+                counted[day] = snapshot.counted
             except DAY_ERRORS as error:
                 errors[day] = str(error)
             if progress is not None:
                 progress("counting", number, len(days))
-        counted = [day for day in days if day not in errors]
-        preview = preview_days(aside, counted, options=options)
-    return replace(preview, errors=errors | preview.errors)
+        preview = preview_days(aside, list(counted), options=options)
+    return replace(preview, errors=errors | preview.errors, counted=counted)
 
 
 @contextmanager

@@ -6,6 +6,5 @@ now, what was reported must be what was planned, what Stripe says must be what w
 - `links`   one link and whether it holds
 - `day`     one organization's usage day: report, snapshot, sensors, duplicates, files
 - `period`  one organization's billing period: the reconciliation, and its days
-- `text`    both as a tree in a terminal
 - `page`    both as one HTML file that a support person can send to a customer
 """

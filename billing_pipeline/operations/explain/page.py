@@ -10,7 +10,6 @@ from typing import Any
 import jinja2
 
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.operations.explain.text import headline
 
 
 def _instant(seconds: int) -> str:
@@ -34,3 +33,10 @@ def write_page(path: Path, document: dict[str, Any], made_at: str) -> None:
         path.write_text(text, "utf-8")
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def headline(line: dict[str, Any]) -> str:
+    """A line of a period in words."""
+    if line["invoiced"] is not None and line["invoice"]:
+        return f"{line['meter']}: the invoice bills {line['invoiced']}"
+    return f"{line['meter']}: {line['ledger']} reported so far"
