@@ -43,7 +43,7 @@ from urllib.request import urlopen
 import stripe
 from sqlalchemy import create_engine, func, select, text
 
-from billing_pipeline.sandbox.news import notification
+from billing_pipeline.sandbox.events import notification
 from billing_pipeline.sandbox.server import make_sandbox
 from webhook_handler.database import make_engine, migrate
 from webhook_handler.envelope import read
@@ -111,7 +111,7 @@ def _make_bodies(number: int) -> list[str]:
         items.append({"price": sandbox.billing.make_price(price)["id"]})
     customer = sandbox.account.make_customer({"name": "org-00001"})["id"]
     sandbox.billing.subscribe({"customer": customer, "items": items})
-    message = notification(sandbox.account.news.events[-1])
+    message = notification(sandbox.account.outbox.events[-1])
     ids = (sha256(str(n).encode()).hexdigest()[:24] for n in range(number))  # in no order
     return [json.dumps({**message, "id": f"evt_{id}"}, indent=2) for id in ids]
 

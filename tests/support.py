@@ -26,7 +26,7 @@ from billing_pipeline.operations.context import (
 )
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.app import Sandbox
-from billing_pipeline.sandbox.news import notification
+from billing_pipeline.sandbox.events import notification
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.catalogue import ensure_meters
 from billing_pipeline.stripe_api.verification import VerificationReport
@@ -154,7 +154,7 @@ class World:
 
     def tell(self, kind: str, segment: dict[str, Any]) -> dict[str, Any]:
         """Let Stripe tell something of its own; the answer is the event."""
-        return self.sandbox.account.news.tell(kind, segment, self.sandbox.clock())
+        return self.sandbox.account.outbox.emit(kind, segment, self.sandbox.clock())
 
     def receive(self) -> list[str]:
         """Store all that the sandbox has told so far, as the webhook handler does."""
@@ -162,7 +162,7 @@ class World:
         context = self.context()
         store = EventStore(context.inbox.engine)
         stored = []
-        for event in self.sandbox.account.news.events:
+        for event in self.sandbox.account.outbox.events:
             body = json.dumps(notification(event))
             if store.keep(read(body), body, self.clock(), "webhook"):
                 stored.append(str(event["id"]))

@@ -1,13 +1,14 @@
 """A local Stripe over HTTP, with state and faults, and the sample readings.
 
-For demos and tests. Nothing in production code imports it.
+For demos and tests. No production code imports it.
 
-- `stripe_state`  what Stripe knows: meters, events, customers, and its rules
+- `stripe_state`  meters, meter events and customers, and Stripe's rules about them
 - `billing`       prices, subscriptions whose periods advance, invoices, checkout sessions
-- `news`          what it has to say: events, ordinary and thin
-- `webhooks`      delivering them: signed, repeated, reordered, retried
-- `faults`        what goes wrong, decided by a seed
-- `app`           the HTTP side: Stripe's routes and shapes, and `/_sandbox` to look behind them
-- `server`        uvicorn around it
-- `sample`        the Birmingham readings, as daily Parquet
+- `events`        Stripe events: snapshot events and thin events
+- `webhooks`      their delivery: signed, repeated, reordered, retried
+- `faults`        which requests fail and how, decided by a seed
+- `app`           the HTTP routes of Stripe, and `/_sandbox` to inspect and control the sandbox
+- `server`        uvicorn around the application
+- `sample`        the Birmingham readings as daily Parquet
+- `demo`          the story that `billing demo` runs
 """

@@ -1,6 +1,6 @@
-"""The HTTP side of the sandbox: Stripe's routes and shapes, idempotency, faults.
+"""The HTTP side of the sandbox: Stripe's routes and objects, idempotency, faults.
 
-Below `/_sandbox` one can look behind the scenes and move the clock; Stripe has nothing there.
+`/_sandbox` shows what the sandbox has counted and moves its clock. Stripe has no such route.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import itertools
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from billing_pipeline.sandbox.billing import Billing, shown
+from billing_pipeline.sandbox.billing import Billing, public
 from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.sandbox.stripe_state import Account, StripeRefusal, _integer
-from billing_pipeline.sandbox.webhooks import Endpoint, Post
+from billing_pipeline.sandbox.stripe_state import Account, StripeRefusal, integer
+from billing_pipeline.sandbox.webhooks import Endpoint, WebhookDelivery
 
 Handler = Callable[[Request, dict[str, Any]], Awaitable[Any]]
 
@@ -42,20 +42,24 @@ SUMMARY_PARAMS = {
 PRICE_PARAMS = {
     "currency", "unit_amount", "recurring", "product", "product_data", "metadata", "expand",
 }  # fmt: skip
-SUBSCRIPTION_PARAMS = {
-    "customer", "items", "metadata", "backdate_start_date", "expand",
-}  # fmt: skip
+SUBSCRIPTION_PARAMS = {"customer", "items", "metadata", "backdate_start_date", "expand"}
+SUBSCRIPTION_CHANGES = {"metadata", "cancel_at_period_end", "expand"}
+CANCEL_PARAMS = {"invoice_now", "prorate", "expand"}
 CHECKOUT_PARAMS = {
     "mode", "client_reference_id", "metadata", "line_items", "customer", "success_url", "expand",
 }  # fmt: skip
-TICK_SECONDS = 0.2
-
+CUSTOMER_PARAMS = {"name", "email", "description", "metadata", "expand"}
+ADJUSTMENT_PARAMS = {"cancel", "event_name", "type", "expand"}
 LIST_PARAMS = {"limit", "starting_after", "ending_before", "status", "email", "expand"}
+THIN_EVENTS_PARAMS = {"created", "types", "limit", "page", "object_id"}
+EXPAND = {"expand"}
+
+TICK_SECONDS = 0.2
 
 
 @dataclass
 class Clock:
-    """Unix seconds: real time, moved by `offset`."""
+    """Unix seconds: real time plus `offset`."""
 
     real: Callable[[], float]
     offset: float = 0.0
@@ -66,10 +70,10 @@ class Clock:
 
 
 class CutConnection(Response):
-    """Begins an answer and breaks off, so that the client never learns the outcome."""
+    """An answer that breaks off, so that the client does not learn the outcome."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Promise a body and end without it; the server then closes the connection."""
+        """Announce a body and end before it is complete; the server closes the connection."""
         headers = [(b"content-type", b"application/json"), (b"content-length", b"1000")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"{", "more_body": True})
@@ -77,35 +81,37 @@ class CutConnection(Response):
 
 @dataclass
 class Sandbox:
-    """The application's state: the account, the faults and what was seen of the requests."""
+    """The state of the application: account, faults, and counts of requests."""
 
     account: Account
     clock: Clock
     faults: Faults
     billing: Billing
-    post: Post
+    webhooks: WebhookDelivery
     seed: int = 0
     stored: dict[str, tuple[str, int, dict[str, Any]]] = field(default_factory=dict)
     """Answers by Idempotency-Key: hash of the request, status, body."""
-    working: set[str] = field(default_factory=set)
-    """Idempotency-Keys whose request is being executed."""
+    executing: set[str] = field(default_factory=set)
+    """Idempotency-Keys of requests that are being executed."""
     lanes: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Requests being executed by customer and meter."""
+    """Number of requests that are being executed, by customer and meter."""
     seen: Counter[str] = field(default_factory=Counter)
-    """Requests and what became of them, for tests."""
+    """Number of requests and faults by kind, for tests."""
     attempts: Counter[str] = field(default_factory=Counter)
+    """Number of requests by identifier of their meter event."""
     bucket: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    numbers: Any = field(default_factory=lambda: itertools.count(1))
+    """Level of the leaky bucket, and when it had that level."""
+    request_numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
-    def keep_answer(self, key: str | None, answer: tuple[str, int, dict[str, Any]]) -> None:
-        """Keep what a request was answered, to answer the same again for its Idempotency-Key."""
+    def store_answer(self, key: str | None, answer: tuple[str, int, dict[str, Any]]) -> None:
+        """Store an answer, to repeat it for the same Idempotency-Key."""
         if key is not None and not self.faults.forgets(self.seed, key):
             self.stored[key] = answer
 
     # Meter events ----------------------------------------------------------------------------
 
     async def post_event(self, request: Request, given: dict[str, Any]) -> Any:
-        """POST /v1/billing/meter_events, with all that can go wrong there."""
+        """POST /v1/billing/meter_events, with faults."""
         self.seen["meter_events"] += 1
         if "timestamp" not in given:
             self.seen["without_timestamp"] += 1
@@ -143,16 +149,16 @@ class Sandbox:
             )
         if fault == "cut_before":
             return CutConnection()
-        failure = StripeRefusal(500, "Something went wrong on Stripe's end.", kind="api_error")
+        server_error = StripeRefusal(500, "Something went wrong on Stripe's end.", kind="api_error")
         if fault == "error_before":
-            raise failure
+            raise server_error
         event = self.account.check_event(given, late=bool(self.faults.late_checks))
         event.key = key
         if fault == "dropped":
             event.counted, event.problem = False, "meter_event_invalid_value"
-        self.account.take_event(event)
+        self.account.accept_event(event)
         if fault == "error_after":
-            raise failure
+            raise server_error
         answer = {
             "object": "billing.meter_event",
             "created": int(event.received),
@@ -165,7 +171,7 @@ class Sandbox:
         return (answer, CutConnection()) if fault == "cut_after" else answer
 
     def _over_limit(self) -> bool:
-        """A leaky bucket of a tenth of a second; true when this request overflows it."""
+        """Whether this request overflows a leaky bucket of a tenth of a second."""
         if not self.faults.limit:
             return False
         now = self.clock.real()
@@ -229,8 +235,8 @@ class Sandbox:
         rows = self.account.summaries(
             meter_id,
             given["customer"],
-            _integer(given["start_time"], "start_time"),
-            _integer(given["end_time"], "end_time"),
+            integer(given["start_time"], "start_time"),
+            integer(given["end_time"], "end_time"),
             window,
         )
         return _page(rows, given, f"/v1/billing/meters/{meter_id}/event_summaries")
@@ -238,7 +244,7 @@ class Sandbox:
     # Account and customers -------------------------------------------------------------------
 
     async def get_account(self, request: Request, given: dict[str, Any]) -> Any:
-        """GET /v1/account; a restricted key may not."""
+        """GET /v1/account; refused for a restricted key."""
         if "Bearer rk_" in request.headers["authorization"]:
             raise StripeRefusal(403, "The provided key does not have the required permissions.")
         return {"id": self.account.account_id, "object": "account"}
@@ -310,21 +316,21 @@ class Sandbox:
 
     async def void_invoice(self, request: Request, given: dict[str, Any]) -> Any:
         """POST /v1/invoices/{id}/void."""
-        return self.billing.resolve(request.path_params["id"], "void", "invoice.voided")
+        return self.billing.change_invoice(request.path_params["id"], "void", "invoice.voided")
 
     async def post_checkout(self, request: Request, given: dict[str, Any]) -> Any:
         """POST /v1/checkout/sessions."""
-        return shown(self.billing.open_checkout(given))
+        return public(self.billing.open_checkout(given))
 
     # Events ----------------------------------------------------------------------------------
 
     async def get_events(self, request: Request, given: dict[str, Any]) -> Any:
-        """GET /v1/events: ordinary ones, the newest first."""
-        since = _integer(given.get("created", {}).get("gte", 0), "created[gte]")
+        """GET /v1/events: snapshot events, the newest first."""
+        since = integer(given.get("created", {}).get("gte", 0), "created[gte]")
         types = set(given.get("types", {}).values())
         rows = [
             event
-            for event in reversed(self.account.news.events)
+            for event in reversed(self.account.outbox.events)
             if event["object"] == "event"
             and event["created"] >= since
             and (not types or event["type"] in types)
@@ -332,12 +338,12 @@ class Sandbox:
         return _page(rows, given, "/v1/events")
 
     async def get_thin_events(self, request: Request, given: dict[str, Any]) -> Any:
-        """GET /v2/core/events: thin ones, the newest first, by pages with an address each."""
+        """GET /v2/core/events: thin events, the newest first; each page has a URL."""
         since = given.get("created", {}).get("gte", "")
         types = set(given.get("types", {}).values())
         rows = [
             event
-            for event in reversed(self.account.news.events)
+            for event in reversed(self.account.outbox.events)
             if event["object"] == "v2.core.event"
             and event["created"] >= since
             and (not types or event["type"] in types)
@@ -356,24 +362,24 @@ class Sandbox:
     async def get_thin_event(self, request: Request, given: dict[str, Any]) -> Any:
         """GET /v2/core/events/{id}."""
         id = request.path_params["id"]
-        for event in self.account.news.events:
+        for event in self.account.outbox.events:
             if event["id"] == id and event["object"] == "v2.core.event":
                 return event
         raise StripeRefusal(404, f"No such event: '{id}'", code="not_found")
 
-    # Behind the scenes -----------------------------------------------------------------------
+    # The sandbox itself ----------------------------------------------------------------------
 
-    async def look(self, request: Request) -> Response:
-        """GET /_sandbox: totals by customer, meter and day, and counts of what was seen."""
+    async def inspect(self, request: Request) -> Response:
+        """GET /_sandbox: totals by customer, meter and day, and counts of requests."""
         return JSONResponse(
             {
                 "totals": list(self.account.totals()),
                 "seen": dict(self.seen),
                 "events": len(self.account.events),
                 "webhooks": {
-                    "taken": len(self.post.taken),
-                    "idle": self.post.idle,
-                    "answers": dict(self.post.answers),
+                    "delivered": len(self.webhooks.delivered),
+                    "idle": self.webhooks.idle,
+                    "answers": dict(self.webhooks.answers),
                 },
                 "invoices": [
                     {"customer": customer, "meter": meter, "period_start": start, "quantity": n}
@@ -384,8 +390,10 @@ class Sandbox:
         )
 
     async def change(self, request: Request) -> Response:
-        """POST /_sandbox: `advance` seconds, other `faults`, a `webhook` with its secrets, or what
-        people do on Stripe's pages: `complete_checkout`, or a subscription's `status`.
+        """POST /_sandbox: change the clock, the faults, the webhook endpoint or an object.
+
+        `advance` is in seconds. `complete_checkout` and `status` (of a `subscription`) do what
+        people do on Stripe's pages.
         """
         given = await request.json()
         self.clock.offset += float(given.get("advance", 0))
@@ -393,10 +401,10 @@ class Sandbox:
         if "faults" in given:
             self.faults = Faults.parse(given["faults"])
         if "webhook" in given:
-            self.post.endpoint = Endpoint(**given["webhook"])
+            self.webhooks.endpoint = Endpoint(**given["webhook"])
         done: dict[str, Any] = {"now": self.clock()}
         if "complete_checkout" in given:
-            done["checkout"] = shown(self.billing.complete_checkout(given["complete_checkout"]))
+            done["checkout"] = public(self.billing.complete_checkout(given["complete_checkout"]))
         if "status" in given:
             done["subscription"] = self.billing.change_subscription(
                 given["subscription"], "customer.subscription.updated", status=given["status"]
@@ -404,116 +412,94 @@ class Sandbox:
         return JSONResponse(done)
 
     def tick(self) -> None:
-        """Let happen what time has brought."""
-        with self.account.together():
+        """Do what is due by the clock: billing periods, invoices, error reports."""
+        with self.account.transaction():
             self.billing.tick()
             self.account.report_errors(self.faults.report_after)
 
-    async def live(self) -> None:
-        """What goes on beside the requests: time, and the mail. Until cancelled."""
-        mail = asyncio.ensure_future(self.post.deliver_forever())
+    async def run_in_background(self) -> None:
+        """Advance the billing and deliver webhooks, until cancelled."""
+        delivery = asyncio.ensure_future(self.webhooks.deliver_forever())
         try:
-            while not mail.done():
+            while not delivery.done():
                 self.tick()
                 await asyncio.sleep(TICK_SECONDS)
-            mail.result()
+            delivery.result()
         finally:
-            mail.cancel()
+            delivery.cancel()
 
 
 def make_app(sandbox: Sandbox) -> Starlette:
-    """The ASGI application around a sandbox."""
+    """The ASGI application of a sandbox."""
 
-    def stripe_route(path: str, method: str, handler: Handler, params: set[str]) -> Route:
+    def stripe_route(method: str, path: str, handler: Handler, params: set[str]) -> Route:
         async def endpoint(request: Request) -> Response:
             return await _answer(sandbox, request, handler, params)
 
         return Route(path, endpoint, methods=[method])
 
-    meters, one = "/v1/billing/meters", "/v1/billing/meters/{id}"
-    events, adjustments = (
-        "/v1/billing/meter_events",
-        "/v1/billing/meter_event_adjustments",
-    )
-    any_list = LIST_PARAMS
-    customer_params = {"name", "email", "description", "metadata", "expand"}
-    subscriptions, invoices = "/v1/subscriptions", "/v1/invoices"
-    billing_routes = [
-        stripe_route("/v1/prices", "POST", sandbox.post_price, PRICE_PARAMS),
-        stripe_route("/v1/prices/{id}", "GET", sandbox.get_price, {"expand"}),
-        stripe_route(subscriptions, "POST", sandbox.post_subscription, SUBSCRIPTION_PARAMS),
-        stripe_route(f"{subscriptions}/{{id}}", "GET", sandbox.get_subscription, {"expand"}),
-        stripe_route(
-            f"{subscriptions}/{{id}}",
-            "POST",
-            sandbox.update_subscription,
-            {"metadata", "cancel_at_period_end", "expand"},
-        ),
-        stripe_route(
-            f"{subscriptions}/{{id}}",
-            "DELETE",
-            sandbox.cancel_subscription,
-            {"invoice_now", "prorate", "expand"},
-        ),
-        stripe_route(invoices, "GET", sandbox.get_invoices, any_list | {"customer"}),
-        stripe_route(f"{invoices}/{{id}}", "GET", sandbox.get_invoice, {"expand"}),
-        stripe_route(f"{invoices}/{{id}}/lines", "GET", sandbox.get_lines, any_list),
-        stripe_route(f"{invoices}/{{id}}/finalize", "POST", sandbox.finalize_invoice, {"expand"}),
-        stripe_route(f"{invoices}/{{id}}/void", "POST", sandbox.void_invoice, {"expand"}),
-        stripe_route("/v1/checkout/sessions", "POST", sandbox.post_checkout, CHECKOUT_PARAMS),
-        stripe_route(
-            "/v1/events", "GET", sandbox.get_events, any_list | {"created", "type", "types"}
-        ),
-        stripe_route(
-            "/v2/core/events",
-            "GET",
-            sandbox.get_thin_events,
-            {"created", "types", "limit", "page", "object_id"},
-        ),
-        stripe_route("/v2/core/events/{id}", "GET", sandbox.get_thin_event, {"include"}),
-        stripe_route("/v1/customers/{id}", "DELETE", sandbox.delete_customer, set()),
-    ]
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        life = asyncio.ensure_future(sandbox.live())
+        background = asyncio.ensure_future(sandbox.run_in_background())
         yield
-        life.cancel()
+        background.cancel()
 
     return Starlette(
         lifespan=lifespan,
         routes=[
-            *billing_routes,
-            stripe_route(events, "POST", sandbox.post_event, EVENT_PARAMS),
-            stripe_route(
-                adjustments,
-                "POST",
-                sandbox.post_adjustment,
-                {"cancel", "event_name", "type", "expand"},
-            ),
-            stripe_route(meters, "POST", sandbox.post_meter, METER_PARAMS),
-            stripe_route(meters, "GET", sandbox.get_meters, any_list),
-            stripe_route(f"{one}/deactivate", "POST", sandbox.deactivate, {"expand"}),
-            stripe_route(f"{one}/reactivate", "POST", sandbox.reactivate, {"expand"}),
-            stripe_route(f"{one}/event_summaries", "GET", sandbox.get_summaries, SUMMARY_PARAMS),
-            stripe_route(one, "GET", sandbox.get_meter, {"expand"}),
-            stripe_route(one, "POST", sandbox.update_meter, {"display_name", "expand"}),
-            stripe_route("/v1/account", "GET", sandbox.get_account, {"expand"}),
-            stripe_route("/v1/customers", "POST", sandbox.post_customer, customer_params),
-            stripe_route("/v1/customers", "GET", sandbox.get_customers, any_list),
-            stripe_route("/v1/customers/{id}", "GET", sandbox.get_customer, {"expand"}),
-            Route("/_sandbox", sandbox.look, methods=["GET"]),
+            *(stripe_route(*row) for row in _stripe_routes(sandbox)),
+            Route("/_sandbox", sandbox.inspect, methods=["GET"]),
             Route("/_sandbox", sandbox.change, methods=["POST"]),
             Route("/{path:path}", _not_found, methods=["GET", "POST", "DELETE"]),
         ],
     )
 
 
+def _stripe_routes(sandbox: Sandbox) -> list[tuple[str, str, Handler, set[str]]]:
+    """Method, path, handler and allowed parameters of each route of Stripe's."""
+    meters, meter = "/v1/billing/meters", "/v1/billing/meters/{id}"
+    subscriptions, subscription = "/v1/subscriptions", "/v1/subscriptions/{id}"
+    invoices, invoice = "/v1/invoices", "/v1/invoices/{id}"
+    customers, customer = "/v1/customers", "/v1/customers/{id}"
+    adjustments = "/v1/billing/meter_event_adjustments"
+    return [
+        ("GET", "/v1/account", sandbox.get_account, EXPAND),
+        ("POST", "/v1/billing/meter_events", sandbox.post_event, EVENT_PARAMS),
+        ("POST", adjustments, sandbox.post_adjustment, ADJUSTMENT_PARAMS),
+        ("POST", meters, sandbox.post_meter, METER_PARAMS),
+        ("GET", meters, sandbox.get_meters, LIST_PARAMS),
+        ("POST", f"{meter}/deactivate", sandbox.deactivate, EXPAND),
+        ("POST", f"{meter}/reactivate", sandbox.reactivate, EXPAND),
+        ("GET", f"{meter}/event_summaries", sandbox.get_summaries, SUMMARY_PARAMS),
+        ("GET", meter, sandbox.get_meter, EXPAND),
+        ("POST", meter, sandbox.update_meter, {"display_name", "expand"}),
+        ("POST", customers, sandbox.post_customer, CUSTOMER_PARAMS),
+        ("GET", customers, sandbox.get_customers, LIST_PARAMS),
+        ("GET", customer, sandbox.get_customer, EXPAND),
+        ("DELETE", customer, sandbox.delete_customer, set()),
+        ("POST", "/v1/prices", sandbox.post_price, PRICE_PARAMS),
+        ("GET", "/v1/prices/{id}", sandbox.get_price, EXPAND),
+        ("POST", subscriptions, sandbox.post_subscription, SUBSCRIPTION_PARAMS),
+        ("GET", subscription, sandbox.get_subscription, EXPAND),
+        ("POST", subscription, sandbox.update_subscription, SUBSCRIPTION_CHANGES),
+        ("DELETE", subscription, sandbox.cancel_subscription, CANCEL_PARAMS),
+        ("GET", invoices, sandbox.get_invoices, LIST_PARAMS | {"customer"}),
+        ("GET", invoice, sandbox.get_invoice, EXPAND),
+        ("GET", f"{invoice}/lines", sandbox.get_lines, LIST_PARAMS),
+        ("POST", f"{invoice}/finalize", sandbox.finalize_invoice, EXPAND),
+        ("POST", f"{invoice}/void", sandbox.void_invoice, EXPAND),
+        ("POST", "/v1/checkout/sessions", sandbox.post_checkout, CHECKOUT_PARAMS),
+        ("GET", "/v1/events", sandbox.get_events, LIST_PARAMS | {"created", "type", "types"}),
+        ("GET", "/v2/core/events", sandbox.get_thin_events, THIN_EVENTS_PARAMS),
+        ("GET", "/v2/core/events/{id}", sandbox.get_thin_event, {"include"}),
+    ]
+
+
 async def _answer(
     sandbox: Sandbox, request: Request, handler: Handler, params: set[str]
 ) -> Response:
-    """Authentication, form parsing, idempotency: what all of Stripe's routes share."""
-    headers = {"request-id": f"req_{next(sandbox.numbers):014d}"}
+    """Answer a request to Stripe: authentication, form parsing, idempotency, the handler."""
+    headers = {"request-id": f"req_{next(sandbox.request_numbers):014d}"}
     body = await request.body()
     key = request.headers.get("idempotency-key") if request.method == "POST" else None
     content = hashlib.sha256(request.url.path.encode() + b"\0" + body).hexdigest()
@@ -533,7 +519,7 @@ async def _answer(
                 param=name,
             )
         if key is not None:
-            if key in sandbox.working:
+            if key in sandbox.executing:
                 raise StripeRefusal(
                     409,
                     "Another request with this Idempotency-Key is being executed.",
@@ -550,22 +536,22 @@ async def _answer(
                     )
                 sandbox.seen["replayed"] += 1
                 return JSONResponse(answer, status, {**headers, "idempotent-replayed": "true"})
-            sandbox.working.add(key)
+            sandbox.executing.add(key)
         executed = True
         try:
             answered = await handler(request, given)
         finally:
-            sandbox.working.discard(key or "")
+            sandbox.executing.discard(key or "")
         if isinstance(answered, Response):
             return answered
         answer, response = answered if isinstance(answered, tuple) else (answered, None)
-        sandbox.keep_answer(key, (content, 200, answer))
+        sandbox.store_answer(key, (content, 200, answer))
         return response or JSONResponse(answer, 200, headers)
     except StripeRefusal as refusal:
         answer = {"error": refusal.error}
-        # What was executed is remembered, a 500 too; what was turned away at the door is not.
+        # Answers of executed requests are stored, a 500 too; those refused before are not.
         if executed and refusal.status not in (409, 429):
-            sandbox.keep_answer(key, (content, refusal.status, answer))
+            sandbox.store_answer(key, (content, refusal.status, answer))
         return JSONResponse(answer, refusal.status, {**headers, **refusal.headers})
 
 
@@ -576,7 +562,7 @@ def _authenticate(request: Request) -> None:
     if not key.startswith(("sk_test_", "rk_test_")):
         raise StripeRefusal(
             401,
-            "Invalid API Key provided: the sandbox takes test keys (sk_test_…) only.",
+            "Invalid API Key provided: the sandbox accepts only test keys (sk_test_…).",
         )
 
 
@@ -587,7 +573,7 @@ async def _not_found(request: Request) -> Response:
 
 
 def parse_form(text: str) -> dict[str, Any]:
-    """Form fields, those with brackets as nested objects.
+    """Form fields; names with brackets become nested objects.
 
     >>> parse_form("a=1&p[x]=2")
     {'a': '1', 'p': {'x': '2'}}
@@ -596,15 +582,15 @@ def parse_form(text: str) -> dict[str, Any]:
     for name, value in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)):
         first, *rest = name.replace("]", "").split("[")
         where = parsed
-        for part in rest:
+        for inner in rest:
             where = where.setdefault(first, {})
-            first = part
+            first = inner
         where[first] = value
     return parsed
 
 
 def _flat(given: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """The reverse of `parse_form`."""
+    """The inverse of `parse_form`."""
     flat: dict[str, str] = {}
     for name, value in given.items():
         inside = f"{prefix}[{name}]" if prefix else name
@@ -613,7 +599,7 @@ def _flat(given: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _page(rows: list[dict[str, Any]], given: dict[str, Any], url: str) -> dict[str, Any]:
-    limit = _integer(given.get("limit", "10"), "limit")
+    limit = integer(given.get("limit", "10"), "limit")
     if not 1 <= limit <= 100:
         raise StripeRefusal(400, "limit must lie between 1 and 100", param="limit")
     ids = [row["id"] for row in rows]

@@ -1,8 +1,8 @@
-"""Stripe Billing around the meters: prices, subscriptions whose periods advance, invoices,
-checkout sessions. What happens by itself as time passes happens in `tick`.
+"""Stripe Billing around the meters: prices, subscriptions, invoices, checkout sessions.
 
-A cycle's invoice is a draft for an hour; only usage received by then is on it. Where Stripe
-documents nothing, the worse case is modelled: usage that comes later is never billed.
+`tick` does what happens with time: billing periods end, and drafts become final. The invoice of a
+period is a draft for an hour and bills only usage received by then. Where Stripe documents nothing,
+the worse case is modelled: usage that is received later is never billed.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from billing_pipeline.sandbox.stripe_state import Account, StripeRefusal, aggreg
 
 DAY = 86_400
 GRACE_SECONDS = 3600
-"""How long a cycle's invoice stays a draft."""
+"""How long the invoice of a period stays a draft."""
 
 LIVE_STATUSES = ("active", "trialing", "past_due", "unpaid")
 
 
 @dataclass
 class Billing:
-    """The billing side of an account."""
+    """Prices, subscriptions, invoices and checkout sessions of an account."""
 
     account: Account
     prices: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -39,16 +39,16 @@ class Billing:
             "invoice": self.invoices,
             "checkout.session": self.checkouts,
         }
-        for kept in self.account.others:
-            self._tables[kept["object"]][kept["id"]] = kept
+        for stored in self.account.others:
+            self._tables[stored["object"]][stored["id"]] = stored
 
     # Prices ----------------------------------------------------------------------------------
 
     def make_price(self, given: dict[str, Any]) -> dict[str, Any]:
-        """POST /v1/prices: recurring prices, metered ones with their meter."""
+        """POST /v1/prices: recurring prices; a metered one names its meter."""
         recurring = given.get("recurring", {})
         if "interval" not in recurring:
-            raise StripeRefusal(400, "The sandbox has recurring prices only.", param="recurring")
+            raise StripeRefusal(400, "The sandbox has only recurring prices.", param="recurring")
         meter = recurring.get("meter")
         if meter is not None:
             self.account.meter(meter)
@@ -81,7 +81,7 @@ class Billing:
     # Subscriptions ---------------------------------------------------------------------------
 
     def subscribe(self, given: dict[str, Any], at: float | None = None) -> dict[str, Any]:
-        """POST /v1/subscriptions. `at` (unix seconds) is when it happens, default now."""
+        """POST /v1/subscriptions, at the instant `at` (unix seconds; default: now)."""
         customer = self.account.customer(given["customer"])["id"]
         now = int(self.account.now() if at is None else at)
         start = int(given.get("backdate_start_date", now))
@@ -136,7 +136,7 @@ class Billing:
             "status": given.get("_status", "active"),
         }
         self._keep(subscription)
-        self.account.news.tell("customer.subscription.created", subscription, now)
+        self.account.outbox.emit("customer.subscription.created", subscription, now)
         return subscription
 
     def subscription(self, id: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ class Billing:
         return _found(self.subscriptions, id, "subscription")
 
     def update_subscription(self, id: str, given: dict[str, Any]) -> dict[str, Any]:
-        """POST /v1/subscriptions/{id}: metadata, and an end to come."""
+        """POST /v1/subscriptions/{id}: metadata, or an end with the period."""
         changes: dict[str, Any] = {}
         if "metadata" in given:
             changes["metadata"] = {**self.subscription(id)["metadata"], **given["metadata"]}
@@ -157,13 +157,13 @@ class Billing:
     def change_subscription(
         self, id: str, event: str, at: float | None = None, **changes: Any
     ) -> dict[str, Any]:
-        """Change a subscription and tell it by this type of event."""
+        """Change a subscription and emit an event of this type."""
         subscription = self._keep({**self.subscription(id), **changes})
-        self.account.news.tell(event, subscription, self.account.now() if at is None else at)
+        self.account.outbox.emit(event, subscription, self.account.now() if at is None else at)
         return subscription
 
     def cancel(self, id: str, given: dict[str, Any], at: float | None = None) -> dict[str, Any]:
-        """DELETE /v1/subscriptions/{id}: ends now; without `invoice_now` the usage is dropped."""
+        """DELETE /v1/subscriptions/{id}: ends it now. Only `invoice_now` bills its open usage."""
         now = int(self.account.now() if at is None else at)
         if given.get("invoice_now") == "true":
             start, _ = _period(self.subscription(id))
@@ -184,7 +184,7 @@ class Billing:
         return _found(self.invoices, id, "invoice")
 
     def finalize(self, id: str, at: float | None = None) -> dict[str, Any]:
-        """POST /v1/invoices/{id}/finalize: what was received by now is on it, and nothing else."""
+        """POST /v1/invoices/{id}/finalize: bills only the usage received by now."""
         invoice = self.invoice(id)
         if invoice["status"] != "draft":
             raise StripeRefusal(400, "This invoice is already finalized.")
@@ -200,19 +200,19 @@ class Billing:
                 "amount_due": sum(line["amount"] for line in lines),
             }
         )
-        self.account.news.tell("invoice.finalized", invoice, now)
+        self.account.outbox.emit("invoice.finalized", invoice, now)
         return invoice
 
-    def resolve(self, id: str, status: str, event: str) -> dict[str, Any]:
-        """Pay, void or fail to collect a final invoice, and tell it."""
+    def change_invoice(self, id: str, status: str, event: str) -> dict[str, Any]:
+        """Give a final invoice a status and emit an event of this type."""
         if self.invoice(id)["status"] == "draft":
             self.finalize(id)
         invoice = self._keep({**self.invoice(id), "status": status, "attempted": True})
-        self.account.news.tell(event, invoice, self.account.now())
+        self.account.outbox.emit(event, invoice, self.account.now())
         return invoice
 
     def quantities(self) -> dict[tuple[str, str, int], int]:
-        """What final invoices bill, by customer, meter's event name and start of the period."""
+        """The quantities of final invoices by customer, event name and start of the period."""
         billed: dict[tuple[str, str, int], int] = {}
         for invoice in self.invoices.values():
             for line in invoice["lines"]["data"]:
@@ -221,7 +221,7 @@ class Billing:
         return billed
 
     def _invoice(self, subscription: dict[str, Any], start: int, end: int) -> dict[str, Any]:
-        """The draft of a period that has ended."""
+        """Make the draft for a period that has ended."""
         id = f"in_{len(self.invoices) + 1:06d}"
         invoice = {
             "id": id,
@@ -258,7 +258,7 @@ class Billing:
             "status_transitions": {"finalized_at": None},
         }  # fmt: skip
         self._keep(invoice)
-        self.account.news.tell("invoice.created", invoice, end)
+        self.account.outbox.emit("invoice.created", invoice, end)
         return invoice
 
     def _lines(self, invoice: dict[str, Any], by: int) -> list[dict[str, Any]]:
@@ -340,7 +340,7 @@ class Billing:
         return self._keep(session)
 
     def complete_checkout(self, id: str) -> dict[str, Any]:
-        """What the customer does on Stripe's page: becomes a customer, and subscribes."""
+        """Complete a checkout on Stripe's page: creates the customer and the subscription."""
         session = _found(self.checkouts, id, "checkout.session")
         customer = session["customer"] or self.account.make_customer({})["id"]
         subscription = None
@@ -356,25 +356,25 @@ class Billing:
                 "subscription": subscription,
             }
         )
-        self.account.news.tell("checkout.session.completed", shown(session), self.account.now())
+        self.account.outbox.emit("checkout.session.completed", public(session), self.account.now())
         return session
 
     # Time ------------------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """Let happen what time has brought: periods end, drafts become final."""
+        """Do what is due: end periods, finalize drafts."""
         now = self.account.now()
-        while moments := self._moments(now):
-            at, act, id = min(moments)
+        while due := self._due(now):
+            at, act, id = min(due)
             if act == "renew":
                 self._renew(id, at)
             else:
                 self.finalize(id, at)
                 invoice = self._keep({**self.invoice(id), "status": "paid", "attempted": True})
-                self.account.news.tell("invoice.paid", invoice, at)
+                self.account.outbox.emit("invoice.paid", invoice, at)
 
-    def _moments(self, now: float) -> list[tuple[int, str, str]]:
-        """What is due: instant, what, and whose."""
+    def _due(self, now: float) -> list[tuple[int, str, str]]:
+        """What is due: the instant, what to do, and the id of the object."""
         renewals = [
             (end, "renew", s["id"])
             for s in self.subscriptions.values()
@@ -410,19 +410,19 @@ class Billing:
         self._invoice(subscription, start, end)
 
     def _keep(self, what: dict[str, Any]) -> dict[str, Any]:
-        kept: dict[str, Any] = json.loads(json.dumps(what))
-        self._tables[kept["object"]][kept["id"]] = kept
-        self.account.keep_other(kept)
-        return kept
+        stored: dict[str, Any] = json.loads(json.dumps(what))
+        self._tables[stored["object"]][stored["id"]] = stored
+        self.account.keep_other(stored)
+        return stored
 
 
-def shown(session: dict[str, Any]) -> dict[str, Any]:
-    """A checkout session without what only the sandbox knows of it."""
+def public(session: dict[str, Any]) -> dict[str, Any]:
+    """A checkout session without the fields that only the sandbox uses."""
     return {name: value for name, value in session.items() if not name.startswith("_")}
 
 
 def next_boundary(anchor: int, after: int, price: dict[str, Any]) -> int:
-    """The first boundary after `after` of cycles that began at `anchor` (unix seconds)."""
+    """The first period boundary after `after`; the first period began at `anchor`."""
     interval: str = price["recurring"]["interval"]
     count: int = price["recurring"]["interval_count"]
     if interval in ("day", "week"):
@@ -436,12 +436,12 @@ def next_boundary(anchor: int, after: int, price: dict[str, Any]) -> int:
 
 
 def _months_later(anchor: int, months: int) -> int:
-    """The same day of a later month, or its last one."""
-    begun = datetime.fromtimestamp(anchor, UTC)
-    year, month = divmod(begun.month - 1 + months, 12)
-    year, month = begun.year + year, month + 1
-    day = min(begun.day, calendar.monthrange(year, month)[1])
-    return int(begun.replace(year=year, month=month, day=day).timestamp())
+    """The same day of a later month, or the last day of that month."""
+    first = datetime.fromtimestamp(anchor, UTC)
+    year, month = divmod(first.month - 1 + months, 12)
+    year, month = first.year + year, month + 1
+    day = min(first.day, calendar.monthrange(year, month)[1])
+    return int(first.replace(year=year, month=month, day=day).timestamp())
 
 
 def _period(subscription: dict[str, Any]) -> tuple[int, int]:

@@ -111,7 +111,7 @@ def run_demo(now: datetime, progress: Progress, *, fresh: bool) -> tuple[dict[st
         _handler() as handler,
         Context.open(load_settings(), "demo") as context,
     ):
-        sandbox.post.endpoint = Endpoint(handler.url, *SECRETS)
+        sandbox.webhooks.endpoint = Endpoint(handler.url, *SECRETS)
         return _Demo(sandbox, base, handler, context, last_day, progress).run()
 
 
@@ -334,7 +334,7 @@ class _Demo:
         self._receive_events()
         is_over = self._final_invoice() is not None
         outcome, run_id, error = self._bill()
-        story: dict[str, Any] = {"webhooks": dict(self.sandbox.post.answers)}
+        story: dict[str, Any] = {"webhooks": dict(self.sandbox.webhooks.answers)}
         if not is_over and (changes := self._fix_customer() | self._approve()):
             sent = outcome.reporting.sent
             outcome, run_id, error = self._bill()
@@ -357,13 +357,14 @@ class _Demo:
 
     def _receive_events(self) -> None:
         """Until every Stripe event is delivered, as often as it is to be, and applied."""
-        post = self.sandbox.post
+        webhooks = self.sandbox.webhooks
 
         def delivered() -> bool:
             if self.handler.has_ended:
                 log = f"{HOME}/webhook-handler.log"
                 raise BillingError(f"The webhook handler has ended: see {log}.")
-            return post.taken >= {e["id"] for e in list(post.news.events)} and post.idle
+            every = {event["id"] for event in list(webhooks.outbox.events)}
+            return webhooks.delivered >= every and webhooks.idle
 
         def applied() -> bool:
             apply_events(self.context)

@@ -1,7 +1,7 @@
-"""The Birmingham car-park readings as daily Parquet, moved by whole days to end yesterday.
+"""The Birmingham car-park readings as daily Parquet, shifted by whole days to end on a given day.
 
-Real sensor readings with real duplicates, gaps and sensors that come and go; see data/NOTICE
-for their origin and licence. Local times become UTC (the clocks went back on 2016-10-30).
+They are real sensor readings with duplicates, gaps, and sensors that appear and disappear.
+data/NOTICE has their origin and licence. Local times become UTC (clocks went back on 2016-10-30).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ORGANIZATIONS = {
 
 
 def organization_of(sensor: str) -> str:
-    """The operator that a sensor's code carries."""
+    """The operator that a sensor's code names."""
     if sensor.startswith("BHM"):
         return sensor[3:6].lower()
     if sensor.startswith("Others-CCCPS"):
@@ -52,7 +52,7 @@ def read_sample() -> pd.DataFrame:
 
 
 def load_sample(folder: Path, last_day: date) -> tuple[int, int]:
-    """Write the sample so that it ends on `last_day`; returns (days, rows) written."""
+    """Write the sample so that it ends on `last_day`. Returns the days and rows written."""
     readings = read_sample()
     readings["recorded_at"] += timedelta(days=(last_day - LAST_DAY).days)
     days = readings.groupby(readings["recorded_at"].dt.date)

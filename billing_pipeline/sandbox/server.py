@@ -17,7 +17,7 @@ from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.billing import Billing
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.stripe_state import Account
-from billing_pipeline.sandbox.webhooks import Post
+from billing_pipeline.sandbox.webhooks import WebhookDelivery
 
 HOST = "127.0.0.1"
 START_SECONDS = 120
@@ -32,21 +32,24 @@ def make_sandbox(
     state: Path | None = None,
     account_id: str = "acct_sandbox",
 ) -> Sandbox:
-    """A sandbox whose clock starts at `now` (default: real time), kept in `state` if given."""
+    """A sandbox whose clock starts at `now` (default: real time).
+
+    `state` is the file that keeps it; without one it lives in memory.
+    """
     clock = Clock(time.time)
     if now is not None:
         clock.offset = now.timestamp() - time.time()
     if state is not None:
         state.parent.mkdir(parents=True, exist_ok=True)
     account = Account(clock, account_id, journal=state)
-    post = Post(account.news, time.time, seed)
-    sandbox = Sandbox(account, clock, faults or Faults(), Billing(account), post, seed)
-    post.faults = lambda: sandbox.faults
+    webhooks = WebhookDelivery(account.outbox, time.time, seed)
+    sandbox = Sandbox(account, clock, faults or Faults(), Billing(account), webhooks, seed)
+    webhooks.faults = lambda: sandbox.faults
     return sandbox
 
 
 def make_server(app: ASGIApp, port: int) -> uvicorn.Server:
-    """A uvicorn server for it; cut connections are wanted here, so it does not log them."""
+    """A uvicorn server for the application. It logs no cut connections: they are intended."""
     return uvicorn.Server(
         uvicorn.Config(app, host=HOST, port=port, log_level="critical", access_log=False)
     )
@@ -64,7 +67,7 @@ def listen(port: int) -> socket.socket:
 def running(sandbox: Sandbox, app: ASGIApp | None = None) -> Iterator[str]:
     """Serve on a free port in a thread of this process; yields the base address.
 
-    `app` is what answers: the sandbox's own application, unless something stands around it.
+    `app` answers the requests; default: the sandbox's own application.
     """
     with listen(0) as listener:
         server = make_server(app or make_app(sandbox), listener.getsockname()[1])

@@ -1,8 +1,9 @@
-"""What a Stripe account knows about metered usage, and the rules it applies.
+"""The state of a Stripe account about metered usage, and Stripe's rules about it.
 
-Where Stripe documents nothing, the worse case is modelled: of two `last` events with the same
-timestamp the first received counts, a stored 500 is replayed, an identifier is free again
-after 24 hours.
+Where Stripe documents nothing, the worse case is modelled: the first of two `last` events with the
+same timestamp counts, a stored 500 is replayed, and an identifier is free again after 24 hours.
+
+Stripe's numbers are written here a second time, so that an error in `stripe_facts` is noticed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from billing_pipeline.sandbox.news import News
+from billing_pipeline.sandbox.events import Outbox
 
 DAY = 86_400
 IDENTIFIER_SECONDS = DAY
@@ -30,7 +31,7 @@ _VALUE = re.compile(r"-?\d+")
 
 
 class StripeRefusal(Exception):
-    """An answer that is an error: status, Stripe's type, message, code and parameter."""
+    """An error as Stripe answers it: status, type, message, code and parameter."""
 
     def __init__(
         self,
@@ -65,14 +66,14 @@ class ReceivedEvent:
     counted: bool = True
     cancelled: bool = False
     problem: str | None = None
-    """Why it is not counted: the code that an error report will name."""
+    """Why it is not counted: the code in its error report."""
     key: str | None = None
-    """The Idempotency-Key that it came with."""
+    """The Idempotency-Key of its request."""
 
 
 @dataclass
 class Account:
-    """One account's state. `now` gives unix seconds; `journal` keeps the state on disk."""
+    """The state of one account. `now` gives unix seconds; `journal` is the file that keeps it."""
 
     now: Callable[[], float]
     account_id: str = "acct_sandbox"
@@ -82,17 +83,19 @@ class Account:
     customers: dict[str, dict[str, Any]] = field(default_factory=dict)
     events: list[ReceivedEvent] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
-    """What `billing` keeps in the journal."""
+    """Objects of `billing`, kept in the same journal."""
     _reported: int = 0
+    """How many events the error reports so far cover."""
     _customers_made: int = 0
-    _together: list[dict[str, Any]] | None = None
+    _open: list[dict[str, Any]] | None = None
+    """The entries of the open transaction."""
     _by_identifier: dict[str, ReceivedEvent] = field(default_factory=dict)
     _by_lane: dict[tuple[str, str], list[ReceivedEvent]] = field(
         default_factory=lambda: defaultdict(list)
     )
 
     def __post_init__(self) -> None:
-        self.news = News(lambda event: self._keep("stripe_event", event))
+        self.outbox = Outbox(lambda event: self._keep("stripe_event", event))
         if self.journal is not None and self.journal.exists():
             self._read_journal(self.journal)
 
@@ -152,15 +155,15 @@ class Account:
         return self.meters[meter_id]
 
     def change_meter(self, meter_id: str, **changes: Any) -> dict[str, Any]:
-        """Rename, deactivate or reactivate a meter; nothing else about it can change."""
+        """Rename, deactivate or reactivate a meter. Nothing else about it can change."""
         meter = {**self.meter(meter_id), **changes, "updated": int(self.now())}
         if "status" in changes:
             gone = int(self.now()) if changes["status"] == "inactive" else None
             meter["status_transitions"] = {"deactivated_at": gone}
         self._keep("meter", meter)
         if "status" in changes:
-            message = "deactivated" if changes["status"] == "inactive" else "reactivated"
-            self.news.tell(f"billing.meter.{message}", meter, self.now())
+            change = "deactivated" if changes["status"] == "inactive" else "reactivated"
+            self.outbox.emit(f"billing.meter.{change}", meter, self.now())
         return meter
 
     def _active(self, event_name: str) -> dict[str, Any] | None:
@@ -188,34 +191,31 @@ class Account:
             "metadata": given.get("metadata", {}),
         }
         self._keep("customer", customer)
-        self.news.tell("customer.created", customer, self.now())
+        self.outbox.emit("customer.created", customer, self.now())
         return customer
 
     def delete_customer(self, customer_id: str) -> dict[str, Any]:
-        """DELETE /v1/customers/{id}: gone for good, its usage too."""
+        """DELETE /v1/customers/{id}: removes the customer and its usage for good."""
         customer = self.customer(customer_id)
-        self._keep("customer_gone", {"id": customer_id})
-        self.news.tell("customer.deleted", customer, self.now())
+        self._keep("customer_deleted", {"id": customer_id})
+        self.outbox.emit("customer.deleted", customer, self.now())
         return {"id": customer_id, "object": "customer", "deleted": True}
 
     def customer(self, customer_id: str) -> dict[str, Any]:
         """GET /v1/customers/{id}."""
         if customer_id not in self.customers:
             raise StripeRefusal(
-                404,
-                f"No such customer: '{customer_id}'",
-                code="resource_missing",
-                param="id",
+                404, f"No such customer: '{customer_id}'", code="resource_missing", param="id"
             )
         return self.customers[customer_id]
 
     # Meter events ----------------------------------------------------------------------------
 
     def check_event(self, given: dict[str, Any], *, late: bool = False) -> ReceivedEvent:
-        """Everything Stripe checks before it takes a meter event.
+        """Check a meter event as Stripe does before it accepts one. Raises StripeRefusal.
 
-        `late`: an unknown customer or an inactive meter is not refused now; the event is never
-        counted, and a report will tell.
+        With `late`, an unknown customer or an inactive meter is not refused: the event is accepted
+        and never counted, and an error report names it later.
         """
         for needed in ("event_name", "payload"):
             if needed not in given:
@@ -224,61 +224,11 @@ class Account:
         identifier = given.get("identifier") or _digest(self.account_id, now, len(self.events))
         if len(identifier) > 100:
             raise StripeRefusal(400, "identifier is too long (100)", param="identifier")
-        timestamp = _integer(given.get("timestamp", str(int(now))), "timestamp")
-        oldest = int(now) - OLDEST_SECONDS
-        if timestamp < oldest:
-            raise StripeRefusal(
-                400,
-                "The event timestamp cannot be more than 35 days in past. Expected a timestamp "
-                f"greater than or equal to {oldest}.",
-                code="timestamp_too_far_in_past",
-                param="timestamp",
-            )
-        if timestamp > now + AHEAD_SECONDS:
-            raise StripeRefusal(
-                400,
-                "The event timestamp cannot be more than 5 minutes in the future.",
-                code="timestamp_in_future",
-                param="timestamp",
-            )
-        problem = None
-        meter = self._active(given["event_name"])
-        if meter is None and late:
-            named = [m for m in self.meters.values() if m["event_name"] == given["event_name"]]
-            meter = named[-1] if named else None
-            problem = "archived_meter"
-        if meter is None:
-            raise StripeRefusal(
-                400,
-                f'No active meter found for event name "{given["event_name"]}".',
-                code="no_meter",
-                param="event_name",
-            )
-        payload = given["payload"]
-        customer = payload.get(meter["customer_mapping"]["event_payload_key"])
-        if not customer:
-            raise StripeRefusal(
-                400,
-                "The payload has no customer.",
-                code="meter_event_no_customer_defined",
-            )
-        if customer not in self.customers:
-            if not late:
-                raise StripeRefusal(
-                    400,
-                    f"No such customer: '{customer}'",
-                    code="meter_event_customer_not_found",
-                )
-            problem = problem or "meter_event_customer_not_found"
-        value = payload.get(meter["value_settings"]["event_payload_key"], "")
-        if not _VALUE.fullmatch(value):
-            raise StripeRefusal(400, f"Invalid value: {value!r}", code="meter_event_invalid_value")
-        if len(value.lstrip("-")) > 15:
-            raise StripeRefusal(
-                400,
-                "The value has too many digits.",
-                code="meter_event_value_too_many_digits",
-            )
+        timestamp = integer(given.get("timestamp", str(int(now))), "timestamp")
+        _check_timestamp(timestamp, now)
+        meter, inactive = self._meter_of(given["event_name"], late)
+        customer, unknown = self._customer_of(given["payload"], meter, late)
+        value = _value(given["payload"], meter)
         earlier = self._by_identifier.get(identifier)
         if earlier is not None and now - earlier.received < IDENTIFIER_SECONDS:
             raise StripeRefusal(
@@ -286,41 +236,77 @@ class Account:
                 f"An event already exists with identifier {identifier}.",
                 headers={"stripe-should-retry": "false"},
             )
-        event = ReceivedEvent(
-            identifier, given["event_name"], customer, int(value), timestamp, now, problem=problem
+        problem = inactive or unknown
+        return ReceivedEvent(
+            identifier,
+            given["event_name"],
+            customer,
+            value,
+            timestamp,
+            now,
+            counted=problem is None,
+            problem=problem,
         )
-        event.counted = problem is None
-        return event
 
-    def take_event(self, event: ReceivedEvent) -> None:
-        """Count an event, or keep it as never counted."""
+    def _meter_of(self, event_name: str, late: bool) -> tuple[dict[str, Any], str | None]:
+        """The active meter of an event name. With `late`, an inactive one and its error code."""
+        meter, problem = self._active(event_name), None
+        if meter is None and late:
+            named = [m for m in self.meters.values() if m["event_name"] == event_name]
+            meter, problem = named[-1] if named else None, "archived_meter"
+        if meter is None:
+            raise StripeRefusal(
+                400,
+                f'No active meter found for event name "{event_name}".',
+                code="no_meter",
+                param="event_name",
+            )
+        return meter, problem
+
+    def _customer_of(
+        self, payload: dict[str, Any], meter: dict[str, Any], late: bool
+    ) -> tuple[str, str | None]:
+        """The customer in a payload. With `late`, an unknown one and its error code."""
+        customer = payload.get(meter["customer_mapping"]["event_payload_key"])
+        if not customer:
+            raise StripeRefusal(
+                400, "The payload has no customer.", code="meter_event_no_customer_defined"
+            )
+        if customer in self.customers:
+            return customer, None
+        if not late:
+            raise StripeRefusal(
+                400, f"No such customer: '{customer}'", code="meter_event_customer_not_found"
+            )
+        return customer, "meter_event_customer_not_found"
+
+    def accept_event(self, event: ReceivedEvent) -> None:
+        """Store an event, counted or not."""
         self._keep("event", dict(vars(event)))
 
     def counted(self, customer: str, event_name: str) -> list[ReceivedEvent]:
-        """The events of a customer and meter that count."""
+        """The counted events of a customer and meter."""
         return [e for e in self._by_lane[customer, event_name] if e.counted and not e.cancelled]
 
     def report_errors(self, after: float) -> None:
-        """Tell by thin events what was taken and not counted, once the first is `after` s old."""
-        unreported = (e for e in self.events[self._reported :] if e.problem is not None)
-        first = next(unreported, None)
-        if first is None or first.received + after > self.now():
+        """Report accepted events that are not counted, once the first is `after` seconds old."""
+        failed = [e for e in self.events[self._reported :] if e.problem is not None]
+        if not failed or failed[0].received + after > self.now():
             return
         problems: dict[str, dict[str, list[tuple[str, str]]]] = defaultdict(
             lambda: defaultdict(list)
         )
-        for event in self.events[self._reported :]:
-            if event.problem is not None:
-                message = f"{event.problem}: the event {event.identifier} was not counted."
-                key = event.key or event.identifier
-                problems[event.event_name][event.problem].append((key, message))
+        for event in failed:
+            message = f"{event.problem}: the event {event.identifier} was not counted."
+            key = event.key or event.identifier
+            problems[event.event_name][str(event.problem)].append((key, message))
         for event_name, errors in sorted(problems.items()):
             named = [m["id"] for m in self.meters.values() if m["event_name"] == event_name]
-            self.news.report(named[-1] if named else None, dict(errors), self.now())
+            self.outbox.report_errors(named[-1] if named else None, dict(errors), self.now())
         self._keep("reported", {"events": len(self.events)})
 
     def keep_other(self, what: dict[str, Any]) -> None:
-        """Write down an object that `billing` looks after."""
+        """Store an object of `billing`."""
         self._keep("other", what)
 
     def cancel(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -352,10 +338,7 @@ class Account:
         meter = self.meter(meter_id)
         if customer not in self.customers:
             raise StripeRefusal(
-                404,
-                f"No such customer: '{customer}'",
-                code="resource_missing",
-                param="customer",
+                404, f"No such customer: '{customer}'", code="resource_missing", param="customer"
             )
         step = {None: 60, "hour": 3600, "day": DAY}[window]
         for name, instant in (("start_time", start), ("end_time", end)):
@@ -367,7 +350,7 @@ class Account:
                 )
         if end <= start:
             raise StripeRefusal(400, "end_time must lie after start_time", param="end_time")
-        bounds = (
+        windows = (
             [(start, end)]
             if window is None
             else [(at, min(at + step, end)) for at in range(start, end, step)]
@@ -381,7 +364,7 @@ class Account:
             and start <= event.timestamp < end
         ]
         found = []
-        for first, last in reversed(bounds):
+        for first, last in reversed(windows):
             inside = [event for event in visible if first <= event.timestamp < last]
             if not inside:
                 continue
@@ -399,7 +382,7 @@ class Account:
         return found
 
     def totals(self) -> Iterator[dict[str, Any]]:
-        """What is billed per customer, meter and UTC day, lag aside: for tests and people."""
+        """The counted usage by customer, meter and UTC day, without lag: for tests and people."""
         for (customer, event_name), events in sorted(self._by_lane.items()):
             meter = next(m for m in self.meters.values() if m["event_name"] == event_name)
             by_day: dict[int, list[ReceivedEvent]] = defaultdict(list)
@@ -415,19 +398,19 @@ class Account:
                     "events": len(inside),
                 }
 
-    # Keeping ---------------------------------------------------------------------------------
+    # The journal -----------------------------------------------------------------------------
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """Write all that the block keeps as one line of the journal: a crash loses all or none."""
+    def transaction(self) -> Iterator[None]:
+        """Write all entries of the block as one line of the journal: a crash loses all or none."""
         entries: list[dict[str, Any]] = []
-        outer, self._together = self._together, entries
+        outer, self._open = self._open, entries
         try:
             yield
         finally:
-            self._together = outer
+            self._open = outer
             if entries:
-                self._write({"kind": "together", "entries": entries})
+                self._write({"kind": "transaction", "entries": entries})
 
     def _keep(self, kind: str, what: dict[str, Any]) -> None:
         entry = {"kind": kind, **what}
@@ -435,8 +418,8 @@ class Account:
         self._write(entry)
 
     def _write(self, entry: dict[str, Any]) -> None:
-        if self._together is not None:
-            self._together.append(entry)
+        if self._open is not None:
+            self._open.append(entry)
         elif self.journal is not None:
             with self.journal.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
@@ -452,7 +435,7 @@ class Account:
     def _apply(self, entry: dict[str, Any]) -> None:
         what = {name: value for name, value in entry.items() if name != "kind"}
         match entry["kind"]:
-            case "together":
+            case "transaction":
                 for each in what["entries"]:
                     self._apply(each)
             case "meter":
@@ -460,10 +443,10 @@ class Account:
             case "customer":
                 self._customers_made += what["id"] not in self.customers
                 self.customers[what["id"]] = what
-            case "customer_gone":
+            case "customer_deleted":
                 del self.customers[what["id"]]
             case "stripe_event":
-                self.news.events.append(what)
+                self.outbox.events.append(what)
             case "reported":
                 self._reported = what["events"]
             case "other":
@@ -478,7 +461,7 @@ class Account:
 
 
 def aggregate(meter: dict[str, Any], events: list[ReceivedEvent]) -> int:
-    """One figure for some events of one customer, by the meter's formula and window."""
+    """The aggregated value of some events of one customer, by the meter's formula and window."""
     window = {"day": DAY, "hour": 3600}.get(meter["event_time_window"] or "")
     if window is not None:  # only the most recently received event of a window counts
         newest: dict[int, ReceivedEvent] = {}
@@ -494,7 +477,38 @@ def aggregate(meter: dict[str, Any], events: list[ReceivedEvent]) -> int:
             return max(events, key=lambda e: (e.timestamp, -e.received)).value
 
 
-def _integer(text: Any, param: str) -> int:
+def _check_timestamp(timestamp: int, now: float) -> None:
+    oldest = int(now) - OLDEST_SECONDS
+    if timestamp < oldest:
+        raise StripeRefusal(
+            400,
+            "The event timestamp cannot be more than 35 days in past. Expected a timestamp "
+            f"greater than or equal to {oldest}.",
+            code="timestamp_too_far_in_past",
+            param="timestamp",
+        )
+    if timestamp > now + AHEAD_SECONDS:
+        raise StripeRefusal(
+            400,
+            "The event timestamp cannot be more than 5 minutes in the future.",
+            code="timestamp_in_future",
+            param="timestamp",
+        )
+
+
+def _value(payload: dict[str, Any], meter: dict[str, Any]) -> int:
+    value = payload.get(meter["value_settings"]["event_payload_key"], "")
+    if not _VALUE.fullmatch(value):
+        raise StripeRefusal(400, f"Invalid value: {value!r}", code="meter_event_invalid_value")
+    if len(value.lstrip("-")) > 15:
+        raise StripeRefusal(
+            400, "The value has too many digits.", code="meter_event_value_too_many_digits"
+        )
+    return int(value)
+
+
+def integer(text: Any, param: str) -> int:
+    """A parameter as an integer. Raises StripeRefusal."""
     try:
         return int(text)
     except (TypeError, ValueError):

@@ -1,5 +1,7 @@
-"""Delivering the sandbox's events to a URL as Stripe does: signed again each time, more than once,
-in any order, late, and again until they are answered with 2xx. Chance comes from the seed.
+"""Delivery of the sandbox's events to a URL, as Stripe delivers webhooks.
+
+Each attempt has its own signature, and an event is retried until it is answered with 2xx. With
+faults, events are lost, duplicated, delayed and reordered; the seed decides which.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from typing import Any
 import aiohttp
 import stripe
 
+from billing_pipeline.sandbox.events import Outbox, notification
 from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.sandbox.news import News, notification
 
 POLL_SECONDS = 0.02
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
-"""Seconds between attempts, doubling; Stripe's own take hours."""
+"""Seconds between attempts; each pause is twice the one before. Stripe's take hours."""
+MOST_COPIES = 5
+"""Deliveries of one event, at most."""
 
 
 @dataclass
 class Endpoint:
-    """Where events go, with the secrets of its ordinary and of its thin destination."""
+    """Where events are sent, and the secrets that sign snapshot events and thin events."""
 
     url: str
     secret: str
@@ -35,41 +39,43 @@ class Endpoint:
 
 
 @dataclass
-class Post:
-    """The mail of an account. `wall_clock` gives the time that signatures carry."""
+class WebhookDelivery:
+    """Delivers the events of an account. `wall_clock` gives the time in the signatures."""
 
-    news: News
+    outbox: Outbox
     wall_clock: Callable[[], float]
     seed: int = 0
     faults: Callable[[], Faults] = Faults
     endpoint: Endpoint | None = None
-    taken: set[str] = field(default_factory=set)
-    """Events that were answered with 2xx at least once."""
+    delivered: set[str] = field(default_factory=set)
+    """Ids of events that were answered with 2xx at least once."""
     lost: set[str] = field(default_factory=set)
-    """Events that are never delivered."""
+    """Ids of events that are never delivered."""
     answers: Counter[str] = field(default_factory=Counter)
-    """Answers by status, `error` where there was none."""
+    """Number of answers by status; `error` where there was none."""
     _queue: list[tuple[float, int, int, dict[str, Any]]] = field(default_factory=list)
-    _read: int = 0
-    _numbers: int = 0
-    _flying: int = 0
+    _scheduled: int = 0
+    """How many events of the outbox were put into the queue, or lost."""
+    _attempts: int = 0
+    _in_flight: int = 0
 
     @property
     def idle(self) -> bool:
-        """Whether everything that was told has been delivered, as often as it was meant to be."""
-        return self._read == len(self.news.events) and not self._queue and not self._flying
+        """Whether every scheduled delivery was made, and no event waits for its schedule."""
+        pending = self._scheduled < len(self.outbox.events)
+        return not (pending or self._queue or self._in_flight)
 
     async def deliver_forever(self) -> None:
-        """Post what there is, until cancelled."""
+        """Deliver events until cancelled."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
             tasks: set[asyncio.Task[None]] = set()
             while True:
-                self._sort_mail()
+                self._schedule_new()
                 loop = asyncio.get_running_loop()
                 most = self.endpoint.connections if self.endpoint else 0
                 while self._queue and self._queue[0][0] <= loop.time() and len(tasks) < most:
                     _, _, attempt, event = heapq.heappop(self._queue)
-                    self._flying += 1
+                    self._in_flight += 1
                     tasks.add(asyncio.ensure_future(self._send(session, event, attempt)))
                 done, tasks = (
                     await asyncio.wait(tasks, timeout=POLL_SECONDS,
@@ -81,26 +87,26 @@ class Post:
                 if not done:
                     await asyncio.sleep(POLL_SECONDS)
 
-    def _sort_mail(self) -> None:
-        """Decide for each new event how often and how late it is delivered."""
-        while self.endpoint is not None and self._read < len(self.news.events):
-            event = self.news.events[self._read]
-            self._read += 1
+    def _schedule_new(self) -> None:
+        """Decide how often and how late each new event is delivered."""
+        while self.endpoint is not None and self._scheduled < len(self.outbox.events):
+            event = self.outbox.events[self._scheduled]
+            self._scheduled += 1
             chance = random.Random(f"{self.seed}:{event['id']}")
             faults = self.faults()
             if chance.random() < faults.webhook_lost:
                 self.lost.add(event["id"])
                 continue
             copies = 1
-            while copies < 5 and chance.random() < faults.webhook_duplicates:
+            while copies < MOST_COPIES and chance.random() < faults.webhook_duplicates:
                 copies += 1
             for _ in range(copies):
-                self._put(event, 1, chance.random() * faults.webhook_delay)
+                self._schedule(event, 1, chance.random() * faults.webhook_delay)
 
-    def _put(self, event: dict[str, Any], attempt: int, delay: float) -> None:
-        self._numbers += 1
+    def _schedule(self, event: dict[str, Any], attempt: int, delay: float) -> None:
+        self._attempts += 1
         due = asyncio.get_running_loop().time() + delay
-        heapq.heappush(self._queue, (due, self._numbers, attempt, event))
+        heapq.heappush(self._queue, (due, self._attempts, attempt, event))
 
     async def _send(
         self, session: aiohttp.ClientSession, event: dict[str, Any], attempt: int
@@ -121,7 +127,8 @@ class Post:
             status = "error"
         self.answers[status] += 1
         if status.startswith("2"):
-            self.taken.add(event["id"])
+            self.delivered.add(event["id"])
         else:
-            self._put(event, attempt + 1, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1)))
-        self._flying -= 1
+            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (attempt - 1))
+            self._schedule(event, attempt + 1, pause)
+        self._in_flight -= 1

@@ -17,7 +17,7 @@ from billing_pipeline.simulation.oracle import complaints, up_to_date_days_need_
 from billing_pipeline.simulation.world import World
 from billing_pipeline.stripe_api import retrying
 
-HAPPENINGS = (
+STEPS = (
     *["readings_come"] * 5, "readings_go", *["run"] * 5, *["run_unfinished"] * 2, "verify",
     *["webhooks_come"] * 3, *["apply"] * 2, "backstop", "overlap", *["time_passes"] * 7,
     *["faults_change"] * 2, "map_again", "check_out", "subscribe", *["change_subscription"] * 2,
@@ -30,7 +30,7 @@ LOOK_AFTER = 4
 """After one step in so many it is asked which days are up to date, and whether that is so."""
 
 LONGEST = 40
-"""Steps of a history, at most."""
+"""CrashPoints of a history, at most."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ def history(seed: int) -> list[Step]:
     chance = Random(seed)
     length = chance.randint(8, LONGEST)
     return [("readings_come", chance.getrandbits(32))] + [
-        (chance.choice(HAPPENINGS), chance.getrandbits(32)) for _ in range(length)
+        (chance.choice(STEPS), chance.getrandbits(32)) for _ in range(length)
     ]
 
 
@@ -62,14 +62,14 @@ def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
     chosen = history(seed) if steps is None else steps
     with (
         tempfile.TemporaryDirectory(prefix="simulation-", dir=_fast_folder()) as folder,
-        _at_once(),
+        no_backoff(),
     ):
-        world = World(Path(folder), _template(), seed)
+        world = World(Path(folder), template_database(), seed)
         try:
             for name, detail in chosen:
                 getattr(world, name)(Random(detail))
                 if detail % LOOK_AFTER == 0:
-                    world.steps.disarm()
+                    world.crash_points.disarm()
                     world.complaints += up_to_date_days_need_nothing(world, world.context("look"))
             rounds = world.become_quiet()
             found = complaints(world)
@@ -111,7 +111,7 @@ def shorten(seed: int) -> tuple[list[Step], Verdict]:
 
 
 @cache
-def _template() -> Path:
+def template_database() -> Path:
     """A database with its schema in place, to be copied."""
     folder = tempfile.mkdtemp(prefix="simulation-template-", dir=_fast_folder())
     path = Path(folder) / "billing.db"
@@ -128,7 +128,7 @@ def _fast_folder() -> str | None:
 
 
 @contextmanager
-def _at_once() -> Iterator[None]:
+def no_backoff() -> Iterator[None]:
     """Back-off without waiting, and no complaints about tasks that died with their process."""
     before = retrying.FIRST_DELAY, retrying.LONGEST_DELAY
     logger = logging.getLogger("asyncio")

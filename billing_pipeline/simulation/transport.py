@@ -13,8 +13,8 @@ from starlette.applications import Starlette
 from starlette.types import Message
 
 from billing_pipeline.settings import Settings
-from billing_pipeline.simulation.steps import Steps
-from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.simulation.crash_points import CrashPoints
+from billing_pipeline.stripe_api.client import StripeGateway, check_answer
 
 
 class InProcessClient(stripe.HTTPClient):
@@ -22,16 +22,16 @@ class InProcessClient(stripe.HTTPClient):
 
     name = "in-process"
 
-    def __init__(self, app: Starlette, steps: Steps) -> None:
+    def __init__(self, app: Starlette, crash_points: CrashPoints) -> None:
         super().__init__()
         self._app = app
-        self._steps = steps
+        self._crash_points = crash_points
 
     async def request_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
     ) -> tuple[bytes, int, dict[str, str]]:
         """One request; an answer that breaks off raises what a broken connection raises."""
-        self._steps.step(between=True)  # it dies before the request leaves
+        self._crash_points.reach(between=True)  # it dies before the request leaves
         segments = urlsplit(url)
         body = (post_data or "").encode() if isinstance(post_data, str | None) else post_data
         scope = {
@@ -64,9 +64,10 @@ class InProcessClient(stripe.HTTPClient):
                 complete = not message.get("more_body", False)
 
         await self._app(scope, receive, send)
-        self._steps.step()  # it dies before it learns the answer
+        self._crash_points.reach()  # it dies before it learns the answer
         if not complete:
             raise aiohttp.ClientPayloadError("the answer broke off")
+        check_answer(url, status, answer)
         return answer, status, answered
 
     async def close_async(self) -> None:
@@ -76,10 +77,10 @@ class InProcessClient(stripe.HTTPClient):
 class InProcessGateway(StripeGateway):
     """A gateway whose clients talk to the sandbox's application."""
 
-    def __init__(self, settings: Settings, app: Starlette, steps: Steps) -> None:
+    def __init__(self, settings: Settings, app: Starlette, crash_points: CrashPoints) -> None:
         super().__init__(settings)
         self._app = app
-        self._steps = steps
+        self._crash_points = crash_points
 
     @property
     def calls_per_second(self) -> int:
@@ -95,5 +96,5 @@ class InProcessGateway(StripeGateway):
             stripe_version=self._settings.stripe_api_version,
             base_addresses={"api": base, "meter_events": base},
             max_network_retries=0,
-            http_client=InProcessClient(self._app, self._steps),
+            http_client=InProcessClient(self._app, self._crash_points),
         )

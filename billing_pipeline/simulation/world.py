@@ -49,12 +49,12 @@ from billing_pipeline.rules.timestamps import day_start, is_over
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.billing import Billing
 from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.sandbox.news import notification
+from billing_pipeline.sandbox.events import notification
 from billing_pipeline.sandbox.stripe_state import Account
-from billing_pipeline.sandbox.webhooks import Post
+from billing_pipeline.sandbox.webhooks import WebhookDelivery
 from billing_pipeline.settings import Settings
 from billing_pipeline.simulation.readings import Readings, Row
-from billing_pipeline.simulation.steps import Crash, Steps
+from billing_pipeline.simulation.crash_points import Crash, CrashPoints
 from billing_pipeline.simulation.transport import InProcessGateway
 from billing_pipeline.stripe_events.backstop import fetch_missed
 from billing_pipeline.stripe_events.inbox import Inbox
@@ -81,7 +81,7 @@ class World:
         self.folder = folder
         self.now = BEGUN.timestamp()
         self.readings = Readings()
-        self.steps = Steps()
+        self.crash_points = CrashPoints()
         self.mapping: dict[str, str] = {}
         self.ever_mapped: set[tuple[str, str]] = set()
         self.received: set[str] = set()
@@ -97,7 +97,7 @@ class World:
         clock = Clock(lambda: self.now, Random(seed).choice([0.0, 0.0, -120.0, 120.0]))
         account = Account(clock)
         self.sandbox = Sandbox(
-            account, clock, Faults(), Billing(account), Post(account.news, clock), seed
+            account, clock, Faults(), Billing(account), WebhookDelivery(account.outbox, clock), seed
         )
         self.app = make_app(self.sandbox)
         shutil.copy(template, folder / "billing.db")
@@ -153,7 +153,7 @@ class World:
             ledger,
             CustomerDirectory(self.database),
             Inbox(self.database),
-            InProcessGateway(self.settings, self.app, self.steps),
+            InProcessGateway(self.settings, self.app, self.crash_points),
             self.clock,
         )
 
@@ -173,11 +173,11 @@ class World:
     def _watch(self, database: Database) -> None:
         @event.listens_for(database, "begin")
         def _begin(_connection: Any) -> None:
-            self.steps.step()
+            self.crash_points.reach()
 
         @event.listens_for(database, "commit")
         def _commit(_connection: Any) -> None:
-            self.steps.step()
+            self.crash_points.reach()
 
     def _price(self, meter_id: str) -> str:
         recurring = {"interval": "day", "interval_count": "3", "meter": meter_id}
@@ -233,7 +233,7 @@ class World:
             writer = csv.writer(file)
             writer.writerow(["organization_id", "stripe_customer_id"])
             writer.writerows(self.mapping.items())
-        self.steps.disarm()
+        self.crash_points.disarm()
         CustomerDirectory(self.database).import_file(path, self.clock())
         self.ever_mapped |= set(self.mapping.items())
 
@@ -242,7 +242,7 @@ class World:
         organization = chance.choice(ORGANIZATIONS)
         customer = str(self.account.make_customer({})["id"])
         segment = {"id": "cs", "customer": customer, "client_reference_id": organization}
-        self.account.news.tell("checkout.session.completed", segment, self.sandbox.clock())
+        self.account.outbox.emit("checkout.session.completed", segment, self.sandbox.clock())
         self.ever_mapped.add((organization, customer))
         self.log.append(f"{organization} checks out as {customer}")
 
@@ -295,7 +295,7 @@ class World:
 
     def decide(self, chance: Random) -> None:
         """A person carries an amount of a closed period forward, or writes it off."""
-        self.steps.disarm()
+        self.crash_points.disarm()
         context = self.context("person")
         waiting = adjustments.open_adjustments(context)
         if not waiting:
@@ -304,10 +304,10 @@ class World:
         verdict = adjustments.approve if approved else adjustments.dismiss
         before = self.crashes
         if chance.random() < 0.2:
-            self.steps.arm(chance.randint(1, 12))
+            self.crash_points.arm(chance.randint(1, 12))
         with self._living():
             verdict(context, amount.id, "simulated")
-        self.steps.disarm()
+        self.crash_points.disarm()
         if self.context("person").ledger.read(decided_adjustments, id=amount.id):
             self.verdicts[amount.id] = approved
         message = "carried into the current period" if approved else "written off"
@@ -316,7 +316,7 @@ class World:
 
     def let_through(self, chance: Random) -> None:
         """A person lets a day through the gate."""
-        self.steps.disarm()
+        self.crash_points.disarm()
         context = self.context("person")
         closed = closed_gates(context)
         if closed:
@@ -368,12 +368,12 @@ class World:
     def webhooks_come(self, chance: Random) -> None:
         """Some of the events arrive, in any order, some more than once."""
         self.sandbox.tick()
-        events = [e for e in self.account.news.events if chance.random() < 0.7]
+        events = [e for e in self.account.outbox.events if chance.random() < 0.7]
         if chance.random() < 0.3:  # what is newest of each object overtakes what was before
             segment = {
-                e["id"]: e["data"].get("object", {}).get("id") for e in self.account.news.events
+                e["id"]: e["data"].get("object", {}).get("id") for e in self.account.outbox.events
             }
-            newest = {segment[e["id"]] or e["id"]: e for e in self.account.news.events}
+            newest = {segment[e["id"]] or e["id"]: e for e in self.account.outbox.events}
             events = list(newest.values())
         chance.shuffle(events)
         self.receive(events)
@@ -382,7 +382,7 @@ class World:
     def receive(self, events: list[dict[str, Any]]) -> None:
         """Store events as the webhook handler does."""
         store = EventStore(self.database)
-        self.steps.disarm()
+        self.crash_points.disarm()
         for each in events:
             body = json.dumps(notification(each))
             store.keep(read(body), body, self.clock(), "webhook")
@@ -465,7 +465,7 @@ class World:
             self._count(day)
 
         def second() -> None:
-            thread = threading.Thread(target=lambda: self.steps.uninterrupted(between))
+            thread = threading.Thread(target=lambda: self.crash_points.uninterrupted(between))
             thread.start()
             thread.join()
 
@@ -473,11 +473,11 @@ class World:
             with self._living():
                 self._bill(self.context(self._named("second")), other)
 
-        self.steps.disarm()
-        self.steps.arm(chance.randint(1, 60), second)
+        self.crash_points.disarm()
+        self.crash_points.arm(chance.randint(1, 60), second)
         with self._living():
             self._bill(self.context(self._named("first")), days)
-        self.steps.disarm()
+        self.crash_points.disarm()
         self.log.append("two runs overlap")
 
     def _bill(self, context: Context, days: list[date], *, report_undone: bool = False) -> None:
@@ -485,13 +485,13 @@ class World:
         verify_days(context, days)
 
     def _act(self, act: Callable[[Context], Any], chance: Random | None, what: str) -> None:
-        self.steps.disarm()
+        self.crash_points.disarm()
         if chance is not None:
-            self.steps.arm(chance.randint(1, 80))
+            self.crash_points.arm(chance.randint(1, 80))
         before = self.crashes
         with self._living():
             act(self.context(self._named(what)))
-        self.steps.disarm()
+        self.crash_points.disarm()
         self.log.append(f"{what}{' dies' if self.crashes > before else ''}")
 
     def _named(self, what: str) -> str:
@@ -540,14 +540,14 @@ class World:
         before: object = None
         for round, pause in enumerate([60, 7200, 90_000, 90_000, *[7200] * 20], start=1):
             self.advance(pause)
-            self.receive(list(self.account.news.events))
+            self.receive(list(self.account.outbox.events))
             context = self.context("quiet")
             apply_events(context)
             if round in (3, 4):
                 self._decide_what_waits()
             self._run_what_sensors_ask_for(context)
             self.advance(60)
-            self.receive(list(self.account.news.events))
+            self.receive(list(self.account.outbox.events))
             apply_events(context)
             verify_days(context, self.days(), everything=True)
             after = (

@@ -89,13 +89,13 @@ def test_an_event_that_comes_later_with_an_older_time_and_id_is_not_missed(
     world: World, tick: Tick, instance: dg.DagsterInstance
 ) -> None:
     checked_out(world, "early")
-    late = {**world.sandbox.account.news.events.pop(), "id": "evt_00000000", "created": 1}
+    late = {**world.sandbox.account.outbox.events.pop(), "id": "evt_00000000", "created": 1}
     checked_out(world, "later")
-    world.sandbox.account.news.events[-1]["id"] = "evt_99999999"
+    world.sandbox.account.outbox.events[-1]["id"] = "evt_99999999"
     world.receive()
     first = tick(stripe_event_sensor, None)
     apply_in_dagster(world, instance)
-    world.sandbox.account.news.events.append(late)  # its transaction commits last
+    world.sandbox.account.outbox.events.append(late)  # its transaction commits last
     world.receive()
     second = tick(stripe_event_sensor, first.cursor)
     assert len(second.run_requests) == 1
@@ -122,7 +122,8 @@ def test_a_run_applies_what_is_due_and_its_checks_tell_what_needs_a_person(
     checked_out(world, "acme")
     checked_out(world, "acme")
     poison = world.tell("invoice.paid", {"id": "in"})["id"]
-    world.sandbox.account.news.report(None, {"no_meter": [("x", "y")]}, world.sandbox.clock())
+    errors = {"no_meter": [("x", "y")]}
+    world.sandbox.account.outbox.report_errors(None, errors, world.sandbox.clock())
     world.receive()
     result = apply_in_dagster(world, instance)
     assert result.success

@@ -32,12 +32,12 @@ STATUSES = ["active", "past_due", "unpaid", "paused"]
 
 
 def connect(world: World, handler: Handler, connections: int = 12) -> None:
-    world.sandbox.post.endpoint = Endpoint(handler.url, SECRET, THIN_SECRET, connections)
+    world.sandbox.webhooks.endpoint = Endpoint(handler.url, SECRET, THIN_SECRET, connections)
 
 
 def much_happens(world: World, chance: random.Random) -> None:
     """EVENTS events: checkouts, subscriptions that change, invoices, reports, several a second."""
-    news = world.sandbox.account.news
+    outbox = world.sandbox.account.outbox
     world.make_meters()
     subscriptions = []
     for n in range(200):
@@ -47,7 +47,7 @@ def much_happens(world: World, chance: random.Random) -> None:
         session = world.sandbox.billing.complete_checkout(session["id"])
         subscriptions.append(world.make_subscription(session["customer"])["id"])
     for number in itertools.count():
-        if len(news.events) >= EVENTS:
+        if len(outbox.events) >= EVENTS:
             return
         if number % 10 == 0:
             world.advance(seconds=1)
@@ -86,13 +86,13 @@ def test_two_thousand_events_survive_repetition_disorder_and_killed_workers(
     with running_handler(tmp_path, database_url, workers=3) as handler:
         connect(world, handler)
         with killing_workers(handler, chance) as killed:
-            eventually(lambda: world.sandbox.post.idle, 120, "all is delivered")
+            eventually(lambda: world.sandbox.webhooks.idle, 120, "all is delivered")
         assert len(killed) >= 5
-        answers = dict(world.sandbox.post.answers)
+        answers = dict(world.sandbox.webhooks.answers)
     assert answers["200"] > EVENTS * 1.5
     assert set(answers) <= {"200", "error"}, "a dying worker answers nothing, never something else"
-    message = {event["id"]: event for event in world.sandbox.account.news.events}
-    assert world.sandbox.post.taken == set(message)
+    message = {event["id"]: event for event in world.sandbox.account.outbox.events}
+    assert world.sandbox.webhooks.delivered == set(message)
     engine = make_engine(database_url)
     with engine.begin() as connection:
         stored = connection.execute(select(stripe_events.c.id, stripe_events.c.type)).all()
@@ -167,23 +167,23 @@ def test_while_the_database_stands_still_stripe_is_told_to_come_again(
         connect(world, handler, connections=6)
         for n in range(20):
             world.tell("customer.subscription.updated", {"id": f"sub_{n}"})
-        eventually(lambda: world.sandbox.post.idle, 30, "the first twenty are delivered")
+        eventually(lambda: world.sandbox.webhooks.idle, 30, "the first twenty are delivered")
         with stopped(url):
             for n in range(20, 60):
                 world.tell("customer.subscription.updated", {"id": f"sub_{n}"})
-            eventually(lambda: world.sandbox.post.answers["503"] >= 6, 40, "503s")
+            eventually(lambda: world.sandbox.webhooks.answers["503"] >= 6, 40, "503s")
             if url.startswith("postgresql"):
                 assert handler.ask("/readyz")[0] == 503
             assert handler.ask("/healthz")[0] == 200
-            taken = len(world.sandbox.post.taken)
-        eventually(lambda: world.sandbox.post.idle, 90, "everything arrives")
+            taken = len(world.sandbox.webhooks.delivered)
+        eventually(lambda: world.sandbox.webhooks.idle, 90, "everything arrives")
     assert taken == 20
-    assert set(world.sandbox.post.answers) == {"200", "503"}
+    assert set(world.sandbox.webhooks.answers) == {"200", "503"}
     engine = make_engine(url)
     with engine.begin() as connection:
         stored = connection.scalar(select(func.count()).select_from(stripe_events))
     engine.dispose()
-    assert stored == 60 == len(world.sandbox.post.taken)
+    assert stored == 60 == len(world.sandbox.webhooks.delivered)
 
 
 def test_a_database_that_went_away_and_came_back_is_found_again(

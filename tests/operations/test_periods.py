@@ -240,7 +240,7 @@ def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
     meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == SUM)
     [lost] = [e for e in world.sandbox.account.counted(customer, SUM) if e.timestamp < end]
     lost.counted = False
-    world.sandbox.account.news.report(
+    world.sandbox.account.outbox.report_errors(
         meter["id"], {"meter_event_invalid_value": [(lost.identifier, "")]}, world.sandbox.clock()
     )
     world.apply()

@@ -24,7 +24,7 @@ from billing_pipeline.simulation.world import World
 Planned = set[tuple[Cell, int, int, int, str]]
 
 histories = st.lists(
-    st.tuples(st.sampled_from(sorted(set(runner.HAPPENINGS))), st.integers(0, 2**32)),
+    st.tuples(st.sampled_from(sorted(set(runner.STEPS))), st.integers(0, 2**32)),
     min_size=4,
     max_size=25,
 )
@@ -50,12 +50,12 @@ def planned_events(world: World, run: str) -> Planned:
 def test_a_run_writes_what_the_preview_showed(
     history: list[tuple[str, int]], seed: int, by_hand: bool
 ) -> None:
-    with tempfile.TemporaryDirectory() as folder, runner._at_once():
-        world = World(Path(folder), runner._template(), seed)
+    with tempfile.TemporaryDirectory() as folder, runner.no_backoff():
+        world = World(Path(folder), runner.template_database(), seed)
         try:
             for name, detail in history:
                 getattr(world, name)(Random(detail))
-            world.steps.disarm()
+            world.crash_points.disarm()
             world.sandbox.faults = Faults()
             days = [*world.days(), world.clock().date()]
             # A run first applies stored events and resolves what an earlier run left.

@@ -80,7 +80,7 @@ def test_what_stripe_rejects_afterwards_is_looked_at_again(world: World, day: da
     meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == SUM)
     lost = next(e for e in world.sandbox.account.events if (e.event_name, e.value) == (SUM, 5))
     lost.counted = False
-    world.sandbox.account.news.report(
+    world.sandbox.account.outbox.report_errors(
         meter["id"], {"archived_meter": [(lost.identifier, "")]}, world.sandbox.clock()
     )
     world.apply()

@@ -267,8 +267,8 @@ def subscriptions_and_invoices(world: World) -> None:
     client.v1.customers.delete(customer.id)
     types = [event.type for event in client.v1.events.list({"limit": 100}).data]
     assert {"invoice.created", "customer.deleted", "checkout.session.completed"} <= set(types)
-    world.sandbox.account.news.report(meter.id, {"archived_meter": [("key", "gone")]}, 0)
-    world.sandbox.account.news.report(None, {"no_meter": [("key", "none")]}, 0)
+    world.sandbox.account.outbox.report_errors(meter.id, {"archived_meter": [("key", "gone")]}, 0)
+    world.sandbox.account.outbox.report_errors(None, {"no_meter": [("key", "none")]}, 0)
     thin = client.v2.core.events.list({"limit": 1})
     everyone = list(thin.auto_paging_iter())
     assert {event.type for event in everyone} == {

@@ -30,7 +30,7 @@ def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:
     state.write_bytes(content[:-20])
     again = opened(state)
     assert list(again.account.customers) == customers
-    assert [event["type"] for event in again.account.news.events] == ["customer.created"]
+    assert [event["type"] for event in again.account.outbox.events] == ["customer.created"]
     again.account.make_customer({"name": "c"})
     assert len(opened(state).account.customers) == 3
 
@@ -53,4 +53,4 @@ def test_the_end_of_a_period_is_written_whole_or_not_at_all(tmp_path: Path, kept
     again.clock.offset += 30 * 3600
     again.tick()
     assert list(again.billing.invoices.values()) == [invoice]
-    assert again.account.news.events == sandbox.account.news.events
+    assert again.account.outbox.events == sandbox.account.outbox.events

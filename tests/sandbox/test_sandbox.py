@@ -167,7 +167,7 @@ def test_state_on_disk_survives_the_process(tmp_path: Path) -> None:
     )
     customer = first.account.make_customer({})["id"]
     given = {"event_name": "m", "payload": {"stripe_customer_id": customer, "value": "5"}}
-    first.account.take_event(first.account.check_event({**given, "identifier": "x"}))
+    first.account.accept_event(first.account.check_event({**given, "identifier": "x"}))
     second = make_sandbox(state=state, now=NOW)
     assert list(second.account.totals()) == list(first.account.totals())
     assert second.account.meters == first.account.meters

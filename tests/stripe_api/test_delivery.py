@@ -359,16 +359,16 @@ def test_a_refusal_after_a_lost_answer_leaves_the_event_ambiguous(world: World) 
     context = world.context()
     take_snapshot(context.engine, context.readings, context.snapshots, day)
     world.sandbox.faults = Faults.parse("cut_after=1,lag=600")
-    inner, gone = world.sandbox.account.take_event, dict(world.sandbox.account.customers)
+    inner, gone = world.sandbox.account.accept_event, dict(world.sandbox.account.customers)
 
     def take_and_forget(event: Any) -> None:
         inner(event)  # counted; the answer is lost, and the customer is deleted
         world.sandbox.account.customers.clear()
 
-    world.sandbox.account.take_event = take_and_forget  # type: ignore[method-assign]
+    world.sandbox.account.accept_event = take_and_forget  # type: ignore[method-assign]
     world.sandbox.stored = Forgetful()
     report_days(context, [day])
-    world.sandbox.account.take_event = inner  # type: ignore[method-assign]
+    world.sandbox.account.accept_event = inner  # type: ignore[method-assign]
     world.sandbox.account.customers.update(gone)
     world.sandbox.faults = Faults()
     world.advance(seconds=700)

@@ -69,7 +69,7 @@ def crash_while_sending(world: World, day: date, *, counted: bool) -> Context:
                 "timestamp": str(event.timestamp),
                 "payload": {"stripe_customer_id": event.customer, "value": str(event.value)},
             }
-            account.take_event(account.check_event(given))
+            account.accept_event(account.check_event(given))
     return context
 
 
@@ -134,7 +134,7 @@ def test_a_summary_that_decides_nothing_leaves_the_event_ambiguous(world: World,
         "timestamp": str(day_start(day)),
     }
     account = world.sandbox.account
-    account.take_event(account.check_event(stranger))
+    account.accept_event(account.check_event(stranger))
     world.advance(hours=30)
     report_days(context, [day])
     assert states(context, day, "temperature_readings") == [("ambiguous", "undecided")]
@@ -266,7 +266,7 @@ def test_a_figure_that_lacks_what_was_accepted_proves_no_absence(world: World) -
     def fail_after_counting(given: dict[str, Any], *, late: bool = False) -> Any:
         event = inner(given, late=late)
         if event.value == 5:
-            world.sandbox.account.take_event(event)
+            world.sandbox.account.accept_event(event)
             raise StripeRefusal(500, "counted, but who knows", kind="api_error")
         return event
 

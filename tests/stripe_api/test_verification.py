@@ -65,7 +65,7 @@ def test_usage_that_somebody_else_added_is_a_mismatch_at_once(world: World, day:
         "payload": {"stripe_customer_id": mine.customer, "value": "1"},
         "timestamp": str(mine.timestamp),
     }
-    account.take_event(account.check_event(stranger))
+    account.accept_event(account.check_event(stranger))
     (wrong,) = world.verify([day]).mismatched
     assert wrong.figure.customer == mine.customer
     assert wrong.reported == str(mine.value + 1)

@@ -177,7 +177,7 @@ def test_a_tie_of_one_second_is_settled_by_asking_stripe(started: World) -> None
     subscription = started.make_subscription(customer)
     started.status(subscription["id"], "past_due")
     started.status(subscription["id"], "paused")  # all within one second, told in any order
-    events = [e for e in started.sandbox.account.news.events if "subscription" in e["type"]]
+    events = [e for e in started.sandbox.account.outbox.events if "subscription" in e["type"]]
     same_second = events[0]["created"]
     for event in events:
         event["created"] = same_second
@@ -327,7 +327,7 @@ def test_a_report_names_events_by_identifier_or_by_idempotency_key(started: Worl
     meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
     samples = [(str(by_meter[SUM].key), "by key"), (by_meter[LAST].identifier, "by identifier"),
                ("somebody-else's-0123456789abcdef", "not ours")]  # fmt: skip
-    started.sandbox.account.news.report(
+    started.sandbox.account.outbox.report_errors(
         meter["id"], {"meter_event_invalid_value": samples}, started.sandbox.clock()
     )
     started.apply()
@@ -345,7 +345,7 @@ def test_what_a_report_does_not_name_is_verified_again(started: World) -> None:
     lost = next(e for e in started.sandbox.account.events if e.value == 5)
     lost.counted = False
     meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
-    started.sandbox.account.news.report(
+    started.sandbox.account.outbox.report_errors(
         meter["id"], {"meter_event_invalid_value": [("unknown", "")]}, started.sandbox.clock()
     )
     started.apply()
@@ -469,7 +469,7 @@ def test_an_unknown_type_is_ignored_and_can_be_replayed(started: World) -> None:
 def test_events_of_the_other_mode_or_of_connected_accounts_are_ignored(started: World) -> None:
     for change in ({"livemode": True}, {"account": "acct_other"}):
         event = checked_out(started, "cus_x", client_reference_id="acme")
-        started.sandbox.account.news.events[-1].update(change)
+        started.sandbox.account.outbox.events[-1].update(change)
         assert event["id"] in started.apply().ignored
     assert started.context().customers.mapping() == {}
 
@@ -496,7 +496,7 @@ def test_an_event_is_applied_and_marked_together_or_not_at_all(
 def test_stripe_being_away_costs_an_event_no_attempt(
     started: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = started.sandbox.account.news.report(None, {"no_meter": [("x", "")]}, 0)
+    report = started.sandbox.account.outbox.report_errors(None, {"no_meter": [("x", "")]}, 0)
     started.receive()
     with monkeypatch.context() as away:
         away.setenv("STRIPE_API_BASE", "http://127.0.0.1:9")
@@ -516,14 +516,14 @@ def test_the_backstop_stores_what_no_webhook_delivered(started: World) -> None:
     for n in range(130):  # more than a page
         started.tell("customer.subscription.updated", {"id": f"sub_{n}"})
     thin = [
-        started.sandbox.account.news.report(
+        started.sandbox.account.outbox.report_errors(
             None, {"no_meter": [("x", "")]}, started.sandbox.clock()
         )
         for _ in range(120)
     ]
     started.tell("charge.refunded", {"id": "ch"})  # nothing acts on it: not listed
     store = EventStore(context.inbox.engine)
-    delivered = json.dumps(started.sandbox.account.news.events[-2])
+    delivered = json.dumps(started.sandbox.account.outbox.events[-2])
     store.keep(read(delivered), delivered, started.clock(), "webhook")
     listed, missing = fetch_missed(context.inbox, context.gateway, begun, started.clock())
     assert (listed, len(missing)) == (250, 249)

@@ -1,4 +1,4 @@
-"""News that comes late, twice, or out of turn: no unit is lost silently, none is billed twice."""
+"""Stripe events that come late, twice or out of order: no unit is lost or billed twice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def report(world: World, event_name: str, code: str, *identifiers: str, count: i
     """Stripe reports errors of a meter: these, and `count` more that it does not name."""
     meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == event_name)
     samples = [(identifier, "not counted") for identifier in identifiers]
-    world.sandbox.account.news.report(
+    world.sandbox.account.outbox.report_errors(
         meter["id"], {code: samples + [("unnamed", "")] * count}, world.sandbox.clock()
     )
 
@@ -167,8 +167,8 @@ def test_an_invoice_of_a_subscription_never_heard_of_asks_for_it_and_closes_its_
     day = in_a_draft(started)
     started.advance(hours=2)
     started.sandbox.tick()
-    news = started.sandbox.account.news
-    news.events[:] = [e for e in news.events if "subscription" not in e["type"]]
+    outbox = started.sandbox.account.outbox
+    outbox.events[:] = [e for e in outbox.events if "subscription" not in e["type"]]
     started.apply()
     customer = started.customers["acme"]
     [known] = started.context().customers.subscriptions_of({customer})[customer]

@@ -10,7 +10,7 @@ class Crash(BaseException):
     """The process is dead. No `except Exception` survives it, as none survives `kill -9`."""
 
 
-class Steps:
+class CrashPoints:
     """Counts steps, and lets something happen at one of them."""
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Steps:
         """A new process: alive, with nothing to come."""
         self._dead, self._at, self._act = False, None, None
 
-    def step(self, *, between: bool = False) -> None:
+    def reach(self, *, between: bool = False) -> None:
         """One step. `between`: no transaction is open, so another run may come between."""
         if self._acting == get_ident():
             return  # what comes between is not itself interrupted

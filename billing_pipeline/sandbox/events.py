@@ -1,4 +1,4 @@
-"""What the sandbox's Stripe has to say: its events, ordinary and thin, as they would be listed."""
+"""The Stripe events of the sandbox's account: snapshot events and thin events."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-API_VERSION = "2025-12-15.clover"
+from billing_pipeline.stripe_facts import API_VERSION
+
 MOST_SAMPLES = 5
-"""A report's samples are samples, not lists."""
+"""Sample errors per code in an error report, at most."""
 
 
 @dataclass
-class News:
-    """The events of an account, in the order in which they happened.
+class Outbox:
+    """The Stripe events of an account, in the order in which they were created.
 
-    `keep` writes an event down; it then stands in `events`.
+    `keep` stores a new event and appends it to `events`.
     """
 
     keep: Callable[[dict[str, Any]], None]
     events: list[dict[str, Any]] = field(default_factory=list)
 
-    def tell(self, kind: str, about: dict[str, Any], at: float) -> dict[str, Any]:
-        """An snapshot event, carrying its object as it is now. `at` in unix seconds."""
+    def emit(self, kind: str, content: dict[str, Any], at: float) -> dict[str, Any]:
+        """Create a snapshot event with a copy of an object as it is now. `at` in unix seconds."""
         event = {
             "id": self._next_id(),
             "object": "event",
             "api_version": API_VERSION,
             "created": int(at),
-            "data": {"object": json.loads(json.dumps(about))},
+            "data": {"object": json.loads(json.dumps(content))},
             "livemode": False,
             "pending_webhooks": 1,
             "request": {"id": None, "idempotency_key": None},
@@ -39,12 +40,12 @@ class News:
         self.keep(event)
         return event
 
-    def report(
+    def report_errors(
         self, meter_id: str | None, errors: dict[str, list[tuple[str, str]]], at: float
     ) -> dict[str, Any]:
-        """A thin event about usage that was taken and not counted.
+        """Create an error report: a thin event about usage that was accepted and not counted.
 
-        `errors` gives by code the Idempotency-Key and the message of each.
+        `errors` maps each code to the Idempotency-Key and the message of every error.
         """
         instant = stamp(at)
         event: dict[str, Any] = {
@@ -88,12 +89,12 @@ class News:
 
 
 def notification(event: dict[str, Any]) -> dict[str, Any]:
-    """What a webhook carries of an event: of a thin one, everything but its data."""
+    """The body of an event's webhook. A thin event is delivered without its data."""
     if event["object"] == "event":
         return event
     return {name: value for name, value in event.items() if name != "data"}
 
 
 def stamp(at: float) -> str:
-    """Unix seconds as the v2 API writes times."""
+    """Unix seconds in the time format of the v2 API."""
     return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
