@@ -27,17 +27,10 @@ def import_customers(
     report = context.customers.import_file(file, context.clock())
     today = context.clock().date()
     unfinished = [day.isoformat() for day in unfinished_days(context) if day < today]
-    document = {
-        "added": report.added,
-        "changed": report.changed,
-        "unchanged": report.unchanged,
-        "problems": report.problems,
-        "days_to_run": unfinished,
-    }
-    parts: list[RenderableType] = [
-        f"{report.added} added, {report.changed} changed, {report.unchanged} unchanged."
-    ]
-    parts += [labelled("ignored", problem, "yellow") for problem in report.problems]
+    document = {**vars(report), "days_to_run": unfinished}
+    done = f"{report.added} added, {report.changed} changed, {report.unchanged} unchanged."
+    problems = [labelled("ignored", problem, "yellow") for problem in report.problems]
+    parts: list[RenderableType] = [done, *problems]
     if unfinished:
         command = f"billing run --from {unfinished[0]} --to {unfinished[-1]}"
         parts.append(f"Some usage is on hold or unfinished. Report it with `{command}`.")

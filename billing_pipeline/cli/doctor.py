@@ -8,7 +8,7 @@ from billing_pipeline.cli.output import answer, labelled, table
 
 
 def doctor(as_json: Json = False) -> None:
-    """Show the resolved configuration, secrets masked, and check each part of it."""
+    """Show the resolved configuration, with secrets masked, and check each part of it."""
     from billing_pipeline.operations.doctor import examine
     from billing_pipeline.settings import load_settings
 

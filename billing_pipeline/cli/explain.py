@@ -39,7 +39,7 @@ def explain(
 ) -> None:
     """Explain a usage day or a billing period, from the bill down to the files.
 
-    Every link between them is checked. Exits with 1 if a link is broken.
+    Checks every link on the way. Exits with 1 if a link is broken.
     """
     from billing_pipeline.operations.explain.day import explain_day
     from billing_pipeline.operations.explain.page import write_page
@@ -78,7 +78,7 @@ def _parts(document: Document) -> Iterator[RenderableType]:
 def _period_tree(document: Document) -> Tree:
     from billing_pipeline.operations.explain.page import headline
 
-    tree = Tree(_title(document, document["period"]))
+    tree = _tree(document, document["period"])
     for line in document["lines"]:
         branch = tree.add(Text(headline(line), "bold"))
         invoice = "no billing period of a subscription"
@@ -96,11 +96,6 @@ def _period_tree(document: Document) -> Tree:
     return tree
 
 
-def _title(document: Document, when: str) -> str:
-    customer = document["customer"] or "(none known)"
-    return f"{document['organization_id']}, {when}, customer {customer}"
-
-
 def _segment_line(segment: Document) -> str:
     start, end = segment["from"], segment["to"]
     is_whole = start.endswith(MIDNIGHT) and end.endswith(MIDNIGHT)
@@ -110,7 +105,7 @@ def _segment_line(segment: Document) -> str:
 
 
 def _day_tree(document: Document) -> Tree:
-    tree = Tree(_title(document, document["day"]))
+    tree = _tree(document, document["day"])
     for meter in document["meters"]:
         branch = tree.add(Text(meter["meter"], "bold"))
         for check in meter["verifications"]:
@@ -128,6 +123,11 @@ def _day_tree(document: Document) -> Tree:
     _add_snapshot(tree, document)
     _add_links(tree, document["links"])
     return tree
+
+
+def _tree(document: Document, when: str) -> Tree:
+    customer = document["customer"] or "(none known)"
+    return Tree(f"{document['organization_id']}, {when}, customer {customer}")
 
 
 def _add_event(branch: Tree, event: Document) -> None:

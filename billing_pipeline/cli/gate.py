@@ -11,7 +11,7 @@ from billing_pipeline.cli.context import open_context, record_decision
 from billing_pipeline.cli.options import Json, Reason, a_day
 from billing_pipeline.cli.output import answer, table
 
-app = typer.Typer(no_args_is_help=True, help="Days whose counts are implausible.")
+app = typer.Typer(no_args_is_help=True, help="Days that wait because their counts are implausible.")
 
 
 @app.command("list")
@@ -21,11 +21,7 @@ def list_gates(as_json: Json = False) -> None:
 
     found = closed_gates(open_context())
     gates = [{**asdict(gate), "day": gate.day.isoformat()} for gate in found]
-    rows = [
-        {**finding, "day": gate["day"], "organization_id": finding["organization_id"] or "(all)"}
-        for gate in gates
-        for finding in gate["findings"]
-    ]
+    rows = [{**finding, "day": gate["day"]} for gate in gates for finding in gate["findings"]]
     parts: list[RenderableType] = ["No day waits at the gate."]
     if gates:
         advice = 'If the counts are right: `billing gate approve --day DAY --reason "…"`.'

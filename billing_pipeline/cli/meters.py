@@ -43,15 +43,10 @@ def list_meters(as_json: Json = False) -> None:
 def _answer(found: MeterCatalogue, made: Sequence[str], as_json: bool) -> None:
     columns = ("event_name", "id", "formula", "event_time_window", "measure")
     rows = [
-        {
-            "event_name": m.event_name,
-            "id": m.meter_id,
-            "formula": m.formula,
-            "event_time_window": m.event_time_window,
-            "measure": m.measure,
-        }
+        {"event_name": m.event_name, "id": m.meter_id, "formula": m.formula,
+         "event_time_window": m.event_time_window, "measure": m.measure}
         for m in found.meters
-    ]
+    ]  # fmt: skip
     document = {
         "account": found.account_id, "livemode": found.livemode, "made": made, "meters": rows,
     }  # fmt: skip

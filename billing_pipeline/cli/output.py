@@ -68,7 +68,7 @@ def _cell(column: str, value: Any) -> str | Text:
     if isinstance(value, Text):
         return value
     if value is None:
-        return "–"
+        return "(all)" if column == "organization_id" else "–"
     if column in SIGNED:
         return f"{value:+g}"
     return f"{value:g}" if isinstance(value, float) else str(value)

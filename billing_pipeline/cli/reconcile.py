@@ -19,7 +19,7 @@ COLUMNS = ("organization_id", "meter", "period", "invoice", "readings", "snapsho
 def reconcile(
     month: Annotated[
         date,
-        typer.Option(parser=a_month, metavar="MONTH", help="Month of the periods' ends, YYYY-MM."),
+        typer.Option(parser=a_month, metavar="MONTH", help="Month in which periods end, YYYY-MM."),
     ],
     organization: Annotated[str | None, typer.Option(help="Only this organization.")] = None,
     as_json: Json = False,

@@ -154,35 +154,25 @@ def attention(document: Document) -> Iterator[RenderableType]:
     if (stopped := document.get("stopped")) and stopped not in (error or ""):
         message = f"{stopped}\nUnsent events stay planned. Run again to send them."
         yield Panel(message, title="Delivery stopped", border_style="red")
-    yield from attention_panel(
-        "Usage on hold", document.get("held", []),
-        ("day", "organization_id", "meter", "value", "explanation"),
-        "If no customer is known, add it to BILLING_CUSTOMERS_FILE or run `billing customers "
-        "import FILE`; the next run reports the usage. If its own period no longer accepts it, "
-        "decide: `billing adjustments list`.",
-    )  # fmt: skip
-    yield from attention_panel(
-        "Days at the gate: implausible counts",
-        [{**gate, "organization_id": gate["organization_id"] or "(all)"}
-         for gate in document.get("gates", [])],
-        ("day", "organization_id", "text"),
-        "Fix the readings, or approve the day: `billing gate approve --day DAY --reason …`.",
-    )  # fmt: skip
-    yield from attention_panel(
-        "Rejected by Stripe", document.get("rejected", []),
-        ("day", "organization_id", "meter", "customer", "value", "error_message"),
-        "The next run reports usage again once its mapping is fixed. After a fix in Stripe, run "
-        f"`billing run --from {document.get('from')} --to {document.get('to')} --retry-rejected`.",
-    )  # fmt: skip
-    yield from attention_panel(
-        "Stripe's summaries differ from the ledger", document.get("mismatches", []),
-        ("usage_day", "customer", "event_name", "expected", "reported"),
-        "`billing explain` shows what was reported. Another sender may use the same meter.",
-    )  # fmt: skip
-    yield from attention_panel(
-        "Not undone", document.get("unchanged", []), ("day", "organization_id", "meter", "why"),
-        "These cells stay as they are.",
-    )  # fmt: skip
+    again = f"billing run --from {document.get('from')} --to {document.get('to')} --retry-rejected"
+    for name, title, columns, advice in (
+        ("held", "Usage on hold", ("day", "organization_id", "meter", "value", "explanation"),
+         "If no customer is known, add it to BILLING_CUSTOMERS_FILE or run `billing customers "
+         "import FILE`; the next run reports the usage. If its own period no longer accepts it, "
+         "decide: `billing adjustments list`."),
+        ("gates", "Days at the gate: implausible counts", ("day", "organization_id", "text"),
+         "Fix the readings, or approve the day: `billing gate approve --day DAY --reason …`."),
+        ("rejected", "Rejected by Stripe",
+         ("day", "organization_id", "meter", "customer", "value", "error_message"),
+         "The next run reports usage again once its mapping is fixed. After a fix in Stripe, run "
+         f"`{again}`."),
+        ("mismatches", "Stripe's summaries differ from the ledger",
+         ("usage_day", "customer", "event_name", "expected", "reported"),
+         "`billing explain` shows what was reported. Another sender may use the same meter."),
+        ("unchanged", "Not undone", ("day", "organization_id", "meter", "why"),
+         "These cells stay as they are."),
+    ):  # fmt: skip
+        yield from attention_panel(title, document.get(name, ()), columns, advice)
     for title, name in (("Customers file", "problems"), ("Summaries not read", "unread")):
         if lines := document.get(name):
             yield Panel("\n".join(lines[:SHOWN_PROBLEMS]), title=title, border_style="yellow")

@@ -52,7 +52,7 @@ def run(
 def plan(
     first: From, last: To, retry_rejected: RetryRejected = False, as_json: Json = False
 ) -> None:
-    """Show what a run would send for days that are counted. Writes and sends nothing."""
+    """Show what a run would send, from the snapshots already taken. Writes and sends nothing."""
     _preview(*open_days(first, last), retry_rejected, as_json, count=False)
 
 

@@ -18,7 +18,7 @@ def simulate(
     ),
     as_json: Json = False,
 ) -> None:
-    """Bill in simulated worlds full of faults and crashes. A seed gives the same world again."""
+    """Bill in simulated worlds full of faults and crashes. The same seed gives the same world."""
     from billing_pipeline.simulation.runner import shorten, simulate_all
 
     first, _, last = seeds.partition("..")

@@ -24,23 +24,21 @@ class Billing:
 
     def __call__(self, *arguments: object, code: int = 0) -> Any:
         """With `--json`: the document."""
-        printed = self._run(*arguments, "--json", code=code)
-        return json.loads(printed.out)
+        return json.loads(self._run(*arguments, "--json", code=code)[0])
 
     def text(self, *arguments: object, code: int = 0) -> str:
         """What people see."""
-        printed = self._run(*arguments, code=code)
-        return printed.out + printed.err
+        return "".join(self._run(*arguments, code=code))
 
-    def _run(self, *arguments: object, code: int) -> Any:
+    def _run(self, *arguments: object, code: int) -> tuple[str, str]:
         self._patch.setattr(sys, "argv", ["billing", *map(str, arguments)])
         self._capture.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()
-        printed = self._capture.readouterr()
-        assert KEY not in printed.out + printed.err
-        assert ended.value.code == code, printed.out + printed.err
-        return printed
+        shown, errors = self._capture.readouterr()
+        assert KEY not in shown + errors
+        assert ended.value.code == code, shown + errors
+        return shown, errors
 
 
 @pytest.fixture
