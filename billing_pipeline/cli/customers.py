@@ -61,7 +61,8 @@ def list_customers(as_json: Json = False) -> None:
         {
             **row,
             "stripe_customer_id": row["stripe_customer_id"] + " (deleted)" * row["deleted"],
-            "subscriptions": ", ".join(f"{s['id']} {s['status']}" for s in row["subscriptions"]),
+            "subscriptions": ", ".join(f"{s['id']} {s['status']}" for s in row["subscriptions"])
+            or None,
         }
         for row in customers
     ]

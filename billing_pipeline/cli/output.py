@@ -55,7 +55,7 @@ def table(rows: Iterable[Document], *columns: str, title: str | None = None) -> 
     for n, column in enumerate(columns):
         is_number = all(NUMBER.fullmatch(str(row[n])) for row in cells)
         made.add_column(
-            column.removesuffix("_id").replace("_", " "),
+            column.removesuffix("_id").replace("_", " ").replace("stripe", "Stripe"),
             justify="right" if is_number else "left",
             no_wrap=column in NEVER_WRAPPED,
         )
