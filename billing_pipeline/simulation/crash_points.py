@@ -1,4 +1,4 @@
-"""Where the process may die: every step that touches the database or the network is counted."""
+"""Crash points: every use of the database or the network, where the process may die."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from threading import get_ident
 
 
 class Crash(BaseException):
-    """The process is dead. No `except Exception` survives it, as none survives `kill -9`."""
+    """The process died. `except Exception` does not catch it, as nothing catches `kill -9`."""
 
 
 class CrashPoints:
-    """Counts steps, and lets something happen at one of them."""
+    """Counts crash points; at one of them the process dies, or another run interrupts it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -21,17 +21,17 @@ class CrashPoints:
         self._acting: int | None = None
 
     def arm(self, after: int, act: Callable[[], None] | None = None) -> None:
-        """After so many steps from now: die, or do something in between."""
+        """After this many crash points: call `act`; without it, die."""
         self._at, self._act = self.count + after, act
 
     def disarm(self) -> None:
-        """A new process: alive, with nothing to come."""
+        """Start a new process, with no crash ahead."""
         self._dead, self._at, self._act = False, None, None
 
     def reach(self, *, between: bool = False) -> None:
-        """One step. `between`: no transaction is open, so another run may come between."""
+        """Pass a crash point. `between`: no transaction is open, so another run may interrupt."""
         if self._acting == get_ident():
-            return  # what comes between is not itself interrupted
+            return  # the interrupting run is not interrupted itself
         if self._dead:
             raise Crash
         self.count += 1
@@ -45,7 +45,7 @@ class CrashPoints:
             act()
 
     def uninterrupted(self, act: Callable[[], None]) -> None:
-        """Run `act` in this thread without counting its steps."""
+        """Call `act` in this thread without crash points."""
         self._acting = get_ident()
         try:
             act()

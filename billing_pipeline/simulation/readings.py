@@ -1,6 +1,6 @@
-"""Simulated readings: rows as they lie in files, and the usage that they prove.
+"""Simulated readings: the rows of files, and the usage that they prove.
 
-Reckoned with sets, row by row, and not as the pipeline reckons it.
+Usage is computed with sets, row by row, and not as the pipeline computes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ DAY = 86_400
 
 
 class Row(NamedTuple):
-    """One row of a file; the same sensor at the same second is the same reading."""
+    """One row of a file. Rows of one sensor at one second are one reading."""
 
     organization: str
     sensor: str
@@ -28,39 +28,39 @@ class Row(NamedTuple):
 
 
 class Readings:
-    """All rows by day, and the snapshots that were taken of them."""
+    """All rows by day, and the snapshots taken of them."""
 
     def __init__(self) -> None:
         self.rows: dict[date, list[Row]] = defaultdict(list)
         self.snapshots: dict[date, Snapshot] = {}
 
-    # What is true ----------------------------------------------------------------------------
+    # Proven usage ----------------------------------------------------------------------------
 
     def volume(self, organization: str, start: int, end: int) -> int:
-        """Readings of an organization in [start, end), duplicates removed."""
+        """The readings of an organization in [start, end), duplicates removed."""
         return len(
             {(r.sensor, r.at) for r in self._all() if r.organization == organization
              and start <= r.at < end}
         )  # fmt: skip
 
     def active(self, organization: str, at: int) -> int:
-        """Sensors with a reading in the 24 hours that end at `at`."""
+        """The sensors of an organization with a reading in the 24 hours before `at`."""
         return len(
             {r.sensor for r in self._all() if r.organization == organization
              and at - DAY <= r.at < at}
         )  # fmt: skip
 
     def organizations(self) -> set[str]:
-        """Everyone with a row anywhere."""
+        """Every organization with a row."""
         return {row.organization for row in self._all()}
 
     def _all(self) -> list[Row]:
         return [row for rows in self.rows.values() for row in rows]
 
-    # What was counted: the pipeline's source of usage ------------------------------------------
+    # Counted usage: a `UsageSource` ----------------------------------------------------------
 
     def count(self, day: date, now: datetime) -> None:
-        """Take a day's snapshot of the rows that lie there now."""
+        """Take the snapshot of a day from its present rows."""
         start, end = day_start(day), day_end(day)
         usage = [
             OrganizationUsage(o, self.active(o, end), self.volume(o, start, end), 0, 0)

@@ -1,4 +1,4 @@
-"""One seed: a history, its quiet end, its verdict. A failing history is made short."""
+"""Run the history of a seed and judge how it ends; shorten a history that fails."""
 
 from __future__ import annotations
 
@@ -18,24 +18,27 @@ from billing_pipeline.simulation.world import World
 from billing_pipeline.stripe_api import retrying
 
 STEPS = (
-    *["readings_come"] * 5, "readings_go", *["run"] * 5, *["run_unfinished"] * 2, "verify",
-    *["webhooks_come"] * 3, *["apply"] * 2, "backstop", "overlap", *["time_passes"] * 7,
-    *["faults_change"] * 2, "map_again", "check_out", "subscribe", *["change_subscription"] * 2,
-    "delete_customer", "meter_comes_and_goes", "count", *["decide"] * 2, "let_through",
-    "a_month_passes", *["undo"] * 2,
+    *["add_readings"] * 5, "remove_readings", *["run"] * 5, *["run_unfinished"] * 2, "verify",
+    *["deliver_webhooks"] * 3, *["apply"] * 2, "backstop", "overlap", *["pass_time"] * 7,
+    *["change_faults"] * 2, "remap", "check_out", "subscribe", *["change_subscription"] * 2,
+    "delete_customer", "toggle_meter", "count", *["decide"] * 2, "approve_gate",
+    "pass_month", *["undo"] * 2,
 )  # fmt: skip
-"""What may happen, as often as it is named."""
+"""The steps of histories: methods of `World`, each listed as often as its weight.
 
-LOOK_AFTER = 4
-"""After one step in so many it is asked which days are up to date, and whether that is so."""
+A seed chooses by position: a change of the order or the number changes every history.
+"""
 
-LONGEST = 40
-"""CrashPoints of a history, at most."""
+CHECK_ONE_IN = 4
+"""After one step in this many, the oracle checks the days that are called up to date."""
+
+MOST_STEPS = 40
+"""Steps of a history, at most, after the first."""
 
 
 @dataclass
 class Verdict:
-    """What became of a history."""
+    """The outcome of a history."""
 
     seed: int
     complaints: list[str] = field(default_factory=list)
@@ -45,20 +48,20 @@ class Verdict:
 
 
 Step = tuple[str, int]
-"""What happens, and the seed of its details."""
+"""The name of a step, and the seed of its details."""
 
 
 def history(seed: int) -> list[Step]:
-    """The steps of a seed."""
+    """The history of a seed."""
     chance = Random(seed)
-    length = chance.randint(8, LONGEST)
-    return [("readings_come", chance.getrandbits(32))] + [
+    length = chance.randint(8, MOST_STEPS)
+    return [("add_readings", chance.getrandbits(32))] + [
         (chance.choice(STEPS), chance.getrandbits(32)) for _ in range(length)
     ]
 
 
 def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
-    """Live through a history (default: that of the seed), and judge how it ends."""
+    """Run a history (default: that of the seed), and judge how it ends."""
     chosen = history(seed) if steps is None else steps
     with (
         tempfile.TemporaryDirectory(prefix="simulation-", dir=_fast_folder()) as folder,
@@ -68,9 +71,9 @@ def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
         try:
             for name, detail in chosen:
                 getattr(world, name)(Random(detail))
-                if detail % LOOK_AFTER == 0:
+                if detail % CHECK_ONE_IN == 0:
                     world.crash_points.disarm()
-                    world.complaints += up_to_date_days_need_nothing(world, world.context("look"))
+                    world.complaints += up_to_date_days_need_nothing(world, world.context("check"))
             rounds = world.become_quiet()
             found = complaints(world)
             if rounds < 0:
@@ -83,7 +86,7 @@ def simulate(seed: int, steps: Sequence[Step] | None = None) -> Verdict:
 def simulate_all(
     seeds: Sequence[int], processes: int, watch: Callable[[int], None]
 ) -> list[Verdict]:
-    """Simulate seeds in several processes; `watch` is told how many are done."""
+    """Simulate seeds in several processes. `watch` is called with the number that are done."""
     verdicts = []
     with ProcessPoolExecutor(processes) as pool:
         for number, verdict in enumerate(pool.map(simulate, seeds), start=1):
@@ -93,7 +96,7 @@ def simulate_all(
 
 
 def shorten(seed: int) -> tuple[list[Step], Verdict]:
-    """The shortest part of a failing history that still fails, by leaving out what can be."""
+    """Remove as many steps of a failing history as possible, so that it still fails."""
     steps = history(seed)
     verdict = simulate(seed, steps)
     size = max(1, len(steps) // 2)
@@ -112,7 +115,7 @@ def shorten(seed: int) -> tuple[list[Step], Verdict]:
 
 @cache
 def template_database() -> Path:
-    """A database with its schema in place, to be copied."""
+    """A database with its schema, to copy."""
     folder = tempfile.mkdtemp(prefix="simulation-template-", dir=_fast_folder())
     path = Path(folder) / "billing.db"
     engine = open_database(f"sqlite:///{path}")
@@ -123,13 +126,13 @@ def template_database() -> Path:
 
 
 def _fast_folder() -> str | None:
-    """Memory, where there is some: nothing here has to survive a power cut."""
+    """A folder in memory, if there is one: no file here has to survive a power cut."""
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
 @contextmanager
 def no_backoff() -> Iterator[None]:
-    """Back-off without waiting, and no complaints about tasks that died with their process."""
+    """Retry without waiting, and log nothing about tasks that died with their process."""
     before = retrying.FIRST_DELAY, retrying.LONGEST_DELAY
     logger = logging.getLogger("asyncio")
     level = logger.level

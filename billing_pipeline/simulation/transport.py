@@ -1,4 +1,4 @@
-"""The official SDK over the sandbox's application, called without a socket."""
+"""The official SDK connected to the sandbox's application without a socket."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from billing_pipeline.settings import Settings
 from billing_pipeline.simulation.crash_points import CrashPoints
-from billing_pipeline.stripe_api.client import StripeGateway, check_answer
+from billing_pipeline.stripe_api.client import StripeGateway
 
 
 class InProcessClient(stripe.HTTPClient):
@@ -30,9 +30,9 @@ class InProcessClient(stripe.HTTPClient):
     async def request_async(
         self, method: str, url: str, headers: Mapping[str, str], post_data: Any = None
     ) -> tuple[bytes, int, dict[str, str]]:
-        """One request; an answer that breaks off raises what a broken connection raises."""
-        self._crash_points.reach(between=True)  # it dies before the request leaves
-        segments = urlsplit(url)
+        """Make one request. An answer that breaks off raises what a broken connection raises."""
+        self._crash_points.reach(between=True)  # before the request leaves
+        target = urlsplit(url)
         body = (post_data or "").encode() if isinstance(post_data, str | None) else post_data
         scope = {
             "type": "http",
@@ -40,9 +40,9 @@ class InProcessClient(stripe.HTTPClient):
             "http_version": "1.1",
             "method": method.upper(),
             "scheme": "http",
-            "path": segments.path,
-            "raw_path": segments.path.encode(),
-            "query_string": segments.query.encode(),
+            "path": target.path,
+            "raw_path": target.path.encode(),
+            "query_string": target.query.encode(),
             "root_path": "",
             "headers": [(k.lower().encode(), str(v).encode()) for k, v in headers.items()],
             "client": ("127.0.0.1", 1),
@@ -64,18 +64,17 @@ class InProcessClient(stripe.HTTPClient):
                 complete = not message.get("more_body", False)
 
         await self._app(scope, receive, send)
-        self._crash_points.reach()  # it dies before it learns the answer
+        self._crash_points.reach()  # before the answer is known
         if not complete:
             raise aiohttp.ClientPayloadError("the answer broke off")
-        check_answer(url, status, answer)
         return answer, status, answered
 
     async def close_async(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no connection is open."""
 
 
 class InProcessGateway(StripeGateway):
-    """A gateway whose clients talk to the sandbox's application."""
+    """A gateway whose clients call the sandbox's application."""
 
     def __init__(self, settings: Settings, app: Starlette, crash_points: CrashPoints) -> None:
         super().__init__(settings)
@@ -84,7 +83,7 @@ class InProcessGateway(StripeGateway):
 
     @property
     def calls_per_second(self) -> int:
-        """The clock is simulated: nothing waits for the real one."""
+        """No limit: the clock is simulated."""
         return 10**6
 
     @asynccontextmanager

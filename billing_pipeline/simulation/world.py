@@ -1,7 +1,7 @@
-"""The simulated world: who there is, what lies where, and everything that may happen to it.
+"""The simulated world: readings, organizations, customers, Stripe, and the steps of histories.
 
-Each kind of happening is a method that takes its own `Random`, so that a history stays a
-history when some of its steps are taken out.
+Each step is a method that takes its own `Random`. A history can therefore lose some of its steps,
+and the others stay the same.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.adjustments import decided_adjustments
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.operations import gate
 from billing_pipeline.operations.bill import (
     apply_events,
     mark_counted,
@@ -40,7 +41,6 @@ from billing_pipeline.operations.context import (
     Context,
 )
 from billing_pipeline.operations.day_inputs import unfinished_days
-from billing_pipeline.operations.gate import approve_gate, closed_gates
 from billing_pipeline.operations.periods import closing_days
 from billing_pipeline.operations.undo import undo_run
 from billing_pipeline.rules.gate import Gates
@@ -48,13 +48,13 @@ from billing_pipeline.rules.planning import PlanOptions
 from billing_pipeline.rules.timestamps import day_start, is_over
 from billing_pipeline.sandbox.app import Clock, Sandbox, make_app
 from billing_pipeline.sandbox.billing import Billing
-from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.events import notification
+from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.stripe_state import Account
 from billing_pipeline.sandbox.webhooks import WebhookDelivery
 from billing_pipeline.settings import Settings
-from billing_pipeline.simulation.readings import Readings, Row
 from billing_pipeline.simulation.crash_points import Crash, CrashPoints
+from billing_pipeline.simulation.readings import Readings, Row
 from billing_pipeline.simulation.transport import InProcessGateway
 from billing_pipeline.stripe_events.backstop import fetch_missed
 from billing_pipeline.stripe_events.inbox import Inbox
@@ -69,13 +69,19 @@ ORGANIZATIONS = ("ash", "birch", "cedar")
 SENSORS = ("s1", "s2", "s3")
 METERS = (("active_sensors", "last"), ("temperature_readings", "sum"))
 STRICT = Gates(least_days=2, least_readings=2, whole_low=0.3, organization_low=0.3)
-"""Gates that close on the few readings of these worlds; the usual ones never do."""
+"""Gates that close on the few readings of these worlds; the default ones never do."""
+
+PERIOD_DAYS = 3
+"""Days of a billing period."""
+
+UNKNOWN_STATUS = "status_of_tomorrow"
+"""A status of subscriptions that the pipeline does not know."""
 
 BASE = "http://stripe.invalid"
 
 
 class World:
-    """One world in a folder of its own. `template` is a database with its schema in place."""
+    """A world in a folder of its own. `template` is a database with its schema."""
 
     def __init__(self, folder: Path, template: Path, seed: int) -> None:
         self.folder = folder
@@ -87,13 +93,13 @@ class World:
         self.received: set[str] = set()
         self.log: list[str] = []
         self.complaints: list[str] = []
-        """What was found wrong before the end."""
+        """What the oracle found wrong before the end."""
         self.crashes = 0
         self.chance = Random(seed)
         self.runs: list[str] = []
         self.verdicts: dict[str, bool] = {}
-        """What people decided about usage of closed periods: adjustment, approved or not."""
-        # Stripe's clock is not ours, but it only goes forward too.
+        """Decisions about usage of closed periods: whether each adjustment was approved."""
+        # Stripe's clock may differ from the pipeline's. It never goes back.
         clock = Clock(lambda: self.now, Random(seed).choice([0.0, 0.0, -120.0, 120.0]))
         account = Account(clock)
         self.sandbox = Sandbox(
@@ -128,19 +134,19 @@ class World:
             for customer in sorted(self.account.customers):
                 self._subscribe(customer, 2 * 86_400)
 
-    # Parts -----------------------------------------------------------------------------------
+    # Access ----------------------------------------------------------------------------------
 
     @property
     def account(self) -> Account:
-        """Stripe, as it really is."""
+        """Stripe's own state."""
         return self.sandbox.account
 
     def clock(self) -> datetime:
-        """The pipeline's clock. Stripe's may be off by the sandbox's offset."""
+        """The pipeline's clock. Stripe's differs by the sandbox's offset."""
         return datetime.fromtimestamp(self.now, UTC)
 
     def context(self, run: str) -> Context:
-        """The production code's rooms, over this world."""
+        """The context in which the production code runs in this world."""
         ledger = Ledger(self.database, run)
         ledger.delivery_wait_seconds = 0.0
         here = Folder(str(self.folder))
@@ -167,7 +173,7 @@ class World:
         ]
 
     def close(self) -> None:
-        """Give the database back."""
+        """Close the database."""
         self.database.dispose()
 
     def _watch(self, database: Database) -> None:
@@ -180,15 +186,15 @@ class World:
             self.crash_points.reach()
 
     def _price(self, meter_id: str) -> str:
-        recurring = {"interval": "day", "interval_count": "3", "meter": meter_id}
+        recurring = {"interval": "day", "interval_count": str(PERIOD_DAYS), "meter": meter_id}
         return str(
             self.sandbox.billing.make_price({"currency": "usd", "recurring": recurring})["id"]
         )
 
-    # The readings change ---------------------------------------------------------------------
+    # Readings --------------------------------------------------------------------------------
 
-    def readings_come(self, chance: Random) -> None:
-        """Readings of some days: new ones, late ones, repeated and conflicting ones."""
+    def add_readings(self, chance: Random) -> None:
+        """Readings of some days arrive: new, late, repeated and conflicting ones."""
         for _ in range(chance.randint(1, 3)):
             day = self._a_day(chance)
             organization = chance.choice(ORGANIZATIONS)
@@ -198,8 +204,8 @@ class World:
                 self.readings.rows[day] += [row] * chance.choice([1, 1, 2])
             self.log.append(f"readings of {organization} on {day}")
 
-    def readings_go(self, chance: Random) -> None:
-        """Rows of a day are removed: some of them, or all."""
+    def remove_readings(self, chance: Random) -> None:
+        """Some or all rows of a day are removed."""
         day = self._a_day(chance)
         rows = self.readings.rows[day]
         kept = chance.choice([0.0, 0.5, 0.8])
@@ -212,8 +218,8 @@ class World:
 
     # People and customers --------------------------------------------------------------------
 
-    def map_again(self, chance: Random) -> None:
-        """A person maps an organization: to a new customer, an old one, or one that is not."""
+    def remap(self, chance: Random) -> None:
+        """A person maps an organization to a new, an existing or an unknown customer."""
         organization = chance.choice(ORGANIZATIONS)
         known = sorted(self.account.customers)
         kind = chance.choice(["new", "new", "old", "unknown"])
@@ -241,13 +247,13 @@ class World:
         """An organization checks out as a new customer."""
         organization = chance.choice(ORGANIZATIONS)
         customer = str(self.account.make_customer({})["id"])
-        segment = {"id": "cs", "customer": customer, "client_reference_id": organization}
-        self.account.outbox.emit("checkout.session.completed", segment, self.sandbox.clock())
+        session = {"id": "cs", "customer": customer, "client_reference_id": organization}
+        self.account.outbox.emit("checkout.session.completed", session, self.sandbox.clock())
         self.ever_mapped.add((organization, customer))
         self.log.append(f"{organization} checks out as {customer}")
 
     def subscribe(self, chance: Random) -> None:
-        """A customer subscribes, from now or from a while ago on."""
+        """A customer subscribes, from now or from an earlier instant."""
         customers = sorted(self.account.customers)
         if customers:
             self._subscribe(chance.choice(customers), chance.choice([0, 3600, 2 * 86_400]))
@@ -261,9 +267,9 @@ class World:
         )  # fmt: skip
 
     def change_subscription(self, chance: Random) -> None:
-        """A subscription is paused, resumed, cancelled now, or to end with its period."""
+        """A subscription changes its status, is cancelled, or is set to end with its period."""
         billing = self.sandbox.billing
-        # One that was paused when its period ended stays so: the sandbox has no resuming.
+        # One that was paused when its period ended stays paused: the sandbox cannot resume it.
         now = self.sandbox.clock()
         live = [
             s
@@ -273,7 +279,7 @@ class World:
         if not live:
             return
         id = chance.choice(live)["id"]
-        change = chance.choice(["paused", "active", "past_due", "resting", "cancel", "end"])
+        change = chance.choice(["paused", "active", "past_due", UNKNOWN_STATUS, "cancel", "end"])
         if change == "cancel":
             billing.cancel(id, {"invoice_now": chance.choice(["true", "false"])})
         elif change == "end":
@@ -283,7 +289,7 @@ class World:
         self.log.append(f"{id}: {change}")
 
     def delete_customer(self, chance: Random) -> None:
-        """A customer is deleted, with its subscriptions."""
+        """A customer is deleted, and its subscriptions are cancelled."""
         customers = sorted(self.account.customers)
         if customers and chance.random() < 0.3:
             customer = chance.choice(customers)
@@ -294,57 +300,57 @@ class World:
             self.log.append(f"{customer} is deleted")
 
     def decide(self, chance: Random) -> None:
-        """A person carries an amount of a closed period forward, or writes it off."""
+        """A person approves or dismisses an adjustment. The process may die meanwhile."""
         self.crash_points.disarm()
         context = self.context("person")
         waiting = adjustments.open_adjustments(context)
         if not waiting:
             return
-        amount, approved = chance.choice(waiting), chance.random() < 0.7
-        verdict = adjustments.approve if approved else adjustments.dismiss
+        adjustment, approved = chance.choice(waiting), chance.random() < 0.7
+        decide = adjustments.approve if approved else adjustments.dismiss
         before = self.crashes
         if chance.random() < 0.2:
             self.crash_points.arm(chance.randint(1, 12))
-        with self._living():
-            verdict(context, amount.id, "simulated")
+        with self._process():
+            decide(context, adjustment.id, "simulated")
         self.crash_points.disarm()
-        if self.context("person").ledger.read(decided_adjustments, id=amount.id):
-            self.verdicts[amount.id] = approved
-        message = "carried into the current period" if approved else "written off"
+        if self.context("person").ledger.read(decided_adjustments, id=adjustment.id):
+            self.verdicts[adjustment.id] = approved
+        verdict = "approved" if approved else "dismissed"
         died = ": dies" if self.crashes > before else ""
-        self.log.append(f"{amount.amount:+} of {amount.cell} is {message}{died}")
+        self.log.append(f"{adjustment.amount:+} of {adjustment.cell}: {verdict}{died}")
 
-    def let_through(self, chance: Random) -> None:
-        """A person lets a day through the gate."""
+    def approve_gate(self, chance: Random) -> None:
+        """A person approves a day that waits at the gate."""
         self.crash_points.disarm()
         context = self.context("person")
-        closed = closed_gates(context)
+        closed = gate.closed_gates(context)
         if closed:
             day = chance.choice(closed).day
-            approve_gate(context, day, "simulated")
-            self.log.append(f"{day} is let through the gate")
+            gate.approve_gate(context, day, "simulated")
+            self.log.append(f"{day} is approved at the gate")
 
     # Stripe ----------------------------------------------------------------------------------
 
-    def time_passes(self, chance: Random) -> None:
-        """Minutes, hours, sometimes a day."""
+    def pass_time(self, chance: Random) -> None:
+        """Minutes, hours or a day pass."""
         step = chance.choice([60, 3600, 4 * 3600, 12 * 3600, 26 * 3600])
         self.advance(step)
         self.log.append(f"{step} s pass: {self.clock():%m-%d %H:%M}")
 
-    def a_month_passes(self, chance: Random) -> None:
-        """Rarely: Stripe takes nothing more for all the days before."""
+    def pass_month(self, chance: Random) -> None:
+        """Rarely, a month passes: Stripe accepts no more usage of the days before."""
         if chance.random() < 0.15:
             self.advance(36 * 86_400)
             self.log.append(f"a month passes: {self.clock():%m-%d %H:%M}")
 
     def advance(self, seconds: float) -> None:
-        """Move both clocks; Stripe does what is due."""
+        """Advance both clocks; Stripe does what is due."""
         self.now += seconds
         self.sandbox.tick()
 
-    def faults_change(self, chance: Random) -> None:
-        """Stripe behaves differently from now on."""
+    def change_faults(self, chance: Random) -> None:
+        """Stripe gets other faults."""
         names = ("rate_limit", "error_before", "error_after", "cut_before", "cut_after", "dropped")
         rates = {name: chance.choice([0, 0, 0.1, 0.4]) for name in names}
         self.sandbox.faults = Faults(
@@ -356,31 +362,31 @@ class World:
         )
         self.log.append(f"faults: {self.sandbox.faults}")
 
-    def meter_comes_and_goes(self, chance: Random) -> None:
+    def toggle_meter(self, chance: Random) -> None:
         """A meter is deactivated, or reactivated."""
         id = chance.choice(sorted(self.account.meters))
         status = "active" if self.account.meters[id]["status"] == "inactive" else "inactive"
         self.account.change_meter(id, status=status)
         self.log.append(f"{id} is {status}")
 
-    # The pipeline acts -----------------------------------------------------------------------
+    # The pipeline ----------------------------------------------------------------------------
 
-    def webhooks_come(self, chance: Random) -> None:
-        """Some of the events arrive, in any order, some more than once."""
+    def deliver_webhooks(self, chance: Random) -> None:
+        """Some Stripe events arrive, in any order; some have arrived before."""
         self.sandbox.tick()
         events = [e for e in self.account.outbox.events if chance.random() < 0.7]
-        if chance.random() < 0.3:  # what is newest of each object overtakes what was before
-            segment = {
-                e["id"]: e["data"].get("object", {}).get("id") for e in self.account.outbox.events
+        if chance.random() < 0.3:  # only the newest event of each object
+            newest = {
+                e["data"].get("object", {}).get("id") or e["id"]: e
+                for e in self.account.outbox.events
             }
-            newest = {segment[e["id"]] or e["id"]: e for e in self.account.outbox.events}
             events = list(newest.values())
         chance.shuffle(events)
         self.receive(events)
         self.log.append(f"{len(events)} webhooks")
 
     def receive(self, events: list[dict[str, Any]]) -> None:
-        """Store events as the webhook handler does."""
+        """Store Stripe events as the webhook handler does."""
         store = EventStore(self.database)
         self.crash_points.disarm()
         for each in events:
@@ -395,14 +401,14 @@ class World:
         self.log.append("some days are counted")
 
     def _count(self, day: date) -> None:
-        """Take a day's snapshot where its rows have changed, as the assets do."""
+        """Take the snapshot of a day if its rows have changed, as the assets do."""
         if self.readings.is_current(day):
             return
         mark_counted(self.context("count"), day)
         self.readings.count(day, self.clock())
 
     def run(self, chance: Random) -> None:
-        """A run over some days in some order, counting some first. It may die on the way."""
+        """A run over some days in any order, which may be counted first. It may die."""
         days = self.days()
         chance.shuffle(days)
         days = days[: chance.randint(1, max(1, len(days)))]
@@ -417,7 +423,7 @@ class World:
         )
 
     def undo(self, chance: Random) -> None:
-        """A person undoes one of the runs. It may die on the way."""
+        """A person undoes a run. The process may die."""
         if self.runs:
             name = chance.choice(self.runs)
             crash = chance.random() < 0.3
@@ -429,7 +435,7 @@ class World:
             )
 
     def run_unfinished(self, chance: Random) -> None:
-        """What the sensor would start."""
+        """The run that the sensor would start. It may die."""
         crash = chance.random() < 0.2
         self._act(
             lambda context: self._bill(context, unfinished_days(context)),
@@ -438,17 +444,17 @@ class World:
         )
 
     def verify(self, chance: Random) -> None:
-        """Everything is compared with Stripe."""
+        """Every figure is compared with Stripe."""
         self._act(
             lambda context: verify_days(context, self.days(), everything=True), chance, "verify"
         )
 
     def apply(self, chance: Random) -> None:
-        """What waits is applied. It may die on the way."""
+        """Stored Stripe events are applied. The process may die."""
         self._act(apply_events, chance if chance.random() < 0.3 else None, "apply")
 
     def backstop(self, chance: Random) -> None:
-        """What no webhook delivered is fetched."""
+        """Stripe events that no webhook delivered are fetched."""
         since = self.clock() - timedelta(days=30)
         self._act(
             lambda context: fetch_missed(context.inbox, context.gateway, since, self.clock()),
@@ -457,25 +463,25 @@ class World:
         )
 
     def overlap(self, chance: Random) -> None:
-        """A second run comes between two steps of a first one."""
+        """A second run interrupts a first one."""
         days = self.days()
         other = list(days)
         chance.shuffle(other)
         for day in days:
             self._count(day)
 
-        def second() -> None:
-            thread = threading.Thread(target=lambda: self.crash_points.uninterrupted(between))
+        def interrupt() -> None:
+            thread = threading.Thread(target=lambda: self.crash_points.uninterrupted(second_run))
             thread.start()
             thread.join()
 
-        def between() -> None:
-            with self._living():
+        def second_run() -> None:
+            with self._process():
                 self._bill(self.context(self._named("second")), other)
 
         self.crash_points.disarm()
-        self.crash_points.arm(chance.randint(1, 60), second)
-        with self._living():
+        self.crash_points.arm(chance.randint(1, 60), interrupt)
+        with self._process():
             self._bill(self.context(self._named("first")), days)
         self.crash_points.disarm()
         self.log.append("two runs overlap")
@@ -489,19 +495,19 @@ class World:
         if chance is not None:
             self.crash_points.arm(chance.randint(1, 80))
         before = self.crashes
-        with self._living():
+        with self._process():
             act(self.context(self._named(what)))
         self.crash_points.disarm()
         self.log.append(f"{what}{' dies' if self.crashes > before else ''}")
 
     def _named(self, what: str) -> str:
-        """A name for a new run."""
+        """The name of a new run."""
         self.runs.append(f"{what} #{len(self.runs)}")
         return self.runs[-1]
 
     @contextmanager
-    def _living(self) -> Iterator[None]:
-        """A process: it may die, or end with a clear error, and the world goes on."""
+    def _process(self) -> Iterator[None]:
+        """A process. It may die or end with an error of configuration; the world goes on."""
         try:
             yield
         except Crash:
@@ -509,8 +515,8 @@ class World:
         except ConfigurationError as error:
             self.log.append(f"refused: {error}")
 
-    def _run_what_sensors_ask_for(self, context: Context) -> None:
-        """Days whose readings changed or whose invoice is a draft, then days left unfinished."""
+    def _run_as_sensors_ask(self, context: Context) -> None:
+        """Days whose readings changed or whose invoice is a draft, then unfinished days."""
         changed = {day for day in self.days() if not self.readings.is_current(day)}
         changed |= closing_days(context).keys()
         for day in sorted(changed):
@@ -518,20 +524,20 @@ class World:
         self._bill(context, sorted(changed))
         self._bill(context, unfinished_days(context))
 
-    def _decide_what_waits(self) -> None:
-        """People decide on much of what waits for them."""
+    def _decide_most(self) -> None:
+        """People decide about most of what waits for them."""
         for _ in range(len(adjustments.open_adjustments(self.context("person")))):
             if self.chance.random() < 0.8:
                 self.decide(self.chance)
         if self.chance.random() < 0.5:
-            self.let_through(self.chance)
+            self.approve_gate(self.chance)
 
     # The end ---------------------------------------------------------------------------------
 
     def become_quiet(self) -> int:
-        """No more faults, nothing new; the pipeline runs until nothing changes.
+        """End all faults and let the pipeline run until nothing changes.
 
-        Returns the number of rounds that took.
+        Returns the number of rounds; -1 if it still changes after the last one.
         """
         self.sandbox.faults = replace(Faults(), report_after=0)
         for id, meter in self.account.meters.items():
@@ -544,8 +550,8 @@ class World:
             context = self.context("quiet")
             apply_events(context)
             if round in (3, 4):
-                self._decide_what_waits()
-            self._run_what_sensors_ask_for(context)
+                self._decide_most()
+            self._run_as_sensors_ask(context)
             self.advance(60)
             self.receive(list(self.account.outbox.events))
             apply_events(context)
