@@ -42,6 +42,19 @@ CUSTOMER_NOT_FOUND = "meter_event_customer_not_found"
 METER_INACTIVE_CODES = frozenset({"archived_meter", "no_meter"})
 """Error codes of a meter that is inactive. [spec]"""
 
+ERROR_TYPES = frozenset(
+    {
+        "api_error",
+        "authentication_error",
+        "card_error",
+        "idempotency_error",
+        "invalid_request_error",
+        "permission_error",
+        "rate_limit_error",
+    }
+)
+"""Types of Stripe's errors [spec, sdk]. An error of another type is not Stripe's."""
+
 TURNED_AWAY_CODES = ("too_many_concurrent_requests", "lock_timeout")
 """Codes of a 409 that was refused before anything was executed. [docs]"""
 
@@ -67,6 +80,9 @@ bound given [open]. A difference that lasts longer is a mismatch, and a person s
 
 TAKE_BACK_AFTER = timedelta(hours=24)
 """Ours: how long a summary gets before an event that it does not show is believed to be lost."""
+
+MOST_PAGES = 1_000
+"""Ours: a list with more pages than this is not believed: `has_more` may never end."""
 
 READS_A_MONTH = 10_000
 """Reads that an account has in any case; 500 for each transaction beside that. [docs]"""

@@ -5,12 +5,12 @@ from datetime import date
 
 from billing_pipeline.operations.bill import ReportOutcome
 from billing_pipeline.operations.context import (
-    Clock,
     Context,
     Progress,
     utc_now,
 )
 from billing_pipeline.settings import load_settings
+from billing_pipeline.stripe_api.client import Clock
 from billing_pipeline.stripe_api.verification import VerificationReport
 from billing_pipeline.usage.activity import CountedDay
 

@@ -156,7 +156,7 @@ def report_days(
         leftovers = deliver_days(context, contact.meters, days, progress, leftovers=True)
         outcome.add(leftovers)
         # What an interrupted run left unverified would blur what later summaries can prove.
-        verify(context.gateway, context.ledger, contact.meters, days, context.clock)
+        verify(context.access(contact.meters), days)
     to_plan = list(days)
     for _ in range(MOST_SEGMENTS):
         unfinished = _plan_days(context, contact, to_plan, options, outcome, progress)
@@ -186,14 +186,11 @@ def deliver_days(
 ) -> DeliveryReport:
     """Deliver what is planned for these days; `leftovers`: only what is unresolved."""
     return deliver(
-        context.gateway,
-        context.ledger,
-        meters,
+        context.access(meters),
         days,
-        context.clock,
-        _watch(progress, "delivering"),
-        payers=context.payers(),
+        context.payers(),
         leftovers=leftovers,
+        progress=_watch(progress, "delivering"),
     )
 
 
@@ -321,11 +318,8 @@ def verify_days(
     if contact.unreachable is not None:
         return VerificationReport(unread=[contact.unreachable])
     return verify(
-        context.gateway,
-        context.ledger,
-        contact.meters,
+        context.access(contact.meters),
         days,
-        context.clock,
         wait_seconds=wait_seconds,
         everything=everything,
         progress=_watch(progress, "verifying"),

@@ -17,13 +17,12 @@ from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.model import Meter
 from billing_pipeline.settings import Settings
 from billing_pipeline.stripe_api.catalogue import look_up
-from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.client import Clock, MeterAccess, StripeGateway
 from billing_pipeline.stripe_events.inbox import Inbox
 from billing_pipeline.usage.counted import CountedUsage, UsageSource
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.sources.folders import Folder
 
-Clock = Callable[[], datetime]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 
@@ -97,6 +96,10 @@ class Context:
         return self.customers.payers(
             self.settings.subscription_policy, self.settings.billing_customers_file
         )
+
+    def access(self, meters: Sequence[Meter]) -> MeterAccess:
+        """The ledger and the way to these meters."""
+        return MeterAccess(self.gateway, self.ledger, meters, self.clock)
 
     def known_meters(self) -> list[Meter]:
         """The configured meters as last seen in Stripe."""

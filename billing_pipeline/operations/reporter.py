@@ -100,13 +100,7 @@ class UsageReporter:
     ) -> DeliveryReport:
         context = self._context
         return deliver(
-            context.gateway,
-            context.ledger,
-            meters,
-            [cell.usage_day],
-            context.clock,
-            payers=context.payers(),
-            leftovers=leftovers,
+            context.access(meters), [cell.usage_day], context.payers(), leftovers=leftovers
         )
 
     def _plan(

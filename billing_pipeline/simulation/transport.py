@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from billing_pipeline.settings import Settings
 from billing_pipeline.simulation.crash_points import CrashPoints
-from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.client import StripeGateway, check_answer
 
 
 class InProcessClient(stripe.HTTPClient):
@@ -67,6 +67,7 @@ class InProcessClient(stripe.HTTPClient):
         self._crash_points.reach()  # before the answer is known
         if not complete:
             raise aiohttp.ClientPayloadError("the answer broke off")
+        check_answer(url, status, answer)
         return answer, status, answered
 
     async def close_async(self) -> None:

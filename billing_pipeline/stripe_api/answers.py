@@ -1,7 +1,8 @@
-"""What Stripe's answers mean, each decided in one place.
+"""The meaning of each answer to a meter event, decided in one place.
 
-Source of the rules: Stripe's specification and documentation of meter events, idempotent
-requests and errors; see docs/architecture.md.
+The client lets only answers of Stripe's shape through (`client.check_answer`). Source of the rules:
+Stripe's specification and documentation of meter events, idempotent requests and errors; see
+docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from enum import Enum
 import aiohttp
 import stripe
 
+from billing_pipeline.stripe_api.client import ForeignAnswer
 from billing_pipeline.stripe_facts import TURNED_AWAY_CODES
 
 NETWORK_ERRORS = (aiohttp.ClientError, asyncio.TimeoutError, ConnectionError)
-"""What the SDK lets through unwrapped when a connection breaks while an answer is read."""
+"""Errors that the SDK does not wrap when a connection breaks while an answer is read."""
 
 
 TIMED_OUT = "timed_out"
 
 
 class Verdict(Enum):
-    """What an attempt to send an event came to."""
+    """The result of an attempt to send an event."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"  # for good: sending the same again would be refused again
@@ -35,20 +37,22 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A verdict with what is worth remembering. Messages never carry the key."""
+    """A verdict with its details. Messages never contain the key."""
 
     verdict: Verdict
     request_id: str | None = None
     code: str | None = None
     message: str | None = None
     again: bool = True
-    """Whether trying again soon can teach anything new."""
+    """Whether trying again soon is of use."""
     retry_after: float | None = None
     """Seconds Stripe asks us to wait."""
 
 
 def read_error(error: BaseException) -> Answer:
     """The meaning of an error of the SDK or of the network. Re-raises any other."""
+    if isinstance(error, ForeignAnswer):
+        return Answer(Verdict.UNKNOWN, code=f"http_{error.status}", message=str(error))
     if isinstance(error, stripe.APIConnectionError):
         return _no_answer(error.__cause__)
     if isinstance(error, NETWORK_ERRORS):
@@ -91,8 +95,6 @@ def _answered(error: stripe.StripeError) -> Answer:
             _seconds(headers.get("retry-after")),
         )
 
-    if error.json_body is None or status < 400:
-        return answer(Verdict.UNKNOWN)  # not an answer of Stripe's, whatever its status
     if status in (401, 403) or (status == 404 and code != "resource_missing"):
         return Answer(Verdict.DENIED, request_id, code or f"http_{status}", _denied(status))
     if status == 429 or isinstance(error, stripe.RateLimitError):

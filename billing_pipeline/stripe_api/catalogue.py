@@ -1,7 +1,7 @@
-"""The meters in Stripe: each must exist, be active, and aggregate as we expect.
+"""The meters in Stripe: each must exist, be active, and have the expected formula.
 
-A meter cannot be changed after it was made, except for its name; so what differs is refused
-with what to do about it, and only what is missing can be made.
+A meter cannot be changed after it was made, except for its display name. A meter that differs is
+refused with advice; only meters that are missing can be made.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from billing_pipeline.rules.model import (
     MeterSpec,
 )
 from billing_pipeline.stripe_api.client import StripeGateway
-from billing_pipeline.stripe_api.retrying import reading
+from billing_pipeline.stripe_api.retrying import every_page, expect, reading
 from billing_pipeline.stripe_facts import PAGE
 
 
 @dataclass(frozen=True)
 class MeterCatalogue:
-    """The account a key speaks for, and its meters that we use.
+    """The account of a key, and its meters that we use.
 
-    `account_id` is None when the key may not read its account (a restricted key).
+    `account_id` is None if the key may not read its account (a restricted key).
     """
 
     account_id: str | None
@@ -40,7 +40,7 @@ async def look_up(gateway: StripeGateway, specs: Sequence[MeterSpec]) -> MeterCa
     """Look the meters up before anything is sent.
 
     Raises ConfigurationError naming every meter that is missing, inactive or different, and
-    StripeUnreachable when Stripe does not answer.
+    StripeUnreachable if Stripe does not answer.
     """
     async with gateway.client() as client:
         listed = await _list(client)
@@ -63,7 +63,7 @@ async def ensure_meters(
     """Make the meters that are missing; returns the catalogue and the names of those made.
 
     Raises ConfigurationError for a meter that exists and differs, and for an account that the
-    ledger does not speak for, before any is made.
+    ledger does not belong to, before any is made.
     """
     async with gateway.client() as client:
         listed = await _list(client)
@@ -100,7 +100,7 @@ async def _make(client: stripe.StripeClient, spec: MeterSpec) -> None:
 async def _list(client: stripe.StripeClient) -> list[Any]:
     async def every() -> list[Any]:
         page = await client.v1.billing.meters.list_async({"limit": PAGE})
-        return [meter async for meter in page.auto_paging_iter()]
+        return await every_page(page, "billing.meter")
 
     try:
         return await reading(every, "listing the meters")
@@ -112,11 +112,11 @@ async def _list(client: stripe.StripeClient) -> list[Any]:
 
 
 async def _account_id(client: stripe.StripeClient) -> str | None:
+    async def current() -> Any:
+        return expect(await client.v1.accounts.retrieve_current_async(), "account")
+
     try:
-        account = await reading(
-            lambda: client.v1.accounts.retrieve_current_async(),
-            "asking for the account",
-        )
+        account = await reading(current, "asking for the account")
     except (stripe.InvalidRequestError, stripe.PermissionError):
         return None  # a restricted key; the meters' ids then guard the ledger
     return str(account.id)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date
 
 import stripe
 from aiolimiter import AsyncLimiter
@@ -26,13 +26,9 @@ from billing_pipeline.ledger.events import (
     deliverable,
     mark_interrupted,
 )
-from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.locks import DeliveryBusy
 from billing_pipeline.rules.eligibility import Payers
-from billing_pipeline.rules.model import (
-    Meter,
-    State,
-)
+from billing_pipeline.rules.model import State
 from billing_pipeline.rules.timestamps import too_old
 from billing_pipeline.stripe_api.answers import (
     NETWORK_ERRORS,
@@ -42,29 +38,30 @@ from billing_pipeline.stripe_api.answers import (
     read_error,
 )
 from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.stripe_api.client import ForeignAnswer, MeterAccess
 from billing_pipeline.stripe_api.resolution import needs_resolution, resolve
 from billing_pipeline.stripe_api.retrying import backoff
+from billing_pipeline.stripe_api.summaries import Summaries, pace
 
 MAX_ATTEMPTS = 10
 """Attempts per event and run, about half a minute; then the event waits for the next run."""
 
 IN_FLIGHT = 300
-"""Events claimed and under way at once: more than rate x latency needs, little to redo."""
+"""Events claimed and in flight at once: more than rate times latency, and few to resolve after a
+crash."""
 
 BATCH = 100
-"""Events per ledger transaction, where there are that many."""
+"""Events per ledger transaction, if there are that many."""
 
 FLUSH_SECONDS = 0.1
 """Outcomes wait no longer than this to be committed."""
 
-Clock = Callable[[], datetime]
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What became of one event. `success` means that Stripe has it; `error` says why not."""
+    """The result of one event. `success`: Stripe has it; otherwise `error` says why not."""
 
     success: bool
     error: str | None
@@ -77,7 +74,7 @@ class DeliveryResult:
 
 @dataclass
 class DeliveryReport:
-    """What one delivery did. `stopped` says why it ended early, None when it did not."""
+    """The results of a delivery. `stopped` says why it ended early; None if it did not."""
 
     results: list[DeliveryResult] = field(default_factory=list)
     stopped: str | None = None
@@ -85,41 +82,38 @@ class DeliveryReport:
 
     @property
     def sent(self) -> int:
-        """Events that Stripe took in this delivery."""
+        """Events that Stripe accepted in this delivery."""
         return sum(result.success and result.sent for result in self.results)
 
 
 def deliver(
-    gateway: StripeGateway,
-    ledger: Ledger,
-    meters: Sequence[Meter],
+    access: MeterAccess,
     days: Sequence[date],
-    clock: Clock,
-    progress: Progress | None = None,
-    *,
     payers: Payers,
+    *,
     leftovers: bool = False,
+    progress: Progress | None = None,
 ) -> DeliveryReport:
-    """Send what is planned or ambiguous for these days; resolve what may not be sent again.
+    """Send the planned and the ambiguous events of these days; resolve what may not be sent again.
 
-    What may not be reported any more on the customer's eligibility (`payers`), such as for a period that
-    was closed meanwhile, is not sent: if it was never sent it stays planned, to be planned again.
-    With `leftovers`, only what an earlier delivery left ambiguous, whose cells wait for it.
-    Events of meters that are not among `meters` stay as they are.
+    An event that is not eligible any more (`payers`), such as one for a period that was closed
+    meanwhile, is not sent. If it was never sent it stays planned, to be planned again.
+    `leftovers`: only events that an earlier delivery left ambiguous, whose cells wait for them.
+    Events of meters that are not configured stay as they are.
 
-    One process delivers per ledger; another waits for it here. Whatever Stripe may answer
-    comes back as values.
+    One process delivers per ledger; another one waits for it here. Whatever Stripe answers comes
+    back as values.
     """
+    ledger = access.ledger
     try:
         with ledger.delivering() as still_mine:
-            ledger.write(mark_interrupted, clock())
-            by_name = {meter.event_name: meter for meter in meters}
+            ledger.write(mark_interrupted, access.clock())
             states = [State.AMBIGUOUS] if leftovers else [State.AMBIGUOUS, State.PLANNED]
             queue = ledger.read(deliverable, days, states)
-            queue = [o for o in queue if o.event.cell.event_name in by_name]
+            queue = [o for o in queue if o.event.cell.event_name in access.by_name]
             if not queue:
                 return DeliveryReport()
-            delivery = _Delivery(gateway, ledger, by_name, payers, clock, still_mine, progress)
+            delivery = _Delivery(access, payers, still_mine, progress)
             with _undisturbed():
                 return asyncio.run(delivery.run(queue))
     except DeliveryBusy:
@@ -130,9 +124,9 @@ def deliver(
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """The garbage collector leaves alone what lives already, such as the queue.
+    """Keep the garbage collector from looking through the queue again and again.
 
-    Looking through it again and again takes longer than the rate lets a pause be: 2 % of it lost.
+    Its pauses are longer than the rate allows: they cost 2 % of it.
     """
     gc.freeze()
     try:
@@ -144,19 +138,17 @@ def _undisturbed() -> Iterator[None]:
 class _Delivery:
     def __init__(
         self,
-        gateway: StripeGateway,
-        ledger: Ledger,
-        meters: Mapping[str, Meter],
+        access: MeterAccess,
         payers: Payers,
-        clock: Clock,
         still_mine: Callable[[], None],
         progress: Progress | None,
     ) -> None:
-        self._gateway = gateway
-        self._ledger = ledger
-        self._meters = meters
+        self._access = access
+        self._gateway = access.gateway
+        self._ledger = access.ledger
+        self._meters = access.by_name
+        self._clock = access.clock
         self._payers = payers
-        self._clock = clock
         self._still_mine = still_mine
         self._progress = progress or (lambda done, total: None)
         self._report = DeliveryReport()
@@ -166,8 +158,7 @@ class _Delivery:
         self._total = len(queue)
         async with self._gateway.client() as client:
             fresh = await self._set_aside(client, queue)
-            # A bucket of 50 ms: close to an even flow, so that no second exceeds the rate.
-            limiter = AsyncLimiter(self._gateway.calls_per_second * 0.05, 0.05)
+            limiter = pace(self._gateway)
 
             async def send(outgoing: Outgoing) -> tuple[Outgoing, Outcome]:
                 return outgoing, await self._send(client, limiter, outgoing)
@@ -179,7 +170,7 @@ class _Delivery:
     async def _set_aside(
         self, client: stripe.StripeClient, queue: list[Outgoing]
     ) -> list[Outgoing]:
-        """Resolve the old and refuse the too old; returns what may be sent."""
+        """Resolve old events, reject those that are too old; return those that may be sent."""
         now = self._clock()
         doubtful = [
             o
@@ -194,7 +185,7 @@ class _Delivery:
                 o.id,
                 State.REJECTED,
                 error_code="timestamp_too_far_in_past",
-                error_message="never sent: it grew older than 34 days before it could be",
+                error_message="never sent: it was older than 34 days before it could be sent",
             )
             for o in aged
         ]
@@ -207,16 +198,15 @@ class _Delivery:
     async def _resolve(
         self, client: stripe.StripeClient, doubtful: Sequence[Outgoing], *, sent: bool
     ) -> None:
-        """Decide ambiguous events by Stripe's summaries, as far as these can decide yet."""
+        """Resolve ambiguous events by Stripe's summaries, as far as these can decide yet."""
         if doubtful:
             never_again = {o.id for o in doubtful if self._not_eligible(o)}
             with Reads(self._ledger, self._gateway.reads_a_month, self._clock) as reads:
-                expected = await resolve(
-                    client, reads, self._ledger, self._meters, doubtful, never_again, self._clock()
-                )
-            self._ledger.write(change_state, expected, self._clock(), was={State.AMBIGUOUS})
+                summaries = Summaries(client, reads, pace(self._gateway))
+                outcomes = await resolve(summaries, self._access, doubtful, never_again)
+            self._ledger.write(change_state, outcomes, self._clock(), was={State.AMBIGUOUS})
             by_id = {outgoing.id: outgoing for outgoing in doubtful}
-            for outcome in expected:
+            for outcome in outcomes:
                 self._finish(by_id[outcome.id], outcome, sent=sent)
 
     async def _drive(
@@ -224,7 +214,7 @@ class _Delivery:
         queue: Sequence[Outgoing],
         send: Callable[[Outgoing], Awaitable[tuple[Outgoing, Outcome]]],
     ) -> list[Outgoing]:
-        """Keep lanes moving: claim a batch, let it fly, record what came back, claim again.
+        """Keep lanes moving: claim a batch, send it, record the outcomes, claim again.
 
         Returns the events whose outcome is still unknown.
         """
@@ -253,14 +243,14 @@ class _Delivery:
                 done, flying = await asyncio.wait(
                     flying, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED
                 )
-                # In their order: a set has none, and a simulated delivery is to be repeatable.
+                # Sorted, because a set has no order and a simulated delivery must be repeatable.
                 for outgoing, outcome in sorted((t.result() for t in done), key=_row_id):
                     landed.append(outcome)
                     if outcome.state is State.AMBIGUOUS:
                         unknown.append(replace(outgoing, last_attempt_at=self._clock()))
                     else:
                         self._finish(outgoing, outcome)
-                    # A request that timed out may still be at work in Stripe: the lane rests.
+                    # A request that timed out may still be executed: its lane waits.
                     if lanes[_lane(outgoing)] and outcome.error_code != TIMED_OUT:
                         ready.append(_lane(outgoing))
             now = asyncio.get_running_loop().time()
@@ -276,14 +266,14 @@ class _Delivery:
         return self._ledger.write(claim, ids, self._clock())
 
     def _not_eligible(self, outgoing: Outgoing) -> bool:
-        """Whether the customer's eligibility forbid to report this by now."""
+        """Whether the event may not be reported any more."""
         event = outgoing.event
         meter = self._meters[event.cell.event_name]
         eligibility = self._payers.eligibility_of(event.customer)
         return eligibility.hold_reason(meter.meter_id, event.timestamp) is not None
 
     def _too_late(self, outgoing: Outgoing) -> bool:
-        """Whether the event may no longer be sent: queues and machines can stand still."""
+        """Whether the event may no longer be sent: it may have waited for long."""
         now = self._clock()
         return too_old(outgoing.event.timestamp, now) or (
             outgoing.state is State.AMBIGUOUS and needs_resolution(outgoing, now)
@@ -292,11 +282,11 @@ class _Delivery:
     async def _send(
         self, client: stripe.StripeClient, limiter: AsyncLimiter, outgoing: Outgoing
     ) -> Outcome:
-        """Send one event until its outcome is known or trying again is pointless for now."""
+        """Send one event until its outcome is known, or until trying again is of no use for now."""
         doubtful = outgoing.state is State.AMBIGUOUS
         if outgoing.first_attempt_at is None:
             outgoing = replace(outgoing, first_attempt_at=self._clock())
-        answer = Answer(Verdict.NOT_EXECUTED, message="it grew too old while it waited")
+        answer = Answer(Verdict.NOT_EXECUTED, message="it became too old while it waited")
         for attempt in range(1, MAX_ATTEMPTS + 1):
             await limiter.acquire()
             state = State.AMBIGUOUS if doubtful else State.PLANNED
@@ -305,7 +295,7 @@ class _Delivery:
             answer = await self._attempt(client, outgoing)
             if answer.verdict is Verdict.ACCEPTED:
                 return Outcome(outgoing.id, State.ACCEPTED, attempt - 1, answer.request_id)
-            # A refusal says nothing about an earlier attempt that may have been counted.
+            # A refusal says nothing about an earlier attempt, which may have been counted.
             if answer.verdict is Verdict.REFUSED and not doubtful:
                 return _outcome(outgoing, State.REJECTED, attempt, answer)
             doubtful = doubtful or answer.verdict is Verdict.UNKNOWN
@@ -336,6 +326,11 @@ class _Delivery:
             )
         except (stripe.StripeError, *NETWORK_ERRORS) as error:
             return read_error(error)
+        if (
+            getattr(created, "object", None) != "billing.meter_event"
+            or created.identifier != event.identifier
+        ):
+            return read_error(ForeignAnswer(200))
         response = created.last_response
         return Answer(Verdict.ACCEPTED, response.request_id if response else None)
 
@@ -364,7 +359,7 @@ def _row_id(landed: tuple[Outgoing, Outcome]) -> int:
 
 
 def _lane(outgoing: Outgoing) -> tuple[str, str]:
-    """What goes one by one: a customer and a meter."""
+    """A customer and a meter: their events are sent one by one."""
     return outgoing.event.customer, outgoing.event.cell.event_name
 
 

@@ -1,22 +1,21 @@
-"""Reading what an invoice bills, and Stripe's own figure of a whole billing period."""
+"""Reading the lines of invoices, and Stripe's own figure of a whole billing period."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import stripe
-from aiolimiter import AsyncLimiter
 
 from billing_pipeline.errors import StripeUnreachable
 from billing_pipeline.stripe_api.budget import Reads
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.delivery import Progress
-from billing_pipeline.stripe_api.retrying import reading
-from billing_pipeline.stripe_api.summaries import figure_between
+from billing_pipeline.stripe_api.retrying import every_page, expect, reading
+from billing_pipeline.stripe_api.summaries import Summaries, pace
 from billing_pipeline.stripe_facts import PAGE
 
 AT_ONCE = 20
@@ -36,9 +35,9 @@ class PeriodQuestion:
 
 @dataclass
 class StripesFigures:
-    """What Stripe says: summaries by question, invoiced units by invoice and meter.
+    """Summaries by question, and invoiced units by invoice and meter.
 
-    `unread` tells in words what it did not say.
+    `unread` says in words what could not be read.
     """
 
     summaries: dict[PeriodQuestion, float] = field(default_factory=dict)
@@ -52,9 +51,9 @@ def ask_periods(
     questions: Collection[PeriodQuestion],
     progress: Progress,
 ) -> StripesFigures:
-    """Ask Stripe for these periods: one summary each, and the lines of each final invoice.
+    """Read these periods: one summary each, and the lines of each final invoice.
 
-    What cannot be read stands in `unread`. Raises ConfigurationError for a key that is refused.
+    `unread` names what cannot be read. Raises ConfigurationError for a key that is refused.
     """
     return asyncio.run(_ask(gateway, reads, questions, progress))
 
@@ -65,17 +64,13 @@ async def _ask(
     questions: Collection[PeriodQuestion],
     progress: Progress,
 ) -> StripesFigures:
-    found = StripesFigures()
-    prices: dict[str, Any] = {}
-    limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
-    gate = asyncio.Semaphore(AT_ONCE)
-    done = 0
+    found, prices = StripesFigures(), dict[str, Any]()
+    gate, done = asyncio.Semaphore(AT_ONCE), 0
     invoices = sorted({q.invoice for q in questions if q.invoice is not None})
 
-    async def one(what: str, ask: Any) -> None:
+    async def one(what: str, ask: Awaitable[None]) -> None:
         nonlocal done
         async with gate:
-            await limiter.acquire()
             try:
                 await ask
             except StripeUnreachable as error:
@@ -86,23 +81,16 @@ async def _ask(
         progress(done, len(questions) + len(invoices))
 
     async with gateway.client() as client:
-        await asyncio.gather(
-            *(
-                one(f"the summary of {q.customer}", _summary(client, reads, q, found))
-                for q in questions
-            )
-        )
-        for invoice in invoices:  # one after the other, so that a price is read once
+        summaries = Summaries(client, reads, pace(gateway))
+
+        async def summary(q: PeriodQuestion) -> None:
+            figure = await summaries.between(q.meter_id, q.customer, q.start, q.end)
+            found.summaries[q] = figure
+
+        await asyncio.gather(*(one(f"the summary of {q.customer}", summary(q)) for q in questions))
+        for invoice in invoices:  # one after the other, so that each price is read once
             await one(f"the invoice {invoice}", _lines(client, invoice, prices, found))
     return found
-
-
-async def _summary(
-    client: stripe.StripeClient, reads: Reads, question: PeriodQuestion, found: StripesFigures
-) -> None:
-    found.summaries[question] = await figure_between(
-        client, reads, question.meter_id, question.customer, question.start, question.end
-    )
 
 
 async def _lines(
@@ -112,7 +100,7 @@ async def _lines(
 
     async def every() -> list[Any]:
         page = await client.v1.invoices.line_items.list_async(invoice, {"limit": PAGE})
-        return [line async for line in page.auto_paging_iter()]
+        return await every_page(page, "line_item")
 
     units: dict[str, int] = defaultdict(int)
     for line in await reading(every, f"the lines of {invoice}"):
@@ -122,10 +110,7 @@ async def _lines(
             continue
         id = details.price if isinstance(details.price, str) else details.price.id
         if id not in prices:
-            prices[id] = await reading(
-                lambda id=id: client.v1.prices.retrieve_async(id),  # type: ignore[misc]
-                f"the price {id}",
-            )
+            prices[id] = await _price(client, id)
         meter = getattr(prices[id].recurring, "meter", None)
         if meter is None:
             continue
@@ -134,3 +119,10 @@ async def _lines(
             return
         units[meter] += line.quantity or 0
     found.invoiced[invoice] = dict(units)
+
+
+async def _price(client: stripe.StripeClient, id: str) -> Any:
+    async def once() -> Any:
+        return expect(await client.v1.prices.retrieve_async(id), "price")
+
+    return await reading(once, f"the price {id}")

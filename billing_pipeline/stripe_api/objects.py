@@ -1,4 +1,4 @@
-"""Reading Stripe's objects and events: what a webhook left open, or did not deliver.
+"""Reading Stripe's objects and events that webhooks left open or did not deliver.
 
 Everything is read as plain JSON: events are stored as Stripe wrote them.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import stripe
 
-from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.stripe_api.client import StripeGateway
+from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.stripe_api.client import ForeignAnswer, StripeGateway
 from billing_pipeline.stripe_api.retrying import reading
-from billing_pipeline.stripe_facts import PAGE
+from billing_pipeline.stripe_facts import MOST_PAGES, PAGE
 
 PATHS = {
     "subscriptions": "/v1/subscriptions/{}",
@@ -37,7 +37,10 @@ async def fetch(gateway: StripeGateway, kind: str, object_id: str) -> dict[str, 
     """
     async with gateway.client() as client:
         try:
-            return await _get(client, PATHS[kind].format(quote(object_id, safe="")), {})
+            found = await _get(client, PATHS[kind].format(quote(object_id, safe="")), {}, "id")
+            if found["id"] != object_id:
+                raise StripeUnreachable(f"Stripe answered {found['id']} for {kind} {object_id}")
+            return found
         except (stripe.InvalidRequestError, stripe.PermissionError) as error:
             raise NotThere(f"{kind} {object_id}: {error.user_message}") from None
 
@@ -70,11 +73,11 @@ async def _snapshot_events(
         "types": list(types),
         "limit": PAGE,
     }
-    while True:
-        page = await _get(client, "/v1/events", parameters)
+    for _ in range(MOST_PAGES):
+        page = await _get(client, "/v1/events", parameters, "data", "has_more")
         for event in page["data"]:
             yield event
-        if not page["has_more"]:
+        if not page["has_more"] or not page["data"]:
             return
         parameters["starting_after"] = page["data"][-1]["id"]
 
@@ -88,8 +91,10 @@ async def _thin(
         "types": list(types),
         "limit": PAGE,
     }
-    while path is not None:
-        page = await _get(client, path, parameters)
+    for _ in range(MOST_PAGES):
+        if path is None:
+            return
+        page = await _get(client, path, parameters, "data", "next_page_url")
         for event in page["data"]:
             yield event
         # The address of the next page carries the parameters.
@@ -97,9 +102,15 @@ async def _thin(
 
 
 async def _get(
-    client: stripe.StripeClient, path: str, parameters: dict[str, Any]
+    client: stripe.StripeClient, path: str, parameters: dict[str, Any], *wanted: str
 ) -> dict[str, Any]:
-    response = await reading(
-        lambda: client.raw_request_async("get", path, **parameters), f"reading {path}"
-    )
-    return cast(dict[str, Any], json.loads(response.body))
+    """What lies at a path, as JSON: an object with the `wanted` keys."""
+
+    async def once() -> dict[str, Any]:
+        response = await client.raw_request_async("get", path, **parameters)
+        found: dict[str, Any] = json.loads(response.body)
+        if not all(key in found for key in wanted):
+            raise ForeignAnswer(200)
+        return found
+
+    return await reading(once, f"reading {path}")

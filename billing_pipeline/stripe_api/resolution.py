@@ -1,45 +1,31 @@
 """Resolving ambiguous events by Stripe's summaries; never by sending blindly.
 
 Stripe knows an identifier for at least 24 hours. Until RESEND_WINDOW has passed since the first
-attempt, the event is sent again under the same identifier: Stripe itself then tells whether it
-was there. Later only the summary can tell: it shows the day with the event, or without it.
+attempt, an event is sent again under the same identifier: Stripe's answer then shows whether it was
+there. Later only the summary shows whether the event was counted.
 
-A summary that shows the event resolves it at any time (Stripe repeats a stored 500 for as long
-as it knows the Idempotency-Key, though it counted the event). One that does not show it proves
-nothing while the event may still be sent again, or the summary may lag.
+A summary that shows the event resolves it at any time. (Stripe repeats a stored 500 for as long as
+it knows the Idempotency-Key, although it counted the event.) A summary that does not show it proves
+nothing while the event may still be sent again, or while the summary may lag.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 
 import stripe
 
 from billing_pipeline.errors import StripeUnreachable
-from billing_pipeline.ledger.events import (
-    Outcome,
-    Outgoing,
-    deliverable,
-)
+from billing_pipeline.ledger.events import Outcome, Outgoing, deliverable
 from billing_pipeline.ledger.evidence import ExpectedFigure, expected_figures
-from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.rules.agreement import possible_figures
-from billing_pipeline.rules.model import (
-    NOT_COUNTED,
-    Meter,
-    MeterEvent,
-    State,
-)
+from billing_pipeline.rules.model import NOT_COUNTED, Meter, MeterEvent, State
 from billing_pipeline.rules.timestamps import too_old
-from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.summaries import (
-    AtZero,
-    daily_figures,
-    figure_between,
-    figure_of_a_zero,
-)
+from billing_pipeline.stripe_api.client import MeterAccess
+from billing_pipeline.stripe_api.summaries import AtZero, Summaries, figure_of_a_zero
 from billing_pipeline.stripe_facts import CUSTOMER_NOT_FOUND, LAG_ALLOWANCE, RESEND_WINDOW
 
 
@@ -51,115 +37,102 @@ def needs_resolution(outgoing: Outgoing, now: datetime) -> bool:
     )
 
 
-async def resolve(
-    client: stripe.StripeClient,
-    reads: Reads,
-    ledger: Ledger,
-    meters: Mapping[str, Meter],
-    doubtful: Sequence[Outgoing],
-    never_again: Collection[int],
-    now: datetime,
-) -> list[Outcome]:
-    """Decide what can be decided; the rest stays ambiguous, with the reason.
+@dataclass(frozen=True)
+class _Evidence:
+    """What is known of an ambiguous event.
 
-    `never_again` are the ids of events that will not be sent again in any case.
+    `expected` is the figure of its day without it, `beside` are the values of other ambiguous
+    events that may be in Stripe's figure `reported`; `at_zero`: see `figure_of_a_zero`. `final`:
+    the event will not be sent again, so that its absence can be believed.
     """
-    days = sorted({outgoing.event.cell.usage_day for outgoing in doubtful})
-    replacing = {name: meter.replaces for name, meter in meters.items()}
+
+    outgoing: Outgoing
+    meter: Meter
+    expected: ExpectedFigure | None
+    beside: Sequence[int]
+    reported: float
+    at_zero: AtZero | None
+    final: bool
+
+
+async def resolve(
+    summaries: Summaries,
+    access: MeterAccess,
+    ambiguous: Sequence[Outgoing],
+    never_again: Collection[int],
+) -> list[Outcome]:
+    """Decide what can be decided; the other events stay ambiguous, with the reason.
+
+    `never_again` are the row ids of events that will not be sent again in any case.
+    """
+    now, ledger = access.clock(), access.ledger
+    days = sorted({outgoing.event.cell.usage_day for outgoing in ambiguous})
     known: dict[tuple[date, str, str], list[ExpectedFigure]] = defaultdict(list)
-    for each in ledger.read(expected_figures, days, replacing, unverified_only=False):
+    for each in ledger.read(expected_figures, days, access.replacing, unverified_only=False):
         known[each.usage_day, each.customer, each.event_name].append(each)
-    ambiguous = ledger.read(deliverable, days, [State.AMBIGUOUS])
+    every = ledger.read(deliverable, days, [State.AMBIGUOUS])
     outcomes = []
-    for outgoing in doubtful:
-        key = _key(outgoing)
+    for outgoing in ambiguous:
+        key, final = _key(outgoing), outgoing.id in never_again or needs_resolution(outgoing, now)
         # Events of other organizations with the same customer may be in the same figure.
-        beside = [o.event.value for o in ambiguous if _key(o) == key and o.id != outgoing.id]
-        event = outgoing.event
-        meter = meters[event.cell.event_name]
+        beside = [o.event.value for o in every if _key(o) == key and o.id != outgoing.id]
+        expected = next((e for e in known[key] if _contains(e, outgoing.event)), None)
         try:
-            expected = next((s for s in known[key] if _is_about(s, event)), None)
-            # Other parts of the day may hide this one in its day's figure, or show in its place.
-            segment = event.segment if meter.replaces else None
-            if expected is not None:
-                segment = expected.segment
-            figure = await _figure(client, reads, meter, event, segment)
-            at_zero = (
-                None
-                if event.value
-                else await figure_of_a_zero(
-                    client, reads, ledger, meter, event.customer, event.timestamp, now
-                )
-            )
-        except stripe.InvalidRequestError as error:
-            final = outgoing.id in never_again or needs_resolution(outgoing, now)
-            if error.code == "resource_missing" and final:
-                outcomes.append(_customer_gone(outgoing))
-            else:
-                outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
-            continue
+            found = await _read(summaries, access, outgoing, expected, beside, final=final)
         except (StripeUnreachable, stripe.PermissionError) as error:
             outcomes.append(_undecided(outgoing, f"its summary cannot be read: {error}"))
-            continue
-        outcomes.append(
-            _decide(
-                outgoing,
-                meter,
-                expected,
-                beside,
-                at_zero,
-                figure,
-                now,
-                final=outgoing.id in never_again or needs_resolution(outgoing, now),
-            )
-        )
+        except stripe.InvalidRequestError as error:
+            gone = error.code == "resource_missing" and final
+            why = f"its summary cannot be read: {error}"
+            outcomes.append(_customer_gone(outgoing) if gone else _undecided(outgoing, why))
+        else:
+            outcomes.append(_decide(found, now))
     return outcomes
 
 
-def _is_about(expected: ExpectedFigure, event: MeterEvent) -> bool:
-    """Whether an event belongs into this figure of its day."""
-    span = expected.segment
-    return span is None or span[0] <= event.timestamp < span[1]
+def _contains(expected: ExpectedFigure, event: MeterEvent) -> bool:
+    """Whether an event belongs to this figure of its day."""
+    segment = expected.segment
+    return segment is None or segment[0] <= event.timestamp < segment[1]
 
 
-async def _figure(
-    client: stripe.StripeClient,
-    reads: Reads,
-    meter: Meter,
-    event: MeterEvent,
-    segment: tuple[int, int] | None,
-) -> float:
-    """Stripe's figure of the event's day, or of a part. Raises as `daily_figures` does."""
-    day, id = event.cell.usage_day, str(meter.meter_id)
-    if segment is not None:
-        return await figure_between(client, reads, id, event.customer, *segment)
-    figures = await daily_figures(client, reads, id, event.customer, day, day)
-    return figures.get(day, 0.0)
-
-
-def _decide(
+async def _read(
+    summaries: Summaries,
+    access: MeterAccess,
     outgoing: Outgoing,
-    meter: Meter,
-    known: ExpectedFigure | None,
+    expected: ExpectedFigure | None,
     beside: Sequence[int],
-    at_zero: AtZero | None,
-    reported: float,
-    now: datetime,
     *,
     final: bool,
-) -> Outcome:
-    """Present, absent, or not to be told yet, from one figure that may lag.
+) -> _Evidence:
+    """Read Stripe's figure of an event's day or segment. Raises as `Summaries` does."""
+    event, day = outgoing.event, outgoing.event.cell.usage_day
+    meter = access.by_name[event.cell.event_name]
+    # In the figure of the day, another segment may hide this event, or show in its place.
+    segment = event.segment if meter.replaces else None
+    if expected is not None:
+        segment = expected.segment
+    if segment is not None:
+        figure = await summaries.between(str(meter.meter_id), event.customer, *segment)
+    else:
+        figure = (await summaries.by_day(meter, event.customer, day, day)).get(day, 0.0)
+    at_zero = None
+    if not event.value:
+        at_zero = await figure_of_a_zero(summaries, access, meter, event.customer, event.timestamp)
+    return _Evidence(outgoing, meter, expected, beside, figure, at_zero, final)
 
-    `final`: whether the event will not be sent again, so that its absence can be believed.
-    `beside` are other events that may be in the figure or not; `at_zero` see `figure_of_a_zero`.
-    """
-    value = outgoing.event.value
-    certain, pending = _shown_by_now(known, meter, now) if known else (None, [])
+
+def _decide(evidence: _Evidence, now: datetime) -> Outcome:
+    """Present, absent, or not known yet, from one figure that may lag."""
+    outgoing, meter, reported = evidence.outgoing, evidence.meter, evidence.reported
+    value, beside, at_zero = outgoing.event.value, evidence.beside, evidence.at_zero
+    found = Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
+    certain, pending = _shown_by_now(evidence.expected, meter, now)
     if at_zero is not None:
         if at_zero.figure is None:
             return _undecided(outgoing, "the value before it may not be in Stripe's summary yet")
-        if at_zero.figure == 0:  # whichever event made it so: this one says what is
-            return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
+        if at_zero.figure == 0:  # whichever event made it so: the value is right
+            return found
         certain, reported = at_zero.before, at_zero.figure
         beside = [*beside, *at_zero.perhaps]
     without = possible_figures(certain, [*pending, *beside], meter.replaces)
@@ -167,34 +140,32 @@ def _decide(
         return _undecided(outgoing, "too many events of its day are not verified yet")
     with_it = {value} if meter.replaces else {figure + value for figure in without}
     if reported in with_it - without:
-        return Outcome(outgoing.id, State.ACCEPTED, error_message="found in Stripe's summary")
+        return found
     last = outgoing.last_attempt_at
     lag_over = last is None or now - last > LAG_ALLOWANCE
     if meter.replaces:
-        # What cannot be told from its absence may be reported again: the figure is right either way.
+        # If its absence changes nothing, it may be reported again: the figure is right either way.
         absent = reported in without
     else:
-        # A figure that lacks what was accepted lags, and proves no absence.
+        # A figure that lacks accepted events lags, and proves no absence.
         absent = reported == (certain or 0) + sum(pending) and reported not in with_it
-    if absent and final and lag_over:
-        return Outcome(
-            outgoing.id,
-            State.REJECTED,
-            error_code=NOT_COUNTED,
-            error_message="not in Stripe's summary",
-        )
-    return _undecided(outgoing, f"Stripe's summary says {reported:g}, which decides nothing yet")
+    if absent and evidence.final and lag_over:
+        message = "not in Stripe's summary"
+        return Outcome(outgoing.id, State.REJECTED, error_code=NOT_COUNTED, error_message=message)
+    return _undecided(outgoing, f"Stripe's summary shows {reported:g}, which decides nothing yet")
 
 
 def _shown_by_now(
-    known: ExpectedFigure, meter: Meter, now: datetime
+    expected: ExpectedFigure | None, meter: Meter, now: datetime
 ) -> tuple[int | None, list[int]]:
-    """What a summary surely shows, and the values that may still be missing from it.
+    """The value that a summary surely shows, and the values that it may still lack.
 
-    What was accepted longer ago than summaries may lag counts as shown, though nobody looked.
+    A value that was accepted longer ago than summaries may lag counts as shown.
     """
-    certain, pending = known.certain, []
-    for value, since in zip(known.pending, known.pending_since, strict=True):
+    if expected is None:
+        return None, []
+    certain, pending = expected.certain, []
+    for value, since in zip(expected.pending, expected.pending_since, strict=True):
         if now - since <= LAG_ALLOWANCE:
             pending.append(value)
         else:
@@ -203,12 +174,10 @@ def _shown_by_now(
 
 
 def _customer_gone(outgoing: Outgoing) -> Outcome:
-    """Whether it was counted or not, it is on no bill: Stripe does not know the customer."""
+    """Counted or not, it is on no bill: Stripe does not know the customer."""
+    message = "its outcome was unknown, and Stripe does not know its customer any more"
     return Outcome(
-        outgoing.id,
-        State.REJECTED,
-        error_code=CUSTOMER_NOT_FOUND,
-        error_message="its outcome was unknown, and Stripe does not know its customer any more",
+        outgoing.id, State.REJECTED, error_code=CUSTOMER_NOT_FOUND, error_message=message
     )
 
 

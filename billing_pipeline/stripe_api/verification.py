@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
 import stripe
-from aiolimiter import AsyncLimiter
 
 from billing_pipeline.errors import StripeUnreachable
 from billing_pipeline.ledger.evidence import (
@@ -21,28 +20,17 @@ from billing_pipeline.ledger.evidence import (
     expected_figures,
     record_checks,
 )
-from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.rules.agreement import (
-    judge,
-    missing_from,
-)
-from billing_pipeline.rules.model import (
-    Formula,
-    Meter,
-)
+from billing_pipeline.rules.agreement import judge, missing_from
+from billing_pipeline.rules.model import Formula, Meter
 from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.client import StripeGateway
-from billing_pipeline.stripe_api.delivery import Clock, Progress
+from billing_pipeline.stripe_api.client import MeterAccess
 from billing_pipeline.stripe_api.retrying import backoff
-from billing_pipeline.stripe_api.summaries import (
-    AtZero,
-    daily_figures,
-    figure_between,
-    figure_of_a_zero,
-)
+from billing_pipeline.stripe_api.summaries import AtZero, Summaries, figure_of_a_zero, pace
 
 AT_ONCE = 20
 """Summaries read side by side."""
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -54,21 +42,18 @@ class VerificationReport:
     mismatched: list[Checked] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     postponed: int = 0
-    """Not compared yet: today's share of the month's reads did not reach so far."""
+    """Not compared yet: today's share of the month's reads was used up."""
 
     @property
     def share(self) -> float:
-        """How much of what was to be compared agrees, between 0 and 1; of nothing, 1."""
+        """How much of the figures to compare agrees, between 0 and 1; of nothing, 1."""
         wanted = self.agreed + self.lagging + len(self.mismatched) + self.postponed
         return self.agreed / wanted if wanted else 1.0
 
 
 def verify(
-    gateway: StripeGateway,
-    ledger: Ledger,
-    meters: Sequence[Meter],
+    access: MeterAccess,
     days: Sequence[date],
-    clock: Clock,
     *,
     wait_seconds: float = 0.0,
     everything: bool = False,
@@ -76,27 +61,24 @@ def verify(
 ) -> VerificationReport:
     """Compare the ledger with Stripe for these days, one call per customer and meter.
 
-    Only what was accepted and not verified yet is compared, unless `everything` is asked for.
-    What lags is asked again for up to `wait_seconds`; then it stays `accepted`.
+    Only figures with events that are not verified yet are compared, or `everything`. A figure that
+    lags is read again for up to `wait_seconds`; then its events stay `accepted`.
 
-    Reads have a budget. What changed is compared first, with all that is left of the month's; then
-    what waits longest, with today's share; the rest stays `accepted` until another day. Whoever
-    asks for `everything` may use what is left of the month.
+    Reads have a monthly budget. Figures that changed are compared first, with everything that is
+    left of the month; then those that wait longest, with today's share. The others wait for another
+    day. `everything` may use what is left of the month.
     """
-    by_name = {meter.event_name: meter for meter in meters}
-    replacing = {name: meter.replaces for name, meter in by_name.items()}
-    report = VerificationReport()
-    expected = ledger.read(expected_figures, days, replacing, unverified_only=not everything)
+    ledger, report = access.ledger, VerificationReport()
+    expected = ledger.read(expected_figures, days, access.replacing, unverified_only=not everything)
     while expected:
-        with Reads(ledger, gateway.reads_a_month, clock) as reads:
-            kept = _affordable(expected, reads, clock(), report, everything=everything)
-            doubted = asyncio.run(
-                _verify(
-                    gateway, reads, ledger, by_name, kept, report, clock, wait_seconds, progress
-                )
-            )
-        # Zeros that follow what was verified now; they follow no further ones.
-        expected = ledger.read(expected_figures, sorted(doubted), replacing, unverified_only=True)
+        with Reads(ledger, access.gateway.reads_a_month, access.clock) as reads:
+            kept = _affordable(expected, reads, access.clock(), report, everything=everything)
+            verification = _Verification(access, reads, report, progress)
+            asyncio.run(verification.run(kept, wait_seconds))
+        # Then the zeros that follow what was verified now; nothing follows from them.
+        expected = ledger.read(
+            expected_figures, sorted(verification.doubted), access.replacing, unverified_only=True
+        )
     return report
 
 
@@ -108,7 +90,7 @@ def _affordable(
     *,
     everything: bool,
 ) -> list[ExpectedFigure]:
-    """What today's reads are enough for: all days of a customer and meter, or none."""
+    """The figures that today's reads are enough for: all days of a customer and meter, or none."""
     groups: dict[tuple[str, str], list[ExpectedFigure]] = defaultdict(list)
     for each in expected:
         groups[each.customer, each.event_name].append(each)
@@ -136,144 +118,146 @@ def _urgency(
     return not any(each.has_changed for each in group), oldest.date(), chance
 
 
-async def _verify(
-    gateway: StripeGateway,
-    reads: Reads,
-    ledger: Ledger,
-    meters: Mapping[str, Meter],
-    expected: list[ExpectedFigure],
-    report: VerificationReport,
-    clock: Clock,
-    wait_seconds: float,
-    progress: Progress | None,
-) -> set[date]:
-    """Look until nothing lags or the time is over; returns days to be looked at once more."""
-    doubted: set[date] = set()
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + wait_seconds
-    total = len(expected)
-    attempt = 0
-    async with gateway.client() as client:
-        while True:
-            checks = await _look(gateway, reads, client, ledger, meters, expected, clock, report)
-            ledger.write(record_checks, checks, clock())
-            new = [check for check in checks if _is_a_new_value(check, meters)]
-            doubted |= ledger.write(doubt_zeros_after, new, clock())
-            report.agreed += sum(check.outcome == "agrees" for check in checks)
-            report.mismatched += [check for check in checks if check.outcome == "mismatch"]
-            expected = [check.figure for check in checks if check.outcome == "lagging"]
-            report.lagging = len(expected)
-            if progress is not None:
-                progress(total - report.lagging, total)
-            attempt += 1
-            pause = backoff(attempt, "summaries")
-            if not expected or loop.time() + pause > give_up:
-                return doubted
-            await asyncio.sleep(pause)
+class _Verification:
+    """One comparison: reads the figures side by side, and records what they show."""
 
+    def __init__(
+        self,
+        access: MeterAccess,
+        reads: Reads,
+        report: VerificationReport,
+        progress: Progress | None,
+    ) -> None:
+        self.doubted: set[date] = set()
+        """Days with zeros to verify again, because the value before them is verified now."""
+        self._access = access
+        self._reads = reads
+        self._report = report
+        self._progress = progress or (lambda done, total: None)
+        self._gate = asyncio.Semaphore(AT_ONCE)
 
-def _is_a_new_value(check: Checked, meters: Mapping[str, Meter]) -> bool:
-    """Whether a value has come before the zeros that follow it on a `last` meter."""
-    expected = check.figure
-    newly = check.outcome == "agrees" and bool(expected.pending) and expected.expected != 0
-    return newly and meters[expected.event_name].formula is Formula.LAST
+    async def run(self, expected: list[ExpectedFigure], wait_seconds: float) -> None:
+        """Compare until nothing lags or the time is over."""
+        loop = asyncio.get_running_loop()
+        give_up, total, attempt = loop.time() + wait_seconds, len(expected), 0
+        async with self._access.gateway.client() as client:
+            summaries = Summaries(client, self._reads, pace(self._access.gateway))
+            while True:
+                checks = await self._compare(summaries, expected)
+                self._record(checks)
+                expected = [check.figure for check in checks if check.outcome == "lagging"]
+                self._report.lagging = len(expected)
+                self._progress(total - len(expected), total)
+                attempt += 1
+                pause = backoff(attempt, "summaries")
+                if not expected or loop.time() + pause > give_up:
+                    return
+                await asyncio.sleep(pause)
 
+    def _record(self, checks: Sequence[Checked]) -> None:
+        ledger, now = self._access.ledger, self._access.clock()
+        ledger.write(record_checks, checks, now)
+        new_values = [check for check in checks if self._is_a_new_value(check)]
+        self.doubted |= ledger.write(doubt_zeros_after, new_values, now)
+        self._report.agreed += sum(check.outcome == "agrees" for check in checks)
+        self._report.mismatched += [check for check in checks if check.outcome == "mismatch"]
 
-async def _look(
-    gateway: StripeGateway,
-    reads: Reads,
-    client: stripe.StripeClient,
-    ledger: Ledger,
-    meters: Mapping[str, Meter],
-    expected: list[ExpectedFigure],
-    clock: Clock,
-    report: VerificationReport,
-) -> list[Checked]:
-    spans: dict[tuple[str, str], list[ExpectedFigure]] = defaultdict(list)
-    for each in expected:
-        spans[each.customer, each.event_name].append(each)
-    limiter = AsyncLimiter(max(1.0, gateway.calls_per_second * 0.05), 0.05)
-    gate = asyncio.Semaphore(AT_ONCE)
+    def _is_a_new_value(self, check: Checked) -> bool:
+        """Whether a zero that follows on a `last` meter can be verified now."""
+        figure = check.figure
+        newly = check.outcome == "agrees" and bool(figure.pending) and figure.expected != 0
+        return newly and self._access.by_name[figure.event_name].formula is Formula.LAST
 
-    async def zero(each: ExpectedFigure, meter: Meter) -> AtZero | None:
-        if each.expected or not each.pending:
-            return None
-        await limiter.acquire()
-        return await figure_of_a_zero(
-            client, reads, ledger, meter, each.customer, each.timestamp, clock()
+    async def _compare(
+        self, summaries: Summaries, expected: Sequence[ExpectedFigure]
+    ) -> list[Checked]:
+        by_customer: dict[tuple[str, str], list[ExpectedFigure]] = defaultdict(list)
+        for each in expected:
+            by_customer[each.customer, each.event_name].append(each)
+        compared = await asyncio.gather(
+            *(
+                self._compare_one(summaries, customer, self._access.by_name[name], figures)
+                for (customer, name), figures in by_customer.items()
+            )
         )
+        return [check for checks in compared for check in checks]
 
-    async def of_a_segment(each: ExpectedFigure, meter: Meter) -> float | None:
-        if each.segment is None:
-            return None
-        await limiter.acquire()
-        return await figure_between(
-            client, reads, str(meter.meter_id), each.customer, *each.segment
-        )
-
-    async def one(customer: str, meter: Meter, span: list[ExpectedFigure]) -> list[Checked]:
-        days = [each.usage_day for each in span]
-        async with gate:
-            await limiter.acquire()
+    async def _compare_one(
+        self,
+        summaries: Summaries,
+        customer: str,
+        meter: Meter,
+        expected: Sequence[ExpectedFigure],
+    ) -> list[Checked]:
+        """Compare the days of one customer and meter."""
+        days = [each.usage_day for each in expected]
+        async with self._gate:
             try:
-                figures = await daily_figures(
-                    client, reads, str(meter.meter_id), customer, min(days), max(days)
-                )
-                segments = [await of_a_segment(each, meter) for each in span]
-                zeros = [await zero(each, meter) for each in span]
+                by_day = await summaries.by_day(meter, customer, min(days), max(days))
+                segments = [await _of_segment(summaries, meter, each) for each in expected]
+                zeros = [await self._of_zero(summaries, meter, each) for each in expected]
             except StripeUnreachable as error:
-                report.unread.append(str(error))
+                self._report.unread.append(str(error))
                 return []
             except stripe.PermissionError:
-                report.unread.append("this key may not read billing meters' event summaries")
+                self._report.unread.append("this key may not read meter event summaries")
                 return []
             except stripe.InvalidRequestError as error:
-                # A customer Stripe does not know has no usage there: nothing it could agree to.
-                report.unread.append(f"summaries of {customer}: {error.user_message}")
-                code, gone = str(error.code or "refused"), error.code == "resource_missing"
-                return [
-                    Checked(each, code, "mismatch", each.pending_ids if gone else (), gone)
-                    for each in span
-                ]
+                return self._refused(customer, expected, error)
         return [
-            _check(
-                each,
-                meter,
-                figures.get(each.usage_day) if segment is None else segment,
-                at_zero,
-                clock,
-            )
-            for each, segment, at_zero in zip(span, segments, zeros, strict=True)
+            self._check(each, meter, by_day.get(each.usage_day) if part is None else part, at_zero)
+            for each, part, at_zero in zip(expected, segments, zeros, strict=True)
         ]
 
-    looks = [one(customer, meters[name], span) for (customer, name), span in spans.items()]
-    return [check for checks in await asyncio.gather(*looks) for check in checks]
+    def _refused(
+        self,
+        customer: str,
+        expected: Sequence[ExpectedFigure],
+        error: stripe.InvalidRequestError,
+    ) -> list[Checked]:
+        """A customer that Stripe does not know has no usage there that could agree."""
+        self._report.unread.append(f"summaries of {customer}: {error.user_message}")
+        code, gone = str(error.code or "refused"), error.code == "resource_missing"
+        return [
+            Checked(each, code, "mismatch", each.pending_ids if gone else (), gone)
+            for each in expected
+        ]
+
+    async def _of_zero(
+        self, summaries: Summaries, meter: Meter, each: ExpectedFigure
+    ) -> AtZero | None:
+        if each.expected or not each.pending:
+            return None
+        return await figure_of_a_zero(summaries, self._access, meter, each.customer, each.timestamp)
+
+    def _check(
+        self, each: ExpectedFigure, meter: Meter, shown: float | None, at_zero: AtZero | None
+    ) -> Checked:
+        certain = each.certain
+        if at_zero is not None:
+            certain, shown = at_zero.before, at_zero.figure
+            # A value that was not shown in time is there after all, and the zero is missing.
+            late = (value for value in at_zero.perhaps if value and value == shown)
+            certain = next(late, certain)
+            if shown is None:
+                return Checked(each, "0", "lagging")
+        reported = shown or 0.0
+        outcome = judge(
+            each.expected,
+            certain,
+            each.pending,
+            meter.replaces,
+            reported,
+            each.last_accepted_at,
+            self._access.clock(),
+        )
+        lost = missing_from(certain, each.pending, meter.replaces, shown)
+        missing = tuple(each.pending_ids[n] for n in lost or ())
+        return Checked(each, f"{reported:.15g}", outcome, missing)
 
 
-def _check(
-    each: ExpectedFigure,
-    meter: Meter,
-    shown: float | None,
-    at_zero: AtZero | None,
-    clock: Clock,
-) -> Checked:
-    certain = each.certain
-    if at_zero is not None:
-        certain, shown = at_zero.before, at_zero.figure
-        # A value that was not shown in time is there after all, and the zero is missing.
-        certain = next((value for value in at_zero.perhaps if value and value == shown), certain)
-        if shown is None:
-            return Checked(each, "0", "lagging")
-    reported = shown or 0.0
-    outcome = judge(
-        each.expected,
-        certain,
-        each.pending,
-        meter.replaces,
-        reported,
-        each.last_accepted_at,
-        clock(),
-    )
-    lost = missing_from(certain, each.pending, meter.replaces, shown)
-    missing = tuple(each.pending_ids[n] for n in lost or ())
-    return Checked(each, f"{reported:.15g}", outcome, missing)
+async def _of_segment(summaries: Summaries, meter: Meter, each: ExpectedFigure) -> float | None:
+    """Stripe's figure of a segment; None for a whole day."""
+    if each.segment is None:
+        return None
+    return await summaries.between(str(meter.meter_id), each.customer, *each.segment)

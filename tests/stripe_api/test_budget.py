@@ -12,11 +12,11 @@ from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.reads import reads_used
 from billing_pipeline.operations.bill import verify_days
 from billing_pipeline.rules.model import Cell
-from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.stripe_api.budget import LEASE, Reads, ReadsUsedUp
-from tests.support import World, yesterday
+from tests.support import SUM, World, yesterday
 
 NAMES = [f"org-{n}" for n in range(10)]
+USAGE = {name: {"s": n + 1} for n, name in enumerate(NAMES)}
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def crowd(world: World) -> World:
     """Ten organizations with readings of yesterday: twenty figures to compare."""
     world.make_meters()
     world.make_customers(NAMES)
-    world.write_readings(yesterday(), {name: {"s": n + 1} for n, name in enumerate(NAMES)})
+    world.write_readings(yesterday(), USAGE)
     return world
 
 
@@ -34,7 +34,7 @@ def days_left(world: World) -> int:
     return ((today.replace(day=1) + timedelta(days=32)).replace(day=1) - today).days
 
 
-def test_an_even_share_is_read_each_day_and_the_rest_is_told(
+def test_an_even_share_is_read_each_day_and_the_rest_is_named(
     crowd: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # After the tenth that is kept for resolving: six reads for each day that is left.
@@ -42,7 +42,7 @@ def test_an_even_share_is_read_each_day_and_the_rest_is_told(
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 6
-    assert crowd.context().ledger.read(queries.counts, [yesterday()])["verified"] == 6
+    assert crowd.states(yesterday())["verified"] == 6
     # However often it is run on this day: the sensor asks hourly for what is not verified.
     for _ in range(3):
         assert verify_days(crowd.context(), [yesterday()]).postponed == 14
@@ -81,10 +81,11 @@ def test_the_budget_of_a_month_is_never_exceeded(
     assert crowd.sandbox.seen["summaries"] == 18
 
 
-def test_what_changed_is_compared_first(crowd: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_that_changed_are_compared_first(
+    crowd: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     crowd.bill([yesterday()])
-    changed = {name: {"s": n + 1} for n, name in enumerate(NAMES)} | {"org-7": {"s": 50}}
-    crowd.write_readings(yesterday(), changed)
+    crowd.write_readings(yesterday(), USAGE | {"org-7": {"s": 50}})
     earlier = yesterday() - timedelta(days=1)
     crowd.write_readings(earlier, {name: {"s": 1} for name in NAMES})
     today = crowd.clock().date()
@@ -92,34 +93,25 @@ def test_what_changed_is_compared_first(crowd: World, monkeypatch: pytest.Monkey
     budget = -(-(used + 1) * 10 // 9)  # one read more for comparing
     monkeypatch.setenv("BILLING_VERIFICATION_READS", str(budget))
     crowd.bill([earlier, yesterday()])
-    cell = Cell(yesterday(), "org-7", "temperature_readings")
-    states = {
-        e["value"]: e["state"] for e in crowd.context().ledger.read(queries.story, cell).events
-    }
+    story = crowd.context().ledger.read(queries.story, Cell(yesterday(), "org-7", SUM))
+    states = {event["value"]: event["state"] for event in story.events}
     assert states == {8: "verified", 42: "verified"}
-    assert (
-        crowd.context().ledger.read(queries.counts, [earlier])["verified"] == 1
-    )  # by the same call
+    assert crowd.states(earlier)["verified"] == 1  # by the same call
 
 
-def test_without_reads_events_of_unknown_outcome_wait_and_say_why(
-    crowd: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_reads_ambiguous_events_wait(crowd: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BILLING_VERIFICATION_READS", "0")
-    crowd.sandbox.faults = Faults.parse("error_after=1")
-    crowd.bill([yesterday()])
+    with crowd.faults("error_after=1"):
+        crowd.bill([yesterday()])
     assert crowd.sandbox.seen["summaries"] == 0
-    assert crowd.context().ledger.read(queries.counts, [yesterday()])["ambiguous"] == 20
-    crowd.sandbox.faults = Faults()
+    assert crowd.states(yesterday())["ambiguous"] == 20
     monkeypatch.setenv("BILLING_VERIFICATION_READS", "1000000")
     crowd.bill([yesterday()])
-    assert crowd.context().ledger.read(queries.counts, [yesterday()])["verified"] == 20
-    assert crowd.billed() == crowd.due(
-        {yesterday(): {n: {"s": i + 1} for i, n in enumerate(NAMES)}}
-    )
+    assert crowd.states(yesterday())["verified"] == 20
+    assert crowd.billed() == crowd.due({yesterday(): USAGE})
 
 
-def test_two_processes_share_one_budget_and_give_back_what_they_do_not_use(world: World) -> None:
+def test_two_processes_share_one_budget_and_give_back_unused_reads(world: World) -> None:
     now = datetime(2026, 3, 31, 23, 59, tzinfo=UTC)
 
     def reads(limit: int, month: int) -> Reads:

@@ -8,11 +8,9 @@ from datetime import timedelta
 import pytest
 
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.ledger import queries
 from billing_pipeline.operations.bill import report_days
 from billing_pipeline.operations.preview import preview_days
-from billing_pipeline.usage.snapshot import take_snapshot
-from tests.support import World, yesterday
+from tests.support import LAST, SUM, World, yesterday
 
 
 @pytest.mark.parametrize(
@@ -21,8 +19,8 @@ from tests.support import World, yesterday
 def test_a_day_is_corrected_up_down_to_nothing_and_up_again(
     world: World, sensors_window: str | None, readings_window: str | None
 ) -> None:
-    world.make_meter("active_sensors", "last", sensors_window)
-    world.make_meter("temperature_readings", "sum", readings_window)
+    world.make_meter(LAST, "last", sensors_window)
+    world.make_meter(SUM, "sum", readings_window)
     world.make_customers(["a", "steady"])
     day = yesterday()
     for sensors in [{"s": 3}, {"s": 3, "t": 9}, {"s": 1}, {}, {"s": 2, "t": 2, "u": 2}, {"s": 3}]:
@@ -49,7 +47,7 @@ def test_a_correction_after_thirty_hours_and_another_after_thirty_days(world: Wo
         assert world.billed() == world.due(usage)
 
 
-def test_usage_older_than_34_days_is_counted_and_held_with_the_difference(world: World) -> None:
+def test_usage_older_than_34_days_is_counted_and_on_hold_with_the_difference(world: World) -> None:
     world.make_meters()
     world.make_customers(["a"])
     day = yesterday()
@@ -58,17 +56,11 @@ def test_usage_older_than_34_days_is_counted_and_held_with_the_difference(world:
     world.advance(days=35)
     world.write_readings(day, {"a": {"s": 2, "t": 1}})
     world.bill([day])
-    held = {
-        h.cell.event_name: (h.value, h.reason)
-        for h in world.context().ledger.read(queries.holds_of, [day])
-    }
-    assert held == {
-        "temperature_readings": (-2, "too_old"),
-        "active_sensors": (2, "too_old"),
-    }
+    holds = {hold.cell.event_name: (hold.value, hold.reason) for hold in world.holds(day)}
+    assert holds == {SUM: (-2, "too_old"), LAST: (2, "too_old")}
     world.write_readings(day, {"a": {"s": 5}})  # the late change is taken back
     world.bill([day])
-    assert world.context().ledger.read(queries.holds_of, [day]) == []
+    assert world.holds(day) == []
 
 
 def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World) -> None:
@@ -78,9 +70,7 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
     world.write_readings(day, {"a": {"s": 5}})
     world.bill([day])
     world.write_readings(day, {"a": {"s": 2}, "b": {"x": 1}})
-    context = world.context()
-    take_snapshot(context.engine, context.readings, context.snapshots, day)
-    preview = preview_days(context, [day - timedelta(days=1), day])
+    preview = preview_days(world.snapshot(day), [day - timedelta(days=1), day])
     assert preview.missing == [day - timedelta(days=1)]
     shown = {
         (x.organization_id, x.meter): (x.action, x.before, x.target, x.value) for x in preview.lines
@@ -91,12 +81,11 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
     ]
     assert cause.counts == {"readings": (5, 3)}
     assert shown == {
-        ("a", "temperature_readings"): ("correct", 5, 2, -3),
-        ("b", "temperature_readings"): ("hold", None, 1, 1),
-        ("b", "active_sensors"): ("hold", None, 1, 1),
+        ("a", SUM): ("correct", 5, 2, -3),
+        ("b", SUM): ("hold", None, 1, 1),
+        ("b", LAST): ("hold", None, 1, 1),
     }
-    assert context.ledger.read(queries.counts, [day])["planned"] == 0
-    assert context.ledger.read(queries.holds_of, [day]) == []
+    assert world.states(day) == {"verified": 2}
 
 
 @pytest.mark.parametrize(
@@ -106,14 +95,13 @@ def test_a_preview_shows_old_new_and_difference_and_changes_nothing(world: World
 def test_a_meter_that_differs_is_refused_before_anything_is_sent(
     world: World, formula: str, window: str | None, message: str
 ) -> None:
-    world.make_meter("active_sensors", "last")
-    world.make_meter("temperature_readings", formula, window)
+    world.make_meter(LAST, "last")
+    world.make_meter(SUM, formula, window)
     world.make_customers(["a"])
     day = yesterday()
     world.write_readings(day, {"a": {"s": 5}})
-    context = world.context()
-    take_snapshot(context.engine, context.readings, context.snapshots, day)
+    context = world.snapshot(day)
     with pytest.raises(ConfigurationError, match=message):
         report_days(context, [day])
     assert world.sandbox.account.events == []
-    assert context.ledger.read(queries.counts, [day])["planned"] == 0
+    assert world.states(day) == {}
