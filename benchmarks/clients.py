@@ -1,7 +1,7 @@
-"""What each HTTP client of the Stripe SDK costs: meter events at no limit, the ledger left out.
+"""The cost of each HTTP client of the Stripe SDK: meter events without limit and without ledger.
 
-The sandbox runs in a process of its own. The synchronous clients are driven by threads, the
-asynchronous ones by as many tasks.
+The sandbox runs in its own process. Synchronous clients run in threads, asynchronous ones in as
+many tasks.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import aiohttp
 import stripe
 
-from benchmarks.delivery import make_customers, running_sandbox
+from benchmarks.fixtures import make_customers, running_sandbox
 from billing_pipeline.stripe_api.client import CONNECTIONS, TIMEOUT
 
 AT_ONCE = 100
-UNLIMITED = 1_000_000
+"""Requests at the same time."""
 
 
 def measure_clients(home: Path, events: int) -> list[dict[str, Any]]:
-    """One row of the table per client; keys are its columns."""
+    """One row of the table for each client that is installed; keys are its columns."""
     home.mkdir(parents=True, exist_ok=True)
     rows = []
     for name, run in CLIENTS.items():
@@ -36,7 +36,7 @@ def measure_clients(home: Path, events: int) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(dir=home, prefix="clients-") as folder:
             state = Path(folder) / "stripe.jsonl"
             [customer] = make_customers(state, 1).values()
-            with running_sandbox(state, UNLIMITED) as base:
+            with running_sandbox(state, 0) as base:
                 _make_meter(base)
                 cpu, begun = time.process_time(), time.perf_counter()
                 run(base, customer, events)
@@ -94,18 +94,18 @@ def _by_threads(make: Callable[[], stripe.HTTPClient]) -> Callable[[str, str, in
 def _by_tasks(
     opened: Callable[[], AbstractAsyncContextManager[stripe.HTTPClient]],
 ) -> Callable[[str, str, int], None]:
-    async def all_of(base: str, customer: str, events: int) -> None:
+    async def send_all(base: str, customer: str, events: int) -> None:
         numbers = iter(range(events))
         async with opened() as http:
             create = _client(base, http).v1.billing.meter_events.create_async
 
-            async def some() -> None:
+            async def send_some() -> None:
                 for number in numbers:
                     await create(_event(customer, number))
 
-            await asyncio.gather(*(some() for _ in range(AT_ONCE)))
+            await asyncio.gather(*(send_some() for _ in range(AT_ONCE)))
 
-    return lambda base, customer, events: asyncio.run(all_of(base, customer, events))
+    return lambda base, customer, events: asyncio.run(send_all(base, customer, events))
 
 
 @asynccontextmanager

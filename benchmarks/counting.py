@@ -1,9 +1,9 @@
-"""A usage snapshot, from readings to the finished file, against a bare scan of its columns.
+"""A usage snapshot, from readings to the finished file, compared with a bare scan of its columns.
 
-The scan reads every value with the same engine and memory limit and keeps nothing: nobody who
-counts with DuckDB can be faster. Each measurement is a process of its own, so that its peak
-memory is its own too; all kinds take turns, so that a busy minute of the machine hits them all.
-CPU seconds, with those of starting Python, tell what other work on the machine has hidden.
+The scan reads every value with the same engine and memory limit and keeps nothing; counting with
+DuckDB cannot be faster. Each measurement has its own process, and therefore its own peak memory.
+All kinds alternate, so that a busy minute of the machine affects all of them. CPU seconds include
+the start of Python and do not depend on other work on the machine.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ from billing_pipeline.usage.snapshot import take_snapshot
 from billing_pipeline.usage.sources.folders import Folder
 
 MANY = 50_000_000
-"""From so many readings on, one repetition has to do instead of three."""
+"""With this many readings or more, one repetition instead of three."""
 
 FEW = 1_000_000
-"""Of fewer readings Spark would only show how long it takes to start."""
+"""With fewer readings Spark is not measured: nearly all of its time would be its start."""
 
 
 def measure_counting(home: Path, readings: int, memory_limit: str) -> dict[str, Any]:
     """One row of the table; keys are its columns."""
-    _alone("generate", home, readings, memory_limit)
-    taken: dict[str, list[dict[str, float]]] = {"scan": [], "kernel": [], "sql": []}
-    taken |= {other: [] for other in others(readings)}
+    _in_new_process("generate", home, readings, memory_limit)
+    results: dict[str, list[dict[str, float]]] = {"scan": [], "kernel": [], "sql": []}
+    results |= {other: [] for other in others(readings)}
     repetitions = 1 if readings >= MANY else 3
     for _ in range(repetitions):
-        for what, measured in taken.items():
-            measured.append(_alone(what, home, readings, memory_limit))
+        for kind, measured in results.items():
+            measured.append(_in_new_process(kind, home, readings, memory_limit))
     row: dict[str, Any] = {
         "readings": readings,
         "memory limit": memory_limit,
         "repetitions": repetitions,
     }
     seconds = {}
-    for what, measured in taken.items():
-        seconds[what] = median(each["seconds"] for each in measured)
-        row[f"{what} s"] = round(seconds[what], 2)
-        if what in OTHERS:
+    for kind, measured in results.items():
+        seconds[kind] = median(each["seconds"] for each in measured)
+        row[f"{kind} s"] = round(seconds[kind], 2)
+        if kind in OTHERS:
             continue
-        row[f"{what} CPU s"] = round(median(each["cpu_seconds"] for each in measured), 2)
-        row[f"{what} peak MB"] = round(max(each["peak_mb"] for each in measured))
+        row[f"{kind} CPU s"] = round(median(each["cpu_seconds"] for each in measured), 2)
+        row[f"{kind} peak MB"] = round(max(each["peak_mb"] for each in measured))
     for other in OTHERS:
         row.setdefault(f"{other} s", "")
     row["kernel / scan"] = round(seconds["kernel"] / seconds["scan"], 1)
@@ -62,7 +62,7 @@ def measure_counting(home: Path, readings: int, memory_limit: str) -> dict[str, 
 
 
 def scan(day: GeneratedDay, memory_limit: str) -> None:
-    """Read the columns that counting reads. The hash is there because DuckDB skips idle reads."""
+    """Read the columns that counting reads. DuckDB would skip them without the hash."""
     with Engine(memory_limit).connect() as connection:
         connection.execute(
             "SELECT bit_xor(hash(organization_id, sensor_id, recorded_at, value)) "
@@ -77,16 +77,16 @@ def kernel(day: GeneratedDay, memory_limit: str) -> None:
 
 
 def sql(day: GeneratedDay, memory_limit: str) -> None:
-    """The same, with all counting left to SQL."""
+    """The same, with all counting in SQL."""
     assert _snapshot(day, Engine(memory_limit, kernel=False)).startswith("sql")
 
 
 def _snapshot(day: GeneratedDay, engine: Engine) -> str:
-    """Count the day, take its snapshot and check every total; returns the method."""
+    """Count the day, take its snapshot and check every total. Returns the method."""
     with tempfile.TemporaryDirectory(dir=day.folder.parent, prefix="snapshots-") as target:
         readings, snapshots = Folder(str(day.folder)), Folder(target)
-        taken = take_snapshot(engine, readings, snapshots, DAY)
-    counted, usage = taken.counted, taken.organizations
+        snapshot = take_snapshot(engine, readings, snapshots, DAY)
+    counted, usage = snapshot.counted, snapshot.organizations
     assert counted.readings == day.readings, counted
     assert counted.exact_duplicates == day.duplicates, counted
     assert counted.rows_read == day.readings + day.duplicates, counted
@@ -96,11 +96,11 @@ def _snapshot(day: GeneratedDay, engine: Engine) -> str:
 
 
 def spark(day: GeneratedDay, memory_limit: str) -> None:
-    """The same on a Spark of this machine, which takes seconds to start."""
+    """The same on a local Spark, which takes seconds to start."""
     assert _snapshot(day, Engine(memory_limit, spark="local[*]")) == "spark"
 
 
-# What others write first: the counts only, without activity, quarantine or checks ------------
+# Only the counts, as one would write them first: no activity, quarantine or checks -----------
 
 
 def duckdb_query(day: GeneratedDay, memory_limit: str) -> None:
@@ -143,7 +143,7 @@ OTHERS = {
 
 
 def others(readings: int) -> list[str]:
-    """Those that can be measured: pandas where all fits in memory, Polars and Spark if there."""
+    """Those that can be measured: pandas if all fits in memory, Polars and Spark if installed."""
     possible = dict.fromkeys(OTHERS)
     if readings >= MANY:
         del possible["pandas"]
@@ -159,13 +159,13 @@ def _check(day: GeneratedDay, sensors: int, readings: int) -> None:
     assert (sensors, readings) == (day.sensors, day.readings), (sensors, readings)
 
 
-def _alone(what: str, home: Path, readings: int, memory_limit: str) -> dict[str, float]:
-    """Do one thing in a new process: its seconds, and its peak memory with all that it loaded."""
+def _in_new_process(kind: str, home: Path, readings: int, memory_limit: str) -> dict[str, float]:
+    """Measure one kind in a new process: its seconds, and its peak memory."""
     command = [
         sys.executable,
         "-m",
         "benchmarks.counting",
-        what,
+        kind,
         str(home),
         str(readings),
         memory_limit,
@@ -174,7 +174,7 @@ def _alone(what: str, home: Path, readings: int, memory_limit: str) -> dict[str,
     return dict(json.loads(done.stdout))
 
 
-def _in_new_process(what: str, home: str, readings: str, memory_limit: str) -> None:
+def _measure(kind: str, home: str, readings: str, memory_limit: str) -> None:
     begun = time.perf_counter()
     day = generate(Path(home), int(readings))
     work: dict[str, Callable[[GeneratedDay, str], None]] = {
@@ -183,8 +183,8 @@ def _in_new_process(what: str, home: str, readings: str, memory_limit: str) -> N
         "sql": sql,
         **OTHERS,
     }
-    if what in work:
-        work[what](day, memory_limit)
+    if kind in work:
+        work[kind](day, memory_limit)
     seconds = time.perf_counter() - begun
     used = resource.getrusage(resource.RUSAGE_SELF)
     unit = 2**20 if sys.platform == "darwin" else 2**10
@@ -197,4 +197,4 @@ def _in_new_process(what: str, home: str, readings: str, memory_limit: str) -> N
 
 
 if __name__ == "__main__":
-    _in_new_process(*sys.argv[1:])
+    _measure(*sys.argv[1:])

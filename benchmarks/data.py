@@ -1,8 +1,8 @@
 """One day of readings as Parquet, the same on every machine: arithmetic, no random numbers.
 
-10,000 organizations share 500,000 sensors as by Zipf's law, the n-th having a share in
-proportion to 1/n. Ids are strings, rows lie in the order of their arrival, and one reading in a
-hundred arrives twice: a tenth of those at the end of the first file, the others in a second.
+10,000 organizations share 500,000 sensors by Zipf's law: the share of the n-th is in proportion to
+1/n. Ids are strings, and rows are in the order of their arrival. One reading in a hundred arrives
+twice: a tenth of these at the end of the first file, the others in a second file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ SENSORS = 500_000
 ORGANIZATIONS = 10_000
 ROW_GROUP = 122_880
 
-# Each sensor has its turn once in SENSORS rows; the factor is prime, so none is left out. Times
-# differ from row to row, so no two rows are one reading by accident.
+# Each sensor has one row in SENSORS rows: the factor is prime, so no sensor is skipped. Times
+# differ from row to row, so that no two rows are one reading by accident.
 _ROWS = """
 CREATE TEMP VIEW arrived AS
 SELECT
@@ -37,19 +37,19 @@ FROM (SELECT range AS i, range * 262147 % {sensors} AS sensor FROM range({readin
 
 @dataclass(frozen=True)
 class GeneratedDay:
-    """A generated day: where it lies, and what an exact count of it must find."""
+    """A generated day: its folder, and what an exact count must find."""
 
     folder: Path
     readings: int
 
     @property
     def duplicates(self) -> int:
-        """Rows that repeat a reading."""
+        """The number of rows that repeat a reading."""
         return len(range(0, self.readings, 100))
 
     @property
     def sensors(self) -> int:
-        """Sensors with a reading."""
+        """The number of sensors with a reading."""
         return min(self.readings, SENSORS)
 
     @property
@@ -59,10 +59,10 @@ class GeneratedDay:
 
 
 def generate(home: Path, readings: int) -> GeneratedDay:
-    """A day with so many readings below `home`; a day that lies there already is kept."""
+    """A day with this many readings, in a folder of `home`; an existing one is kept."""
     day = GeneratedDay(home / f"readings-{readings}", readings)
     if not day.folder.exists():
-        draft = home / f"draft-{readings}"  # so that what was interrupted is not taken for whole
+        draft = home / f"draft-{readings}"  # an interrupted draft must not pass for a whole day
         shutil.rmtree(draft, ignore_errors=True)
         _write(draft / f"reading_date={DAY}", readings)
         draft.rename(day.folder)

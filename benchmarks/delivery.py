@@ -1,67 +1,45 @@
-"""Delivery of planned events at the rate that the key allows, against that rate.
+"""Delivery of planned events, compared with the rate that the key allows.
 
-The sandbox runs in a process of its own and enforces the rate; half as many organizations as
-events are reported on two meters for one day. Everything on the way is the pipeline's own: the
-plan, the ledger (SQLite, each commit flushed to the disk), the courier, the official SDK.
+The sandbox runs in its own process and enforces the rate. Half as many organizations as events are
+reported on two meters for one day. Plan, ledger (SQLite, each commit flushed to the disk), delivery
+and SDK are those of the pipeline.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from pydantic import SecretStr
-
-from billing_pipeline.database import open_database
-from billing_pipeline.ledger.account import bind
-from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.operations.context import utc_now
+from benchmarks.fixtures import make_customers, open_context, running_sandbox
+from billing_pipeline.ledger.plans import write_plan
+from billing_pipeline.operations.bill import deliver_days
+from billing_pipeline.operations.context import Context, contact_stripe, utc_now
+from billing_pipeline.rules.day_inputs import DayInputs
 from billing_pipeline.rules.eligibility import Payers
-from billing_pipeline.rules.model import (
-    Meter,
-    Usage,
-)
-from billing_pipeline.rules.planning import (
-    DayPlan,
-    plan_day,
-)
-from billing_pipeline.sandbox.server import make_sandbox
-from billing_pipeline.settings import (
-    DEFAULT_METERS,
-    Settings,
-)
-from billing_pipeline.stripe_api.catalogue import ensure_meters
+from billing_pipeline.rules.model import Meter, Usage
+from billing_pipeline.rules.planning import DayPlan, plan
+from billing_pipeline.settings import DEFAULT_METERS, Settings
 from billing_pipeline.stripe_api.client import StripeGateway
-from billing_pipeline.stripe_api.delivery import deliver
+
+SNAPSHOT = "benchmark"
 
 
 class _Gateway(StripeGateway):
-    """A gateway to the sandbox at a rate of our choice."""
+    """A gateway with a rate of our choice."""
 
-    def __init__(self, base: str, rate: int) -> None:
-        super().__init__(
-            Settings(
-                stripe_secret_key=SecretStr("sk_test_benchmark"),
-                stripe_api_base=base,
-                stripe_meter_events_base=base,
-            )
-        )
+    def __init__(self, settings: Settings, rate: int) -> None:
+        super().__init__(settings)
         self._rate = rate
 
     @property
     def calls_per_second(self) -> int:
-        """The rate asked for."""
         return self._rate
 
 
@@ -69,94 +47,53 @@ def measure_delivery(home: Path, events: int, rate: int) -> dict[str, Any]:
     """One row of the table; keys are its columns. Raises if a total in the sandbox is wrong."""
     home.mkdir(parents=True, exist_ok=True)
     others = _children_cpu()
-    with tempfile.TemporaryDirectory(dir=home, prefix="delivery-") as folder:
-        state = Path(folder) / "stripe.jsonl"
+    with tempfile.TemporaryDirectory(dir=home, prefix="delivery-") as name:
+        folder = Path(name)
+        state, url = folder / "stripe.jsonl", f"sqlite:///{folder}/billing.db"
         customers = make_customers(state, events // len(DEFAULT_METERS))
-        with running_sandbox(state, rate) as base:
-            gateway = _Gateway(base, rate)
-            ledger = Ledger(open_database(f"sqlite:///{folder}/billing.db"), "benchmark")
-            catalogue, _ = asyncio.run(ensure_meters(gateway, DEFAULT_METERS, ledger))
-            ledger.write(
-                bind, catalogue.account_id, catalogue.livemode, catalogue.meters, utc_now()
-            )
+        with (
+            running_sandbox(state, rate) as base,
+            open_context(folder, url, base, customers, make_meters=True) as opened,
+        ):
+            context = replace(opened, gateway=_Gateway(opened.settings, rate))
             day = utc_now().date() - timedelta(days=1)
-            plan = _plan(ledger, catalogue.meters, customers, day)
-
+            meters = list(contact_stripe(context).meters)
+            planned = _plan(context, meters, customers, day)
             cpu, begun = time.process_time(), time.perf_counter()
-            payers = Payers(customers)
-            report = deliver(gateway, ledger, catalogue.meters, [day], utc_now, payers=payers)
+            report = deliver_days(context, meters, [day], None)
             seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
-
             with urlopen(f"{base}/_sandbox") as answer:
                 stripe = json.load(answer)
-            ledger.engine.dispose()
-        _check(plan, report.sent, stripe)
+        _check(planned, report.sent, stripe)
     return {
-        "events": len(plan.events),
+        "events": len(planned.events),
         "limit /s": rate,
         "seconds": round(seconds, 1),
-        "events /s": round(len(plan.events) / seconds),
-        "share of limit": f"{len(plan.events) / seconds / rate:.1%}",
+        "events /s": round(len(planned.events) / seconds),
+        "share of limit": f"{len(planned.events) / seconds / rate:.1%}",
         "429s": stripe["seen"].get("over_limit", 0),
         "CPU s": round(cpu, 1),
         "sandbox CPU s": round(_children_cpu() - others, 1),
     }
 
 
-def make_customers(state: Path, number: int) -> dict[str, str]:
-    """Customers by organization, in the state that the sandbox will start with."""
-    account = make_sandbox(state=state).account
-    names = [f"org-{n:05}" for n in range(number)]
-    return {name: account.make_customer({"name": name})["id"] for name in names}
-
-
-def _plan(
-    ledger: Ledger, meters: tuple[Meter, ...], customers: dict[str, str], day: date
-) -> DayPlan:
+def _plan(context: Context, meters: list[Meter], customers: dict[str, str], day: date) -> DayPlan:
+    """Plan a day with made-up usage, and write the plan."""
     now = utc_now()
     usage = {name: Usage(n, 288 * n) for n, name in enumerate(customers, start=1)}
-    with ledger.planning() as connection:
-        plan = plan_day(day, meters, usage, Payers(customers), {}, now)
-        ledger.write_plan(connection, plan, lambda cell: True, None, now)
-    return plan
+    planned = plan(DayInputs(day, now, meters, SNAPSHOT, usage, payers=Payers(customers)))
+    with context.ledger.planning() as writer:
+        write_plan(writer, planned, lambda cell: True, SNAPSHOT, now)
+    return planned
 
 
-def _check(plan: DayPlan, sent: int, stripe: dict[str, Any]) -> None:
-    """Every event arrived once, and what Stripe would bill is what was planned."""
-    assert sent == stripe["events"] == len(plan.events), (sent, stripe["events"], len(plan.events))
-    planned = {(e.customer, e.cell.event_name): e.target for e in plan.events}
+def _check(planned: DayPlan, sent: int, stripe: dict[str, Any]) -> None:
+    """Every event arrived once, and Stripe would bill what was planned."""
+    number = len(planned.events)
+    assert sent == stripe["events"] == number, (sent, stripe["events"], number)
+    targets = {(e.customer, e.cell.event_name): e.target for e in planned.events}
     billed = {(t["customer"], t["meter"]): t["value"] for t in stripe["totals"]}
-    assert billed == planned
-
-
-@contextmanager
-def running_sandbox(state: Path, limit: int) -> Iterator[str]:
-    """The sandbox in its own process; yields its address."""
-    serve = ["sandbox", "serve", "--port", "0", "--json", "--state", str(state)]
-    start = [sys.executable, "-c", "from billing_pipeline.cli.app import main; main()", *serve]
-    with subprocess.Popen([*start, "--faults", f"limit={limit}"], stdout=subprocess.PIPE) as server:
-        try:
-            assert server.stdout is not None
-            base = json.loads(server.stdout.readline())["base"]
-            _await_answer(base)
-            yield base
-        finally:
-            server.terminate()
-            try:
-                server.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                server.kill()
-
-
-def _await_answer(base: str) -> None:
-    """The address is known before the server answers there."""
-    for _ in range(100):
-        try:
-            urlopen(f"{base}/_sandbox").close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError("the sandbox did not start")
+    assert billed == targets
 
 
 def _children_cpu() -> float:

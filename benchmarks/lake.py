@@ -1,7 +1,7 @@
-"""Finding what changed in a lake of years, counting only that, and windows of many days.
+"""Finding and counting the changed days of a lake of years, and windows of many days.
 
-The lake has many small files a day. Every day is counted once; then each is asked whether its
-snapshot still says what its files say, one late file comes, and its day alone is counted again.
+The lake has many small files a day. Every day is counted once. Then each day is compared with its
+snapshot, one late file arrives, and only its day is counted again.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from typing import Any, TypeVar
 import duckdb
 
 from billing_pipeline.usage.engine import Engine
-from billing_pipeline.usage.snapshot import (
-    is_current,
-    take_snapshot,
-)
+from billing_pipeline.usage.snapshot import Snapshot, is_current, take_snapshot
 from billing_pipeline.usage.sources.folders import Folder
 
 FIRST = date(2023, 1, 1)
@@ -28,24 +25,24 @@ T = TypeVar("T")
 
 
 def measure_lake(home: Path, days: int, files: int) -> dict[str, Any]:
-    """One row: a lake of so many days with so many files each. Keys are the table's columns."""
+    """One row of the table: a lake of `days` with `files` each; keys are its columns."""
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix="lake-") as name:
         lake, kept = Folder(f"{name}/readings"), Folder(f"{name}/snapshots")
         engine = Engine("1GB")
-        span = [FIRST + timedelta(days=n) for n in range(days)]
-        for day in span:
+        every = [FIRST + timedelta(days=n) for n in range(days)]
+        for day in every:
             _write_files(Path(name, "readings"), day, files)
             take_snapshot(engine, lake, kept, day)
-        looked, listing = _timed(lambda: [is_current(lake, kept, day) for day in span])
-        assert all(looked)
-        late = span[days // 2]
+        current, listing = _timed(lambda: [is_current(lake, kept, day) for day in every])
+        assert all(current)
+        late = every[days // 2]
         folder = Path(name, "readings", f"reading_date={late}")
         shutil.copy(folder / "0.parquet", folder / "late.parquet")
-        changed = [day for day in span if not is_current(lake, kept, day)]
+        changed = [day for day in every if not is_current(lake, kept, day)]
         assert changed == [late]
-        taken, counting = _timed(lambda: take_snapshot(engine, lake, kept, late))
-    assert taken.counted.duplicates == files - 1 + 1
+        snapshot, counting = _timed(lambda: take_snapshot(engine, lake, kept, late))
+    assert snapshot.counted.duplicates == files - 1 + 1
     return {
         "days": days,
         "files": days * files,
@@ -55,23 +52,26 @@ def measure_lake(home: Path, days: int, files: int) -> dict[str, Any]:
 
 
 def measure_window(home: Path, sensors: int, window: int) -> dict[str, Any]:
-    """One row: active sensors over a window of days, from their kept activity."""
+    """One row: active sensors over a window of days, from their stored activity."""
     home.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home, prefix="window-") as name:
         lake, kept = Folder(f"{name}/readings"), Folder(f"{name}/snapshots")
         engine = Engine("4GB")
-        span = [FIRST + timedelta(days=n) for n in range(window)]
-        for number, day in enumerate(span):
+        every = [FIRST + timedelta(days=n) for n in range(window)]
+        for number, day in enumerate(every):
             _write_sensors(Path(name, "readings"), day, sensors, number)
-        last = span[-1]
-        take_snapshot(engine, lake, kept, last, window_days=window)  # counts each day once
-        taken, seconds = _timed(lambda: take_snapshot(engine, lake, kept, last, window_days=window))
-    assert sum(o.active_sensors for o in taken.organizations) == sensors
+
+        def snapshot() -> Snapshot:
+            return take_snapshot(engine, lake, kept, every[-1], window_days=window)
+
+        snapshot()  # counts each day once
+        again, seconds = _timed(snapshot)
+    assert sum(o.active_sensors for o in again.organizations) == sensors
     return {"sensors": sensors, "days": window, "snapshot from activity s": round(seconds, 2)}
 
 
 def _write_files(home: Path, day: date, files: int) -> None:
-    """The same small file many times under different names: one reading and its repetitions."""
+    """Write one small file many times under different names: one reading and its duplicates."""
     folder = home / f"reading_date={day}"
     folder.mkdir(parents=True)
     with duckdb.connect() as connection:
@@ -85,7 +85,7 @@ def _write_files(home: Path, day: date, files: int) -> None:
 
 
 def _write_sensors(home: Path, day: date, sensors: int, number: int) -> None:
-    """A reading of each sensor but a tenth, which rests on other days than on this one."""
+    """Write a reading of nine sensors in ten; the tenth has readings on other days."""
     folder = home / f"reading_date={day}"
     folder.mkdir(parents=True)
     with duckdb.connect() as connection:

