@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import timedelta
 from itertools import combinations
 from typing import Literal
 
@@ -13,23 +13,23 @@ Agreement = Literal["agrees", "lagging", "mismatch"]
 
 
 def judge(
+    reported: float,
     expected: int,
     certain: int | None,
     pending: Sequence[int],
     replaces: bool,
-    reported: float,
-    last_accepted_at: datetime,
-    now: datetime,
+    waited: timedelta,
 ) -> Agreement:
     """Judge one customer, meter and day.
 
-    `expected` is the sum of everything accepted, or the newest value. `certain` was verified before
-    (None: nothing), `pending` are the values accepted since, `reported` is Stripe's figure. For
-    LAG_ALLOWANCE, lag explains a figure between `certain` and `expected`; nothing else does.
+    `reported` is Stripe's figure, `expected` the sum of everything accepted, or the newest value.
+    `certain` was verified before (None: nothing), `pending` are the values accepted since; Stripe
+    has had `waited` to show the last of them. For LAG_ALLOWANCE, lag explains a figure between
+    `certain` and `expected`; nothing else does.
     """
     if reported == expected:
         return "agrees"
-    if now - last_accepted_at > LAG_ALLOWANCE:
+    if waited > LAG_ALLOWANCE:
         return "mismatch"
     start = certain or 0
     if replaces:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
+from typing import Any
 
 import stripe
 from aiolimiter import AsyncLimiter
@@ -57,6 +58,8 @@ FLUSH_SECONDS = 0.1
 """Outcomes wait no longer than this to be committed."""
 
 Progress = Callable[[int, int], None]
+
+Send = Callable[[Outgoing], Coroutine[Any, Any, tuple[Outgoing, Outcome]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,31 @@ def _undisturbed() -> Iterator[None]:
         gc.unfreeze()
 
 
+class _Lanes:
+    """Events by customer and meter, sent one by one; `ready` lanes have none in flight."""
+
+    def __init__(self, queue: Sequence[Outgoing]) -> None:
+        self._events: dict[tuple[str, str], deque[Outgoing]] = defaultdict(deque)
+        for outgoing in queue:
+            self._events[self._lane(outgoing)].append(outgoing)
+        self.ready = deque(self._events)
+
+    def take(self, most: int) -> list[Outgoing]:
+        """The first event of up to so many lanes that are ready."""
+        lanes = [self.ready.popleft() for _ in range(min(most, len(self.ready)))]
+        return [self._events[lane].popleft() for lane in lanes]
+
+    def free(self, outgoing: Outgoing) -> None:
+        """Let the next event of this one's lane go, if there is one."""
+        lane = self._lane(outgoing)
+        if self._events[lane]:
+            self.ready.append(lane)
+
+    @staticmethod
+    def _lane(outgoing: Outgoing) -> tuple[str, str]:
+        return outgoing.event.customer, outgoing.event.cell.event_name
+
+
 class _Delivery:
     def __init__(
         self,
@@ -209,36 +237,21 @@ class _Delivery:
             for outcome in outcomes:
                 self._finish(by_id[outcome.id], outcome, sent=sent)
 
-    async def _drive(
-        self,
-        queue: Sequence[Outgoing],
-        send: Callable[[Outgoing], Awaitable[tuple[Outgoing, Outcome]]],
-    ) -> list[Outgoing]:
+    async def _drive(self, queue: Sequence[Outgoing], send: Send) -> list[Outgoing]:
         """Keep lanes moving: claim a batch, send it, record the outcomes, claim again.
 
         Returns the events whose outcome is still unknown.
         """
-        unknown: list[Outgoing] = []
-        lanes: dict[tuple[str, str], deque[Outgoing]] = defaultdict(deque)
-        for outgoing in queue:
-            lanes[_lane(outgoing)].append(outgoing)
-        ready = deque(lanes)
+        lanes, unknown = _Lanes(queue), list[Outgoing]()
         flying: set[asyncio.Task[tuple[Outgoing, Outcome]]] = set()
         landed: list[Outcome] = []
         flushed = asyncio.get_running_loop().time()
-        while flying or landed or (ready and self._report.stopped is None):
+        while flying or landed or self._goes_on(lanes):
             room = IN_FLIGHT - len(flying)
-            if ready and self._report.stopped is None and room >= min(BATCH, len(ready)):
-                batch = [lanes[ready.popleft()].popleft() for _ in range(min(room, len(ready)))]
-                stale = [outgoing for outgoing in batch if self._too_late(outgoing)]
-                unknown += [outgoing for outgoing in stale if outgoing.state is State.AMBIGUOUS]
-                ids = [outgoing.id for outgoing in batch if outgoing not in stale]
-                claimed = await asyncio.to_thread(self._claim, ids)
-                for outgoing in batch:
-                    if outgoing.id in claimed:
-                        flying.add(asyncio.ensure_future(send(outgoing)))
-                    elif lanes[_lane(outgoing)]:
-                        ready.append(_lane(outgoing))
+            if self._goes_on(lanes) and room >= min(BATCH, len(lanes.ready)):
+                batch, too_late = await self._next(lanes, room)
+                flying |= {asyncio.ensure_future(send(outgoing)) for outgoing in batch}
+                unknown += too_late
             if flying:
                 done, flying = await asyncio.wait(
                     flying, timeout=FLUSH_SECONDS, return_when=asyncio.FIRST_COMPLETED
@@ -251,8 +264,8 @@ class _Delivery:
                     else:
                         self._finish(outgoing, outcome)
                     # A request that timed out may still be executed: its lane waits.
-                    if lanes[_lane(outgoing)] and outcome.error_code != TIMED_OUT:
-                        ready.append(_lane(outgoing))
+                    if outcome.error_code != TIMED_OUT:
+                        lanes.free(outgoing)
             now = asyncio.get_running_loop().time()
             if landed and (len(landed) >= BATCH or now - flushed > FLUSH_SECONDS or not flying):
                 outcomes, landed, flushed = landed, [], now
@@ -260,6 +273,24 @@ class _Delivery:
                     self._ledger.write, change_state, outcomes, self._clock(), was={State.SENDING}
                 )
         return unknown
+
+    def _goes_on(self, lanes: _Lanes) -> bool:
+        return bool(lanes.ready) and self._report.stopped is None
+
+    async def _next(self, lanes: _Lanes, room: int) -> tuple[list[Outgoing], list[Outgoing]]:
+        """Commit as `sending` what may be sent now, up to `room` events.
+
+        Returns these, and ambiguous ones for which it is too late.
+        """
+        batch = lanes.take(room)
+        too_late = [outgoing for outgoing in batch if self._too_late(outgoing)]
+        ids = [outgoing.id for outgoing in batch if outgoing not in too_late]
+        claimed = await asyncio.to_thread(self._claim, ids)
+        for outgoing in batch:
+            if outgoing.id not in claimed:
+                lanes.free(outgoing)
+        unknown = [outgoing for outgoing in too_late if outgoing.state is State.AMBIGUOUS]
+        return [outgoing for outgoing in batch if outgoing.id in claimed], unknown
 
     def _claim(self, ids: list[int]) -> set[int]:
         self._still_mine()
@@ -356,11 +387,6 @@ class _Delivery:
 
 def _row_id(landed: tuple[Outgoing, Outcome]) -> int:
     return landed[0].id
-
-
-def _lane(outgoing: Outgoing) -> tuple[str, str]:
-    """A customer and a meter: their events are sent one by one."""
-    return outgoing.event.customer, outgoing.event.cell.event_name
 
 
 def _outcome(outgoing: Outgoing, state: State, attempt: int, answer: Answer) -> Outcome:

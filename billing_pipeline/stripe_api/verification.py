@@ -242,15 +242,8 @@ class _Verification:
             if shown is None:
                 return Checked(each, "0", "lagging")
         reported = shown or 0.0
-        outcome = judge(
-            each.expected,
-            certain,
-            each.pending,
-            meter.replaces,
-            reported,
-            each.last_accepted_at,
-            self._access.clock(),
-        )
+        waited = self._access.clock() - each.last_accepted_at
+        outcome = judge(reported, each.expected, certain, each.pending, meter.replaces, waited)
         lost = missing_from(certain, each.pending, meter.replaces, shown)
         missing = tuple(each.pending_ids[n] for n in lost or ())
         return Checked(each, f"{reported:.15g}", outcome, missing)
