@@ -430,14 +430,13 @@ class Account:
         if whole < len(content):  # a crash cut the last line short
             os.truncate(journal, whole)
         for line in content[:whole].splitlines():
-            self._apply(json.loads(line))
+            entry = json.loads(line)
+            for each in entry["entries"] if entry["kind"] == "transaction" else [entry]:
+                self._apply(each)
 
     def _apply(self, entry: dict[str, Any]) -> None:
         what = {name: value for name, value in entry.items() if name != "kind"}
         match entry["kind"]:
-            case "transaction":
-                for each in what["entries"]:
-                    self._apply(each)
             case "meter":
                 self.meters[what["id"]] = what
             case "customer":
