@@ -6,9 +6,7 @@ from datetime import timedelta
 
 from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.rules.timestamps import day_start
-from tests.support import World, yesterday
-
-SUM = "temperature_readings"
+from tests.support import SUM, World, yesterday
 
 CLOSED = yesterday() + timedelta(days=1)
 """The last day of the period whose invoice is final."""
@@ -18,7 +16,7 @@ LATEST = CLOSED + timedelta(days=3)
 
 
 def close_period(world: World) -> World:
-    """Acme's period has ended three days ago and is invoiced; each of its days had ten readings."""
+    """Acme's period ended three days ago and is invoiced; each of its days has ten readings."""
     world.make_meters()
     world.make_customers(["acme"])
     end = day_start(CLOSED) + 86_400
@@ -28,11 +26,7 @@ def close_period(world: World) -> World:
     subscription = world.make_subscription(
         world.customers["acme"], backdate_start_date=str(end - 3 * 86_400)
     )
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = end
-    world.sandbox.billing.change_subscription(
-        subscription["id"], "customer.subscription.updated", items=subscription["items"]
-    )
+    world.end_period(subscription, end)
     world.advance(seconds=end + 600 - world.sandbox.clock())
     world.apply()
     world.bill(days[:3])

@@ -1,18 +1,23 @@
-"""A small world for tests: readings on disk, a sandbox, and the rooms between them."""
+"""A small world for tests: readings on disk, a sandbox, and the pipeline between them."""
 
 from __future__ import annotations
 
 import asyncio
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import stripe
 from sqlalchemy import create_engine, text
 
+from billing_pipeline.ledger import queries
+from billing_pipeline.ledger.queries import HoldRecord
 from billing_pipeline.operations.bill import (
     ReportOutcome,
     apply_events,
@@ -20,21 +25,25 @@ from billing_pipeline.operations.bill import (
     report_days,
     verify_days,
 )
-from billing_pipeline.operations.context import (
-    Context,
-    utc_now,
-)
+from billing_pipeline.operations.context import Context, utc_now
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.app import Sandbox
 from billing_pipeline.sandbox.events import notification
+from billing_pipeline.sandbox.faults import Faults
+from billing_pipeline.sandbox.stripe_state import ReceivedEvent
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.catalogue import ensure_meters
 from billing_pipeline.stripe_api.verification import VerificationReport
 from billing_pipeline.stripe_events.applying import Applied
+from billing_pipeline.usage.snapshot import take_snapshot
 from webhook_handler.envelope import read
 from webhook_handler.store import EventStore
 
+SUM, LAST = "temperature_readings", "active_sensors"
+"""The two meters."""
+
 KEY = "sk_test_world_0123456789"
+NOBODY_LISTENS = "http://127.0.0.1:9"
 EPOCH = date(1970, 1, 1)
 
 Totals = dict[tuple[str, str, date], int]
@@ -45,7 +54,7 @@ def yesterday() -> date:
 
 
 class World:
-    """Readings and Stripe, with what the bill must be reckoned by hand beside them."""
+    """Readings and Stripe. `due` computes the right bill without the pipeline."""
 
     def __init__(self, home: Path, sandbox: Sandbox, base: str) -> None:
         self.home = home
@@ -93,6 +102,10 @@ class World:
         context = self.context()
         asyncio.run(ensure_meters(context.gateway, context.settings.billing_meters, context.ledger))
 
+    def meter_id(self, event_name: str = SUM) -> str:
+        meters = self.sandbox.account.meters
+        return next(id for id, meter in meters.items() if meter["event_name"] == event_name)
+
     def make_meter(self, event_name: str, formula: str, window: str | None = None) -> str:
         given: dict[str, Any] = {
             "event_name": event_name,
@@ -138,7 +151,7 @@ class World:
     # Acting ----------------------------------------------------------------------------------
 
     def bill(self, days: Iterable[date], context: Context | None = None) -> ReportOutcome:
-        """Count, state and verify, without Dagster."""
+        """Count, report and verify, without Dagster."""
         context = context or self.context()
         days = list(days)
         for day in days:
@@ -147,17 +160,58 @@ class World:
         verify_days(context, days)
         return reporting
 
+    def snapshot(self, *days: date, context: Context | None = None) -> Context:
+        """Count these days and do nothing else."""
+        context = context or self.context()
+        for day in days:
+            take_snapshot(context.engine, context.readings, context.snapshots, day)
+        return context
+
     def verify(self, days: Iterable[date]) -> VerificationReport:
         return verify_days(self.context(), list(days), everything=True)
 
-    # What Stripe says ------------------------------------------------------------------------
+    @contextmanager
+    def faults(self, text: str) -> Iterator[None]:
+        """Stripe has these faults, until the end of the block."""
+        self.sandbox.faults = Faults.parse(text)
+        try:
+            yield
+        finally:
+            self.sandbox.faults = Faults()
 
-    def tell(self, kind: str, segment: dict[str, Any]) -> dict[str, Any]:
-        """Let Stripe tell something of its own; the answer is the event."""
-        return self.sandbox.account.outbox.emit(kind, segment, self.sandbox.clock())
+    @contextmanager
+    def unreachable(self) -> Iterator[None]:
+        """Contexts that are opened in this block cannot reach Stripe."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("STRIPE_API_BASE", NOBODY_LISTENS)
+            yield
+
+    # Stripe events -----------------------------------------------------------------------------
+
+    def emit(self, kind: str, content: dict[str, Any]) -> dict[str, Any]:
+        """Let Stripe make a snapshot event; returns it."""
+        return self.sandbox.account.outbox.emit(kind, content, self.sandbox.clock())
+
+    def report_errors(
+        self, code: str, *identifiers: str, unnamed: int = 0, event_name: str = SUM
+    ) -> None:
+        """Let Stripe report errors of a meter: of these events, and some without a name."""
+        samples = [(identifier, "not counted") for identifier in identifiers]
+        self.sandbox.account.outbox.report_errors(
+            self.meter_id(event_name),
+            {code: samples + [("unnamed", "")] * unnamed},
+            self.sandbox.clock(),
+        )
+
+    def lose(self, value: int, event_name: str = SUM) -> ReceivedEvent:
+        """Let Stripe lose the event with this value."""
+        events = self.sandbox.account.events
+        event = next(e for e in events if (e.value, e.event_name) == (value, event_name))
+        event.counted = False
+        return event
 
     def receive(self) -> list[str]:
-        """Store all that the sandbox has told so far, as the webhook handler does."""
+        """Store all Stripe events so far, as the webhook handler does."""
         self.sandbox.tick()
         context = self.context()
         store = EventStore(context.inbox.engine)
@@ -169,7 +223,7 @@ class World:
         return stored
 
     def apply(self) -> Applied:
-        """Receive and apply all that the sandbox has told so far."""
+        """Receive and apply all Stripe events so far."""
         self.receive()
         return apply_events(self.context())
 
@@ -182,6 +236,14 @@ class World:
             items.append({"price": self.sandbox.billing.make_price(price)["id"]})
         return self.sandbox.billing.subscribe({"customer": customer, "items": items, **given})
 
+    def end_period(self, subscription: dict[str, Any], end: int) -> None:
+        """Let the current period of a subscription end at this instant."""
+        for item in subscription["items"]["data"]:
+            item["current_period_end"] = end
+        self.sandbox.billing.change_subscription(
+            subscription["id"], "customer.subscription.updated", items=subscription["items"]
+        )
+
     def status(self, subscription: str, status: str) -> None:
         self.sandbox.billing.change_subscription(
             subscription, "customer.subscription.updated", status=status
@@ -190,7 +252,7 @@ class World:
     # Looking ---------------------------------------------------------------------------------
 
     def billed(self) -> Totals:
-        """What Stripe bills by customer, meter and day, zeros left out."""
+        """What Stripe bills by customer, meter and day, without zeros."""
         return {
             (row["customer"], row["meter"], EPOCH + timedelta(days=row["day"])): row["value"]
             for row in self.sandbox.account.totals()
@@ -198,7 +260,7 @@ class World:
         }
 
     def due(self, usage: Mapping[date, Mapping[str, Mapping[str, int]]]) -> Totals:
-        """What the readings written by `write_readings` prove, zeros left out."""
+        """What the readings written by `write_readings` prove, without zeros."""
         due: Totals = {}
         for day, organizations in usage.items():
             for organization, counts in organizations.items():
@@ -207,6 +269,20 @@ class World:
                     due[customer, "active_sensors", day] = sum(n > 0 for n in counts.values())
                     due[customer, "temperature_readings", day] = sum(counts.values())
         return due
+
+    def states(self, *days: date) -> dict[str, int]:
+        """How many events of these days are in each state, without zeros."""
+        counts = self.context().ledger.read(queries.counts, days)
+        return {state: number for state, number in counts.items() if number}
+
+    def holds(self, *days: date) -> list[HoldRecord]:
+        return self.context().ledger.read(queries.holds_of, days)
+
+    def hold_reasons(self, *days: date) -> set[str]:
+        return {hold.reason for hold in self.holds(*days)}
+
+    def rejected(self, day: date) -> list[dict[str, Any]]:
+        return self.context().ledger.read(queries.rejected, [day])
 
 
 def new_database(maintenance: str, name: str) -> str:
@@ -219,9 +295,7 @@ def new_database(maintenance: str, name: str) -> str:
 
 
 def eventually(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until a condition holds; fail naming it when it does not."""
-    import time
-
+    """Wait until a condition is true; fail naming it if it never is."""
     give_up = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > give_up:

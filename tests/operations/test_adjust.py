@@ -1,22 +1,28 @@
-"""Usage of a closed period: a person carries it forward or writes it off; nothing is re-dated."""
+"""Usage of a closed period: a person adjusts it or writes it off; nothing is re-dated."""
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import date, timedelta
 
 import pytest
 
 from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.ledger import queries
-from billing_pipeline.ledger.adjustments import Adjustment, decided_adjustments
-from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.ledger.adjustments import decided_adjustments
+from billing_pipeline.operations import adjust
+from billing_pipeline.operations.adjust import (
+    OpenAdjustment,
+    approve,
+    dismiss,
+    list_adjustments,
+    open_adjustments,
+    show_adjustment,
+)
 from billing_pipeline.operations.alerts import alerts
 from billing_pipeline.operations.bill import report_days
 from billing_pipeline.operations.day_inputs import unfinished_days
 from tests.closed_period import CLOSED, LATEST, invoiced
-from tests.support import World
-
-SUM, LAST = "temperature_readings", "active_sensors"
+from tests.support import LAST, SUM, World
 
 
 def finish(world: World) -> None:
@@ -29,143 +35,139 @@ def finish(world: World) -> None:
     raise AssertionError("the sensor would run for ever")
 
 
-def late(world: World, readings: int) -> adjustments.OpenAdjustment:
+def waiting(world: World, meter: str = SUM) -> list[OpenAdjustment]:
+    return [each for each in open_adjustments(world.context()) if each.cell.event_name == meter]
+
+
+def late(world: World, readings: int) -> OpenAdjustment:
     """The closed day turns out to have had so many readings."""
     world.write_readings(CLOSED, {"acme": {"s": readings}})
     world.bill([CLOSED])
-    [waiting] = [
-        w for w in adjustments.open_adjustments(world.context()) if w.cell.event_name == SUM
-    ]
-    return waiting
+    [found] = waiting(world)
+    return found
 
 
-def in_stripe(world: World) -> dict[str, int]:
+def in_stripe(world: World) -> dict[date, int]:
+    """What Stripe bills on the sum meter, from the closed day on."""
     return {
-        day.isoformat(): value
+        day: value
         for (_, meter, day), value in world.billed().items()
         if meter == SUM and day >= CLOSED
     }
 
 
-def test_a_late_file_of_a_closed_period_is_approved_and_stated_in_the_current_one(
-    closed: World,
-) -> None:
-    waiting = late(closed, 17)
-    assert (waiting.amount, waiting.held.reason) == (7, "period_closed")
+def test_late_readings_of_a_closed_period_are_reported_in_the_current_one(closed: World) -> None:
+    found = late(closed, 17)
+    assert (found.amount, found.hold.reason) == (7, "period_closed")
     assert "closed_usage" in {alert.kind for alert in alerts(closed.context())}
     before = in_stripe(closed)
-    decision = adjustments.approve(closed.context("analyst"), waiting.id, "the gateway was offline")
+    decision = approve(closed.context("analyst"), found.id, "the gateway was offline")
     [entry] = decision.entries
     assert (entry.cell.usage_day, entry.amount) == (LATEST, 7)
-    assert unfinished_days(closed.context()) == [LATEST]
+    assert unfinished_days(closed.context()) == [CLOSED, LATEST]
     finish(closed)
-    assert in_stripe(closed) == before | {LATEST.isoformat(): 17}
+    assert in_stripe(closed) == before | {LATEST: 17}
     assert invoiced(closed) == 30
     context = closed.context()
-    assert adjustments.open_adjustments(context) == []
-    assert context.ledger.read(queries.holds_of, [CLOSED, LATEST]) == []
-    story = adjustments.story(context, waiting.id)
-    assert (story["decision"], story["reason"], story["run"]) == (
-        "approved", "the gateway was offline", "analyst",
-    )  # fmt: skip
-    correction = story["events"][-1]
+    assert open_adjustments(context) == []
+    assert closed.holds(CLOSED, LATEST) == []
+    shown = show_adjustment(context, found.id)
+    assert (shown["decision"], shown["run"]) == ("approved", "analyst")
+    assert shown["reason"] == "the gateway was offline"
+    correction = shown["events"][-1]
     assert (correction["value"], correction["target"]) == (7, 17)
-    assert "approved" in {
-        row["to_state"] for row in context.ledger.read(queries.story, waiting.cell).history
-    }
+    history = context.ledger.read(queries.story, found.cell).history
+    assert "approved" in {row["to_state"] for row in history}
     # Running everything again changes nothing.
     days = [CLOSED + timedelta(days=n) for n in range(-2, 4)]
     assert closed.bill(days).sent == 0
 
 
 def test_too_much_in_a_closed_period_is_taken_back_from_several_days(closed: World) -> None:
-    waiting = late(closed, 0)
-    assert waiting.amount == -10
+    found = late(closed, 0)
+    assert found.amount == -10
     closed.write_readings(LATEST, {"acme": {"s": 4}})
     closed.bill([LATEST])
-    decision = adjustments.approve(closed.context(), waiting.id, "the meter was in the workshop")
-    assert [(e.cell.usage_day, e.amount) for e in decision.entries] == [
-        (LATEST, -4), (LATEST - timedelta(days=1), -6),
-    ]  # fmt: skip
+    decision = approve(closed.context(), found.id, "the meter was in the workshop")
+    before = LATEST - timedelta(days=1)
+    assert [(e.cell.usage_day, e.amount) for e in decision.entries] == [(LATEST, -4), (before, -6)]
     finish(closed)
     stripe = in_stripe(closed)
-    assert LATEST.isoformat() not in stripe
-    assert stripe[(LATEST - timedelta(days=1)).isoformat()] == 4
-    # What a day has afterwards is less than was taken back from it: seen, and not below zero.
+    assert LATEST not in stripe
+    assert stripe[before] == 4
+    # Later the day has less than was taken back from it: a hold, and nothing below zero.
     closed.write_readings(LATEST, {"acme": {"s": 1}})
     closed.bill([LATEST])
-    held = closed.context().ledger.read(queries.holds_of, [LATEST])
-    assert [(h.reason, h.value) for h in held if h.cell.event_name == SUM] == [("below_zero", -3)]
+    holds = [(h.reason, h.value) for h in closed.holds(LATEST) if h.cell.event_name == SUM]
+    assert holds == [("below_zero", -3)]
 
 
-def test_more_is_taken_back_than_there_is(closed: World) -> None:
-    waiting = late(closed, 0)
-    for n in range(3):
-        closed.write_readings(LATEST - timedelta(days=n), {"acme": {"s": 1}})
-    closed.bill([LATEST - timedelta(days=n) for n in range(3)])
+def test_an_approval_that_takes_back_too_much_is_refused(closed: World) -> None:
+    found = late(closed, 0)
+    days = [LATEST - timedelta(days=n) for n in range(3)]
+    for day in days:
+        closed.write_readings(day, {"acme": {"s": 1}})
+    closed.bill(days)
     with pytest.raises(ConfigurationError, match="only 3"):
-        adjustments.approve(closed.context(), waiting.id, "why")
-    assert waiting.id in [each.id for each in adjustments.open_adjustments(closed.context())]
+        approve(closed.context(), found.id, "why")
+    assert waiting(closed) == [found]
 
 
-def test_a_dismissed_amount_stays_on_record_and_later_readings_ask_anew(closed: World) -> None:
-    waiting = late(closed, 17)
-    adjustments.dismiss(closed.context(), waiting.id, "below what we bill for")
+def test_a_dismissed_amount_stays_on_record_and_later_readings_ask_again(closed: World) -> None:
+    found = late(closed, 17)
+    dismiss(closed.context(), found.id, "below what we bill for")
     finish(closed)
-    assert adjustments.open_adjustments(closed.context()) == []
+    assert open_adjustments(closed.context()) == []
     assert closed.bill([CLOSED]).sent == 0
-    assert closed.context().ledger.read(queries.holds_of, [CLOSED]) == []
-    [decided] = adjustments.document(closed.context())["decided"]
+    assert closed.holds(CLOSED) == []
+    [decided] = list_adjustments(closed.context())["decided"]
     assert (decided["decision"], decided["amount"], decided["reported_in"]) == ("dismissed", 7, [])
     again = late(closed, 20)
-    assert (again.amount, again.id == waiting.id) == (3, False)
+    assert again.amount == 3
+    assert again.id != found.id
 
 
-def test_a_decision_is_about_what_was_seen(closed: World) -> None:
+def test_a_decision_is_refused_once_its_amount_has_changed(closed: World) -> None:
     seen = late(closed, 17)
     late(closed, 18)
     with pytest.raises(ConfigurationError, match="later readings"):
-        adjustments.approve(closed.context(), seen.id, "why")
-    now_waiting = late(closed, 18)
+        approve(closed.context(), seen.id, "why")
+    now = late(closed, 18)
     with pytest.raises(ConfigurationError, match="needs a reason"):
-        adjustments.dismiss(closed.context(), now_waiting.id, " ")
-    adjustments.approve(closed.context(), now_waiting.id, "why")
+        dismiss(closed.context(), now.id, " ")
+    approve(closed.context(), now.id, "why")
     with pytest.raises(ConfigurationError, match="may have been decided"):
-        adjustments.approve(closed.context(), now_waiting.id, "why")
+        approve(closed.context(), now.id, "why")
 
 
-def test_a_last_value_is_only_written_off(closed: World) -> None:
+def test_a_value_of_a_last_meter_can_only_be_written_off(closed: World) -> None:
     closed.write_readings(CLOSED, {"acme": {"s": 10, "t": 0, "u": 0}})
     closed.write_readings(CLOSED, {"acme": {"t": 1}}, "late.jsonl")
     closed.bill([CLOSED])
-    by_meter = {
-        each.cell.event_name: each for each in adjustments.open_adjustments(closed.context())
-    }
-    assert {name: each.amount for name, each in by_meter.items()} == {SUM: 1, LAST: 1}
+    [on_sum], [on_last] = waiting(closed), waiting(closed, LAST)
+    assert (on_sum.amount, on_last.amount) == (1, 1)
     with pytest.raises(ConfigurationError, match="dismiss it"):
-        adjustments.approve(closed.context(), by_meter[LAST].id, "why")
-    adjustments.dismiss(closed.context(), by_meter[LAST].id, "the period is billed")
+        approve(closed.context(), on_last.id, "why")
+    dismiss(closed.context(), on_last.id, "the period is billed")
     closed.bill([CLOSED])
-    assert [each.cell.event_name for each in adjustments.open_adjustments(closed.context())] == [
-        SUM
-    ]
+    assert [each.cell.event_name for each in open_adjustments(closed.context())] == [SUM]
 
 
-def test_two_people_decide_at_once_and_one_of_them_is_told(closed: World) -> None:
-    waiting = late(closed, 17)
+def test_of_two_decisions_at_once_the_second_is_refused(closed: World) -> None:
+    found = late(closed, 17)
     first, second = closed.context("one"), closed.context("two")
-    decided: list[Adjustment] = [adjustments.dismiss(first, waiting.id, "no")]
-    with pytest.raises(ConfigurationError):
-        adjustments._decide(second, waiting, "yes", adjustments._room_for(second, waiting))
-    assert closed.context().ledger.read(decided_adjustments) == decided
+    decision = dismiss(first, found.id, "no")
+    with pytest.raises(ConfigurationError, match="has changed at this moment"):
+        adjust._decide(second, found, "yes", adjust._allocate(second, found))
+    assert closed.context().ledger.read(decided_adjustments) == [decision]
 
 
-def test_usage_that_is_too_old_is_carried_too(closed: World) -> None:
+def test_usage_that_is_too_old_can_be_adjusted_too(closed: World) -> None:
     closed.advance(days=36)
     closed.apply()
-    waiting = late(closed, 12)
+    found = late(closed, 12)
     # The invoice of that month is final as well; the current period began after it.
-    assert waiting.held.reason in ("period_closed", "too_old")
+    assert found.hold.reason in ("period_closed", "too_old")
     report_days(closed.context(), [CLOSED])
-    decision = adjustments.approve(closed.context(), waiting.id, "found on a disk")
+    decision = approve(closed.context(), found.id, "found on a disk")
     assert [entry.cell.usage_day for entry in decision.entries] == [closed.clock().date()]

@@ -13,17 +13,16 @@ from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.operations.explain.day import explain_day
 from billing_pipeline.operations.explain.page import write_page
 from billing_pipeline.operations.explain.period import explain_period
-from tests.closed_period import CLOSED, SUM
-from tests.support import World
+from tests.closed_period import CLOSED
+from tests.support import LAST, SUM, World
 
-LAST = "active_sensors"
 METERS = [LAST, SUM]
 
 
 def broken(document: dict[str, Any]) -> list[str]:
     links = list(document.get("links", []))
-    for segment in (*document.get("lines", []), *document.get("days", [])):
-        links += segment["links"]
+    for each in (*document.get("lines", []), *document.get("days", [])):
+        links += each["links"]
     return [link["what"] for link in links if link["holds"] is False]
 
 
@@ -33,7 +32,7 @@ def test_an_invoice_is_explained_down_to_its_files(closed: World) -> None:
     assert document["checked"]["hold"] > 40
     lines = {line["meter"]: line for line in document["lines"]}
     assert (lines[SUM]["invoiced"], lines[LAST]["invoiced"]) == (30, 1)
-    assert [segment["ledger"] for segment in lines[SUM]["parts"]] == [10, 10, 10]
+    assert [day["ledger"] for day in lines[SUM]["days"]] == [10, 10, 10]
     assert [day["day"] for day in document["days"]] == [
         (CLOSED + timedelta(days=n)).isoformat() for n in (-2, -1, 0)
     ]
@@ -52,12 +51,12 @@ def test_a_period_is_named_by_its_month_or_a_day_inside_it(closed: World, period
 
 
 @pytest.mark.parametrize("period", ["2026", "in_none", "yesterday", "2026-13"])
-def test_what_is_no_period_is_said(closed: World, period: str) -> None:
+def test_a_name_that_is_no_period_is_refused(closed: World, period: str) -> None:
     with pytest.raises(ConfigurationError, match=r"period"):
         explain_period(closed.context(), "acme", period, METERS)
 
 
-def test_an_unknown_organization_is_said(closed: World) -> None:
+def test_an_unknown_organization_is_refused(closed: World) -> None:
     with pytest.raises(ConfigurationError, match="nothing is known of the organization 'ACME'"):
         explain_day(closed.context(), "ACME", CLOSED, METERS)
     with pytest.raises(ConfigurationError, match="nothing is known of the organization 'ACME'"):
@@ -69,9 +68,9 @@ def test_a_file_that_is_not_as_it_was_counted_breaks_its_link(closed: World) -> 
     content = file.read_text()
     file.write_text(content.replace('"value": 0', '"value": 9'))
     document = explain_day(closed.context(), "acme", CLOSED, METERS)
-    assert broken(document) == ["readings.jsonl lies there as it was counted"]
+    assert broken(document) == ["readings.jsonl is as it was counted"]
     file.unlink()
-    assert "readings.jsonl lies there as it was counted" in broken(
+    assert "readings.jsonl is as it was counted" in broken(
         explain_day(closed.context(), "acme", CLOSED, METERS)
     )
 
@@ -98,7 +97,7 @@ def test_a_snapshot_that_was_tampered_with_breaks_its_link(closed: World) -> Non
     other = here / f"usage_day={CLOSED - timedelta(days=1)}" / "sensor_activity.parquet"
     activity.write_bytes(other.read_bytes())
     found = broken(explain_day(closed.context(), "acme", CLOSED, METERS))
-    assert "the snapshot was taken from the sensor activity that lies there" in found
+    assert "the snapshot was taken from the present sensor activity" in found
 
 
 def test_the_duplicates_that_were_removed_are_named(closed: World) -> None:
@@ -113,7 +112,7 @@ def test_the_duplicates_that_were_removed_are_named(closed: World) -> None:
     ]
 
 
-def test_the_page_is_whole_and_takes_no_markup_from_ids(closed: World, tmp_path: Path) -> None:
+def test_the_page_is_complete_and_takes_no_markup_from_ids(closed: World, tmp_path: Path) -> None:
     day = CLOSED - timedelta(days=1)
     odd = "<script>alert(1)</script>"
     closed.write_readings(day, {"acme": {"s": 10}, odd: {"<b>x": 1}}, "odd.jsonl")

@@ -9,124 +9,76 @@ from typing import Any
 import pytest
 
 from billing_pipeline.ledger import queries
-from billing_pipeline.operations.bill import (
-    count_usage,
-    report_days,
-    verify_days,
-)
+from billing_pipeline.operations.bill import report_days, verify_days
 from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.operations.periods import closing_days
-from billing_pipeline.rules.eligibility import Payers
-from billing_pipeline.rules.holds import (
-    Hold,
-    HoldReason,
-)
-from billing_pipeline.rules.model import (
-    Cell,
-    Formula,
-    Measure,
-    Meter,
-    MeterEvent,
-    RecordedEvent,
-    State,
-    Usage,
-    Waiting,
-)
-from billing_pipeline.rules.planning import plan_segments
-from billing_pipeline.rules.segments import (
-    Segment,
-    segments_between,
-)
+from billing_pipeline.rules.holds import Hold, HoldReason
+from billing_pipeline.rules.model import Meter, MeterEvent, RecordedEvent, State, Usage, Waiting
+from billing_pipeline.rules.planning import PlanOptions
+from billing_pipeline.rules.segments import Segment, segments_between
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.usage.segments import usage_in_segments
-from tests.support import World, yesterday
-
-SUM, LAST = "temperature_readings", "active_sensors"
-DAY = date(2026, 3, 10)
-NOW = datetime(2026, 3, 11, 0, 10, tzinfo=UTC)
-NOON = day_start(DAY) + 43_200
-
+from tests.rules import support as rules
+from tests.rules.support import DAY, END, NOON, START, SUM_BY_DAY, halves, plan_segments
+from tests.support import LAST, SUM, World, yesterday
 
 # Planning ----------------------------------------------------------------------------------------
 
 
-def two_parts(before: int, after: int) -> list[Segment]:
-    return [
-        Segment(day_start(DAY), NOON, Usage(before, before)),
-        Segment(NOON, day_end(DAY), Usage(after, after)),
-    ]
+def plan(meter: Meter, segments: list[Segment], *events: RecordedEvent, **more: Any) -> list[Any]:
+    return list(plan_segments(meter, segments, events, **more))
 
 
-def plan(
-    meter: Meter,
-    segments: list[Segment],
-    recorded: list[RecordedEvent] | None = None,
-    now: datetime = NOW,
-) -> list[Any]:
-    cell = Cell(DAY, "org", meter.event_name)
-    payers = Payers({"org": "cus"})
-    return list(plan_segments(meter, cell, segments, "cus", recorded or [], now, payers=payers))
+def test_a_day_has_segments_between_the_boundaries_inside_it() -> None:
+    assert segments_between(DAY, []) == [(START, END)]
+    boundaries = [START, END, NOON, NOON, START - 5]
+    assert segments_between(DAY, boundaries) == [(START, NOON), (NOON, END)]
 
 
-SUM_METER = Meter(SUM, Formula.SUM, Measure.READING_VOLUME)
-LAST_METER = Meter(LAST, Formula.LAST, Measure.ACTIVE_SENSORS)
-DAILY = Meter("daily", Formula.SUM, Measure.READING_VOLUME, event_time_window="day")
-
-
-def test_a_day_is_cut_at_the_instants_inside_it() -> None:
-    start, end = day_start(DAY), day_end(DAY)
-    assert segments_between(DAY, []) == [(start, end)]
-    assert segments_between(DAY, [start, end, NOON, NOON, start - 5]) == [
-        (start, NOON),
-        (NOON, end),
-    ]
-
-
-@pytest.mark.parametrize("meter", [SUM_METER, LAST_METER])
-def test_each_part_is_stated_inside_itself(meter: Meter) -> None:
-    first, second = plan(meter, two_parts(3, 4))
+@pytest.mark.parametrize("meter", [rules.SUM, rules.LAST])
+def test_each_segment_is_reported_inside_itself(meter: Meter) -> None:
+    first, second = plan(meter, halves(3, 4))
     assert (first.value, first.timestamp) == (3, NOON - 3600)
-    assert (second.value, second.timestamp) == (4, day_end(DAY) - 3600)
-    assert first.timestamp < NOON <= second.timestamp
+    assert (second.value, second.timestamp) == (4, END - 3600)
 
 
-def test_what_was_stated_before_the_end_was_known_moves_to_the_right_part() -> None:
-    whole = RecordedEvent(1, "cus", 7, 7, day_end(DAY) - 3600, State.VERIFIED)
-    first, second = plan(SUM_METER, two_parts(3, 4), [whole])
+def test_usage_reported_before_the_boundary_was_known_is_corrected_by_segment() -> None:
+    whole = RecordedEvent(1, "cus", 7, 7, END - 3600, State.VERIFIED)
+    first, second = plan(rules.SUM, halves(3, 4), whole)
     assert (first.revision, first.value) == (2, 3)
     assert second.value == -3
     done = RecordedEvent(2, "cus", 3, 3, first.timestamp, State.ACCEPTED)
-    [second] = plan(SUM_METER, two_parts(3, 4), [whole, done])
-    assert (second.revision, second.value, second.timestamp) == (3, -3, day_end(DAY) - 3599)
+    [second] = plan(rules.SUM, halves(3, 4), whole, done)
+    assert (second.revision, second.value, second.timestamp) == (3, -3, END - 3599)
 
 
-def test_a_part_that_has_ended_is_stated_before_its_day_has() -> None:
+def test_a_segment_that_has_ended_is_reported_before_its_day_ends() -> None:
     afternoon = datetime.fromtimestamp(NOON + 60, UTC)
-    first, second = plan(SUM_METER, two_parts(3, 4), now=afternoon)
+    first, second = plan(rules.SUM, halves(3, 4), now=afternoon)
     assert isinstance(first, MeterEvent)
     assert isinstance(second, Hold)
     assert (second.reason, second.start) == (HoldReason.DAY_NOT_OVER, NOON)
 
 
-def test_a_very_short_part_still_has_a_second_of_its_own() -> None:
+def test_a_segment_of_one_second_has_a_timestamp_of_its_own() -> None:
     segments = [
-        Segment(day_start(DAY), day_start(DAY) + 1, Usage(1, 1)),
-        Segment(day_start(DAY) + 1, day_end(DAY), Usage(1, 1)),
+        Segment(START, START + 1, Usage(1, 1)),
+        Segment(START + 1, END, Usage(1, 1)),
     ]
-    first, _ = plan(SUM_METER, segments)
-    assert first.timestamp == day_start(DAY)
+    first, _ = plan(rules.SUM, segments)
+    assert first.timestamp == START
 
 
-def test_a_meter_with_a_daily_window_states_the_last_part_and_holds_the_other() -> None:
-    held, reported = plan(DAILY, two_parts(3, 4))
-    assert isinstance(held, Hold)
-    assert (held.value, held.reason) == (3, HoldReason.DAILY_WINDOW)
-    assert (reported.value, reported.timestamp) == (4, day_end(DAY) - 3600)
+def test_a_meter_with_a_daily_window_reports_the_last_segment_and_holds_the_other() -> None:
+    hold, reported = plan(SUM_BY_DAY, halves(3, 4))
+    assert isinstance(hold, Hold)
+    assert (hold.value, hold.reason) == (3, HoldReason.DAILY_WINDOW)
+    assert (reported.value, reported.timestamp) == (4, END - 3600)
 
 
-def test_an_unsettled_event_makes_the_whole_cell_wait() -> None:
+def test_an_unresolved_event_makes_the_whole_cell_wait() -> None:
     sending = RecordedEvent(1, "cus", 3, 3, NOON - 3600, State.SENDING)
-    assert isinstance(plan(SUM_METER, two_parts(3, 4), [sending])[0], Waiting)
+    assert isinstance(plan(rules.SUM, halves(3, 4), sending)[0], Waiting)
 
 
 # Counting ----------------------------------------------------------------------------------------
@@ -144,7 +96,7 @@ def write(world: World, day: date, rows: list[tuple[str, str, float]]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def test_parts_are_counted_by_the_instant_and_over_the_window(world: World) -> None:
+def test_segments_are_counted_to_the_instant_and_over_the_window(world: World) -> None:
     day = yesterday()
     write(world, day - timedelta(days=1), [("a", "old", 11.9), ("a", "recent", 12.0)])
     write(world, day, [
@@ -179,10 +131,10 @@ def renewing(world: World, monkeypatch: pytest.MonkeyPatch) -> tuple[World, str,
         recurring = {"interval": "year", "meter": meter["id"]}
         made = world.sandbox.billing.make_price({"currency": "usd", "recurring": recurring})
         price.append({"price": made["id"]})
+    started = str(int(start.timestamp()))
     world.sandbox.billing.subscribe(
-        {"customer": world.customers["acme"], "items": price,
-         "backdate_start_date": str(int(start.timestamp()))}
-    )  # fmt: skip
+        {"customer": world.customers["acme"], "items": price, "backdate_start_date": started}
+    )
     rows = [("acme", "early", 1), ("acme", "early", 14.5), ("acme", "late", 14.6)]
     rows += [("acme", "late", hour) for hour in (15, 16, 17)] + [("steady", "x", 3)]
     write(world, day, rows)
@@ -199,7 +151,7 @@ def in_period(world: World, customer: str, meter: str, start: int, end: int) -> 
     return max(counted, key=lambda e: e.timestamp).value if counted else 0
 
 
-def test_both_periods_get_what_was_read_in_them(renewing: tuple[World, str, date, int]) -> None:
+def test_both_periods_get_the_readings_inside_them(renewing: tuple[World, str, date, int]) -> None:
     world, customer, day, end = renewing
     far = 10**11
     world.receive()
@@ -215,7 +167,7 @@ def test_both_periods_get_what_was_read_in_them(renewing: tuple[World, str, date
     assert world.sandbox.seen["meter_events"] == seen
 
 
-def test_an_end_that_is_learnt_late_is_corrected_part_by_part(
+def test_a_boundary_that_is_learned_late_is_corrected_segment_by_segment(
     renewing: tuple[World, str, date, int],
 ) -> None:
     world, customer, day, end = renewing
@@ -231,70 +183,65 @@ def test_an_end_that_is_learnt_late_is_corrected_part_by_part(
     assert unfinished_days(world.context()) == []
 
 
-def test_a_part_that_was_refused_is_not_hidden_by_a_correction_of_another_part(
+def test_a_refusal_is_not_hidden_by_a_correction_of_another_segment(
     renewing: tuple[World, str, date, int],
 ) -> None:
     world, customer, day, end = renewing
     world.receive()
     world.bill([day])
-    meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == SUM)
     [lost] = [e for e in world.sandbox.account.counted(customer, SUM) if e.timestamp < end]
     lost.counted = False
-    world.sandbox.account.outbox.report_errors(
-        meter["id"], {"meter_event_invalid_value": [(lost.identifier, "")]}, world.sandbox.clock()
-    )
+    world.report_errors("meter_event_invalid_value", lost.identifier)
     world.apply()
     late = [("acme", "late", hour) for hour in (14.6, 15, 16, 17, 18, 19)]
     write(world, day, [("acme", "early", 1), ("acme", "early", 14.5), *late])
     world.bill([day])
     assert in_period(world, customer, SUM, end, 10**11) == 6
-    assert [r["value"] for r in world.context().ledger.read(queries.rejected, [day])] == [2]
+    assert [event["value"] for event in world.rejected(day)] == [2]
     assert unfinished_days(world.context()) == []
-    report_days(world.context(), [day], retry_rejected=True)
+    report_days(world.context(), [day], options=PlanOptions(retry_rejected=True))
     assert in_period(world, customer, SUM, 0, end) == 2
-    assert world.context().ledger.read(queries.rejected, [day]) == []
+    assert world.rejected(day) == []
 
 
-def test_a_lost_value_of_the_part_before_the_end_is_not_hidden_by_the_value_after(
+def test_a_lost_value_before_a_boundary_is_not_hidden_by_the_value_after_it(
     renewing: tuple[World, str, date, int],
 ) -> None:
     world, customer, day, end = renewing
     world.receive()
-    context = world.context()
-    count_usage(context, day)
+    context = world.snapshot(day)
     report_days(context, [day])
     counted = world.sandbox.account.counted(customer, LAST)
     [lost] = [e for e in counted if day_start(day) <= e.timestamp < end]
     lost.counted = False
     world.advance(hours=2)
     found = world.verify([day])
-    # The day's figure is the later part's value, and agrees; the earlier part's does not.
+    # The day's figure is the later segment's value, and agrees; the earlier segment's does not.
     [wrong] = found.mismatched
     assert (wrong.figure.event_name, wrong.figure.expected, wrong.reported) == (LAST, 1, "0")
-    assert wrong.figure.span == (day_start(day), end)
-    assert context.ledger.read(queries.counts, [day])["accepted"] == 1
+    assert wrong.figure.segment == (day_start(day), end)
+    assert world.states(day)["accepted"] == 1
     [shown] = context.ledger.read(queries.checks, [day], "mismatch")
     assert (shown["expected"], shown["reported"]) == (1, "0")
 
 
-def test_an_equal_value_of_the_part_before_does_not_pass_for_the_one_after(
+def test_an_equal_value_before_a_boundary_does_not_pass_for_the_one_after_it(
     renewing: tuple[World, str, date, int],
 ) -> None:
     world, customer, day, end = renewing
     write(world, day, [("acme", "early", 1), ("acme", "early", 15)])
     world.receive()
-    context = world.context()
-    count_usage(context, day)
+    context = world.snapshot(day)
     report_days(context, [day])
     [lost] = [e for e in world.sandbox.account.counted(customer, LAST) if e.timestamp >= end]
     lost.counted = False
     world.advance(hours=2)
     [wrong] = world.verify([day]).mismatched
     assert (wrong.figure.expected, wrong.reported) == (1, "0")
-    assert wrong.figure.span == (end, day_end(day))
+    assert wrong.figure.segment == (end, day_end(day))
 
 
-def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any_more(
+def test_a_boundary_that_is_learned_late_divides_even_a_day_that_is_too_old(
     renewing: tuple[World, str, date, int],
 ) -> None:
     world, customer, day, end = renewing
@@ -305,14 +252,12 @@ def test_a_period_learnt_of_late_divides_a_day_that_stripe_takes_nothing_for_any
     world.apply()
     assert day in unfinished_days(world.context())
     report_days(world.context(), [day])
-    held = {
-        (h.cell.event_name, h.value) for h in world.context().ledger.read(queries.holds_of, [day])
-    }
-    assert (SUM, 2) in held  # owed to the period that ended, and shown as what is late
+    holds = {(hold.cell.event_name, hold.value) for hold in world.holds(day)}
+    assert (SUM, 2) in holds  # owed to the period that ended, and shown as late
     assert day not in unfinished_days(world.context())
 
 
-def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
+def test_the_segment_before_the_boundary_is_reported_while_its_invoice_is_a_draft(
     world: World,
 ) -> None:
     world.make_meters()
@@ -322,11 +267,7 @@ def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     subscription = world.make_subscription(
         customer, backdate_start_date=str(day_start(today) - 86_400)
     )
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = noon
-    world.sandbox.billing.change_subscription(
-        subscription["id"], "customer.subscription.updated", items=subscription["items"]
-    )
+    world.end_period(subscription, noon)
     write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 12.25)])
     world.advance(seconds=noon + 1200 - world.sandbox.clock())
     world.receive()
@@ -347,12 +288,8 @@ def test_the_part_before_the_end_is_stated_while_the_invoice_is_a_draft(
     write(world, today, [("acme", "s", hour) for hour in (1, 5, 11, 11.5, 11.75, 12.25, 13)])
     world.bill([today])
     assert in_period(world, customer, SUM, noon, 10**11) == 2
-    [held] = [
-        h
-        for h in world.context().ledger.read(queries.holds_of, [today])
-        if h.cell.event_name == SUM
-    ]
-    assert (held.reason, held.value) == ("period_closed", 1)
+    [hold] = [h for h in world.holds(today) if h.cell.event_name == SUM]
+    assert (hold.reason, hold.value) == ("period_closed", 1)
 
 
 def test_on_the_day_of_a_cancellation_usage_counts_up_to_its_instant(world: World) -> None:
@@ -372,8 +309,5 @@ def test_on_the_day_of_a_cancellation_usage_counts_up_to_its_instant(world: Worl
     world.bill([day])
     assert in_period(world, customer, SUM, 0, ended) == 2
     assert in_period(world, customer, SUM, ended, 10**11) == 0
-    held = {
-        h.cell.event_name: (h.reason, h.value)
-        for h in world.context().ledger.read(queries.holds_of, [day])
-    }
-    assert held == {SUM: ("subscription_ended", 3), LAST: ("subscription_ended", 1)}
+    holds = {hold.cell.event_name: (hold.reason, hold.value) for hold in world.holds(day)}
+    assert holds == {SUM: ("subscription_ended", 3), LAST: ("subscription_ended", 1)}

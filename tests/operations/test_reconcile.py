@@ -1,4 +1,4 @@
-"""A month from readings to invoice lines: right where it is right, and a cause where it is not."""
+"""A month from readings to invoice lines: every difference has a cause."""
 
 from __future__ import annotations
 
@@ -9,22 +9,14 @@ from pathlib import Path
 import pytest
 
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.operations.adjust import approve, open_adjustments
 from billing_pipeline.operations.context import Actor
-from billing_pipeline.operations.reconcile.month import (
-    keep,
-    reconcile_month,
-)
-from billing_pipeline.operations.reconcile.rows import (
-    Reconciliation,
-    Row,
-)
+from billing_pipeline.operations.reconcile.month import keep, reconcile_month
+from billing_pipeline.operations.reconcile.rows import Reconciliation, Row
 from billing_pipeline.operations.undo import undo_run
 from billing_pipeline.rules.reconciliation import Step
 from tests.closed_period import CLOSED, LATEST
-from tests.support import World
-
-SUM, LAST = "temperature_readings", "active_sensors"
+from tests.support import LAST, SUM, World
 
 
 def reconciled(world: World, month: date = CLOSED) -> Reconciliation:
@@ -35,7 +27,7 @@ def row(found: Reconciliation, meter: str = SUM, organization: str = "acme") -> 
     [one] = [
         r
         for r in found.rows
-        if (r.meter, r.organizations) == (meter, (organization,)) and r.span.days[-1] == CLOSED
+        if (r.meter, r.organizations) == (meter, (organization,)) and r.period.days[-1] == CLOSED
     ]
     return one
 
@@ -65,11 +57,9 @@ def test_late_readings_of_a_closed_period_are_a_difference_with_its_cause(closed
     assert "period closed" in row(found).figures.causes[0].text
     assert found.is_right
     assert found.verified.verified < found.verified.cells
-    # Carried into the current period: in both there is a cause, and together they add up.
-    [waiting] = [
-        w for w in adjustments.open_adjustments(closed.context()) if w.cell.event_name == SUM
-    ]
-    adjustments.approve(closed.context(), waiting.id, "the gateway was offline")
+    # Adjusted in the current period: each period has a cause, and together they add up.
+    [waiting] = [w for w in open_adjustments(closed.context()) if w.cell.event_name == SUM]
+    approve(closed.context(), waiting.id, "the gateway was offline")
     closed.bill([LATEST])
     found = reconciled(closed)
     assert found.is_right
@@ -89,7 +79,7 @@ def test_a_wrong_invoice_is_red(closed: World) -> None:
     assert row(found, LAST).is_right
 
 
-def test_usage_that_stripe_lost_or_has_too_much_of_is_red(closed: World) -> None:
+def test_usage_that_stripe_lost_or_added_is_red(closed: World) -> None:
     victim = next(e for e in closed.sandbox.account.events if e.event_name == SUM and e.value == 10)
     victim.cancelled = True
     assert row(reconciled(closed)).figures.unexplained == [Step.STRIPE, Step.INVOICE]
@@ -97,13 +87,13 @@ def test_usage_that_stripe_lost_or_has_too_much_of_is_red(closed: World) -> None
     assert row(reconciled(closed)).figures.differences[Step.STRIPE] == 5
 
 
-def test_nobodys_usage_and_usage_before_a_subscription_have_rows(closed: World) -> None:
+def test_usage_without_a_customer_has_a_row(closed: World) -> None:
     day = CLOSED - timedelta(days=1)
     closed.write_readings(day, {"acme": {"s": 10}, "stranger": {"x": 3}})
     closed.bill([day])
     found = reconciled(closed, day)
     [stranger] = [r for r in found.rows if r.organizations == ("stranger",) and r.meter == SUM]
-    assert (stranger.span.customer, stranger.status) == (None, "none")
+    assert (stranger.period.customer, stranger.status) == (None, "none")
     assert (stranger.figures.readings, stranger.figures.ledger) == (3, 0)
     assert "no Stripe customer" in stranger.figures.causes[0].text
     assert found.is_right
@@ -119,7 +109,7 @@ def test_an_undone_run_is_a_cause(closed: World) -> None:
     assert any("wrong file" in text for text in texts)
 
 
-def test_a_subscription_cancelled_without_an_invoice_tells_what_stripe_dropped(
+def test_the_row_of_a_cancelled_subscription_without_an_invoice_explains_the_loss(
     closed: World,
 ) -> None:
     [subscription] = closed.sandbox.billing.subscriptions.values()
@@ -127,13 +117,15 @@ def test_a_subscription_cancelled_without_an_invoice_tells_what_stripe_dropped(
     closed.apply()
     closed.advance(days=4)
     found = reconciled(closed, LATEST)
-    boundary = [r for r in found.rows if r.span.period is not None and r.span.period.cut_short]
-    assert {r.status for r in boundary} == {"missing"}
-    assert all(r.is_right for r in boundary)
-    assert any("invoice_now" in c.text for r in boundary for c in r.figures.causes)
+    cut_short = [
+        r for r in found.rows if r.period.billing is not None and r.period.billing.cut_short
+    ]
+    assert {r.status for r in cut_short} == {"missing"}
+    assert all(r.is_right for r in cut_short)
+    assert any("invoice_now" in c.text for r in cut_short for c in r.figures.causes)
 
 
-def test_a_paused_subscription_makes_no_invoice_and_the_row_says_so(closed: World) -> None:
+def test_the_row_of_a_paused_subscription_says_that_it_makes_no_invoice(closed: World) -> None:
     [subscription] = closed.sandbox.billing.subscriptions.values()
     closed.sandbox.billing.change_subscription(
         subscription["id"], "customer.subscription.updated", status="paused"
@@ -142,14 +134,14 @@ def test_a_paused_subscription_makes_no_invoice_and_the_row_says_so(closed: Worl
     end = subscription["items"]["data"][0]["current_period_end"]
     closed.advance(seconds=end + 4 * 86_400 - closed.sandbox.clock())
     found = reconciled(closed, datetime.fromtimestamp(end, UTC).date())
-    paused = [r for r in found.rows if r.status == "missing" and r.span.end == end]
+    paused = [r for r in found.rows if r.status == "missing" and r.period.end == end]
     assert paused
     assert all(r.is_right for r in paused)
-    message = {c.text for r in paused for c in r.figures.causes if c.step is Step.INVOICE}
-    assert message == {"its subscription is paused in Stripe, which makes no invoice for it"}
+    messages = {c.text for r in paused for c in r.figures.causes if c.step is Step.INVOICE}
+    assert messages == {"its subscription is paused in Stripe, which makes no invoice for it"}
 
 
-def test_without_a_key_what_is_known_here_is_compared(
+def test_without_a_key_the_known_figures_are_compared(
     closed: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("STRIPE_SECRET_KEY")
@@ -159,7 +151,7 @@ def test_without_a_key_what_is_known_here_is_compared(
     assert found.is_right
 
 
-def test_a_broken_file_is_a_problem_by_name_and_not_a_smaller_figure(closed: World) -> None:
+def test_a_broken_file_is_named_as_a_problem_and_is_not_a_smaller_figure(closed: World) -> None:
     folder = closed.home / "readings" / f"reading_date={CLOSED}"
     (folder / "late.parquet").write_bytes(b"PAR1 cut off")
     found = reconciled(closed)

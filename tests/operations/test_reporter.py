@@ -6,10 +6,10 @@ from datetime import UTC, datetime, time, timedelta
 
 import pytest
 
+from billing_pipeline.operations.reporter import UsageReporter
 from billing_pipeline.rules.model import State
 from billing_pipeline.rules.values import UsageDefect
-from billing_pipeline.sandbox.faults import Faults
-from tests.support import World, yesterday
+from tests.support import SUM, World, yesterday
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def noon(world: World) -> datetime:
     return datetime.combine(yesterday(), time(12), tzinfo=UTC)
 
 
-def test_active_sensors_are_stated_at_their_instant(world: World, noon: datetime) -> None:
-    reporter = world.context().reporter()
+def test_active_sensors_are_reported_at_their_instant(world: World, noon: datetime) -> None:
+    reporter = UsageReporter(world.context())
     result = reporter.report_active_sensors("a", 7, noon)
     assert result.success
     assert result.error is None
@@ -34,24 +34,24 @@ def test_active_sensors_are_stated_at_their_instant(world: World, noon: datetime
 def test_the_same_report_twice_is_one_event_and_another_count_a_correction(
     world: World, noon: datetime
 ) -> None:
-    reporter = world.context().reporter()
+    reporter = UsageReporter(world.context())
     assert reporter.report_reading_volume("a", 10, noon).success
     assert reporter.report_reading_volume("a", 10, noon).success
     assert reporter.report_reading_volume("a", 7, noon).success
     assert [e.value for e in world.sandbox.account.events] == [10, -3]
-    assert world.billed() == {(world.customers["a"], "temperature_readings", yesterday()): 7}
+    assert world.billed() == {(world.customers["a"], SUM, yesterday()): 7}
 
 
 def test_the_daily_run_continues_what_the_api_began(world: World, noon: datetime) -> None:
-    world.context().reporter().report_reading_volume("a", 10, noon)
+    UsageReporter(world.context()).report_reading_volume("a", 10, noon)
     usage = {yesterday(): {"a": {"s": 4}}}
     world.write_readings(yesterday(), usage[yesterday()])
     world.bill([yesterday()])
     assert world.billed() == world.due(usage)
 
 
-def test_whatever_stripe_answers_comes_back_as_a_value(world: World, noon: datetime) -> None:
-    reporter = world.context().reporter()
+def test_every_answer_of_stripe_is_returned_as_a_value(world: World, noon: datetime) -> None:
+    reporter = UsageReporter(world.context())
     unknown = reporter.report_active_sensors("nobody", 1, noon)
     assert not unknown.success
     assert unknown.state is State.HELD
@@ -63,20 +63,19 @@ def test_whatever_stripe_answers_comes_back_as_a_value(world: World, noon: datet
     assert "No such customer" in str(refused.error)
     again = reporter.report_active_sensors("a", 1, noon)
     assert not again.success
-    assert len(world.sandbox.account.events) == 0
+    assert world.sandbox.account.events == []
 
 
-def test_a_lost_answer_is_settled_before_the_next_report(world: World, noon: datetime) -> None:
-    reporter = world.context().reporter()
-    world.sandbox.faults = Faults.parse("error_after=1,lag=3600")
-    assert not reporter.report_reading_volume("a", 10, noon).success
-    world.sandbox.faults = Faults()
+def test_a_lost_answer_is_resolved_before_the_next_report(world: World, noon: datetime) -> None:
+    reporter = UsageReporter(world.context())
+    with world.faults("error_after=1,lag=3600"):
+        assert not reporter.report_reading_volume("a", 10, noon).success
     assert reporter.report_reading_volume("a", 12, noon).success
-    assert world.billed() == {(world.customers["a"], "temperature_readings", yesterday()): 12}
+    assert world.billed() == {(world.customers["a"], SUM, yesterday()): 12}
 
 
 def test_programming_errors_raise(world: World, noon: datetime) -> None:
-    reporter = world.context().reporter()
+    reporter = UsageReporter(world.context())
     with pytest.raises(UsageDefect):
         reporter.report_active_sensors("a", -1, noon)
     with pytest.raises(UsageDefect):

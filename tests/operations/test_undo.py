@@ -1,4 +1,4 @@
-"""An undone run: Stripe has again what it held before, and the record keeps everything."""
+"""An undone run: Stripe has again what it had before it, and everything stays on record."""
 
 from __future__ import annotations
 
@@ -9,18 +9,15 @@ import pytest
 from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.decisions import run_record
-from billing_pipeline.ledger.events import recorded_events
-from billing_pipeline.operations.bill import (
-    count_usage,
-    report_days,
-)
+from billing_pipeline.operations.bill import count_usage, report_days
 from billing_pipeline.operations.context import Actor
 from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.operations.undo import Undone, undo_run
+from billing_pipeline.rules.model import Cell
+from billing_pipeline.rules.planning import PlanOptions
 from billing_pipeline.rules.timestamps import day_start
-from tests.support import World, yesterday
+from tests.support import LAST, SUM, World, yesterday
 
-SUM, LAST = "temperature_readings", "active_sensors"
 DAYS = [yesterday() - timedelta(days=n) for n in (2, 1, 0)]
 BY = Actor("ann", "the file was of another plant")
 
@@ -30,7 +27,7 @@ def run(world: World, name: str) -> None:
     context = world.context(name)
     for day in DAYS:
         count_usage(context, day)
-    report_days(context, DAYS, by=Actor("bob", "backfill"), report_undone=True)
+    report_days(context, DAYS, by=Actor("bob", "backfill"), options=PlanOptions(report_undone=True))
     world.verify(DAYS)
 
 
@@ -52,47 +49,40 @@ def backfilled(world: World) -> World:
     return world
 
 
-def test_what_was_before_is_stated_again_as_new_revisions(backfilled: World) -> None:
+def test_the_values_before_a_run_are_reported_again_as_new_revisions(backfilled: World) -> None:
     right = {day: {"a": {"s": 3, "t": 2}} for day in DAYS}
     assert backfilled.billed() != backfilled.due(right)
     events = len(backfilled.sandbox.account.events)
     undone = undo(backfilled, "second")
-    assert undone.left == []
+    assert undone.unchanged == []
     assert backfilled.billed() == backfilled.due(right)
     assert undone.reporting.sent == len(backfilled.sandbox.account.events) - events == 8
-    context = backfilled.context()
-    assert context.ledger.read(queries.counts, DAYS)["verified"] == len(
-        backfilled.sandbox.account.events
-    )
-    story = context.ledger.read(
-        queries.story,
-        undone_cell := next(iter(context.ledger.read(recorded_events, DAYS)[DAYS[0]])),
-    )
+    assert backfilled.states(*DAYS) == {"verified": len(backfilled.sandbox.account.events)}
+    story = backfilled.context().ledger.read(queries.story, Cell(DAYS[0], "a", SUM))
     last = story.events[-1]
-    assert (last["who"], last["reason"]) == (
-        "ann", "undo of second: the file was of another plant",
-    )  # fmt: skip
-    assert [e["reason"] for e in story.events[:2]] == ["backfill", "backfill"], undone_cell
+    assert last["who"] == "ann"
+    assert last["reason"] == "undo of second: the file was of another plant"
+    assert [e["reason"] for e in story.events[:2]] == ["backfill", "backfill"]
 
 
-def test_it_stays_undone_until_somebody_runs_it_again(backfilled: World) -> None:
+def test_a_run_stays_undone_until_somebody_runs_its_days_again(backfilled: World) -> None:
     undo(backfilled, "second")
     right = backfilled.billed()
-    # What runs by itself leaves it undone, and shows what is missing; so does a new customer.
+    # A run that nobody asked for leaves it undone and shows the holds; so does a new customer.
     for new in (0, 1):
         days = unfinished_days(backfilled.context())
         assert days
         assert backfilled.bill(days).sent == new * len(DAYS)  # the new one's zeros
         assert backfilled.billed() == right
-        held = backfilled.context().ledger.read(queries.holds_of, DAYS)
-        assert {h.reason for h in held} == {"undone"}
-        assert {h.cell.usage_day for h in held} == set(DAYS[:2])
+        holds = backfilled.holds(*DAYS)
+        assert {hold.reason for hold in holds} == {"undone"}
+        assert {hold.cell.usage_day for hold in holds} == set(DAYS[:2])
         assert unfinished_days(backfilled.context()) == []
         backfilled.make_customers(["zoe"])
     assert undo(backfilled, "second").reporting.sent == 0
     assert {k: v for k, v in backfilled.billed().items() if k in right} == right
     run(backfilled, "third")
-    assert backfilled.context().ledger.read(queries.holds_of, DAYS) == []
+    assert backfilled.holds(*DAYS) == []
     wrong = {day: {"a": {"s": 9}, "b": {"u": 4}} for day in DAYS[:2]}
     assert backfilled.billed() == backfilled.due(wrong | {DAYS[2]: {"a": {"s": 3, "t": 2}}})
 
@@ -105,18 +95,18 @@ def test_an_undoing_can_be_undone(backfilled: World) -> None:
     assert backfilled.billed() == before
 
 
-def test_what_was_stated_since_is_left_and_named(backfilled: World) -> None:
+def test_a_cell_that_was_reported_since_stays_unchanged_and_is_named(backfilled: World) -> None:
     before = backfilled.billed()
     backfilled.write_readings(DAYS[0], {"a": {"s": 9}, "b": {"u": 5}})
     run(backfilled, "third")
     undone = undo(backfilled, "second")
-    assert {(row["organization_id"], row["meter"]) for row in undone.left} == {("b", SUM)}
+    assert {(row["organization_id"], row["meter"]) for row in undone.unchanged} == {("b", SUM)}
     customer = backfilled.customers["b"]
     assert before[customer, SUM, DAYS[0]] == 4
     assert backfilled.billed()[customer, SUM, DAYS[0]] == 5
 
 
-def test_a_first_statement_is_taken_back_and_last_shows_the_day_before(world: World) -> None:
+def test_a_first_report_is_taken_back_and_a_last_meter_shows_the_day_before(world: World) -> None:
     world.make_meters()
     world.make_customers(["a"])
     world.write_readings(DAYS[0], {"a": {"s": 3, "t": 2}})
@@ -132,36 +122,34 @@ def test_a_first_statement_is_taken_back_and_last_shows_the_day_before(world: Wo
     }
 
 
-def test_each_part_of_a_split_day_is_undone_in_itself(world: World) -> None:
+def test_each_segment_of_a_day_is_undone_by_itself(world: World) -> None:
     world.make_meters()
     world.make_customers(["a"])
     day, noon = yesterday(), day_start(yesterday()) + 43_200
     subscription = world.make_subscription(
         world.customers["a"], backdate_start_date=str(noon - 86_400 * 3)
     )
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = noon
-    world.sandbox.billing.change_subscription(
-        subscription["id"], "customer.subscription.updated", items=subscription["items"]
-    )
+    world.end_period(subscription, noon)
     world.sandbox.billing.invoices.clear()
     world.receive()
     world.write_readings(day, {"a": {"s": 700}})
     run(world, "first")
-    segments = {e.timestamp < noon: e.value for e in world.sandbox.account.events
-             if e.event_name == SUM and e.value}  # fmt: skip
+
+    def in_segment(*, morning: bool) -> int:
+        events = [e for e in world.sandbox.account.events if e.event_name == SUM]
+        return sum(e.value for e in events if (e.timestamp < noon) == morning)
+
+    segments = in_segment(morning=True), in_segment(morning=False)
+    assert all(segments)
     before = world.billed()
     world.write_readings(day, {"a": {"s": 900}})
     run(world, "second")
     undo(world, "second")
     assert world.billed() == before
-    for early, value in segments.items():
-        inside = [e.value for e in world.sandbox.account.events
-                  if e.event_name == SUM and (e.timestamp < noon) == early]  # fmt: skip
-        assert sum(inside) == value
+    assert (in_segment(morning=True), in_segment(morning=False)) == segments
 
 
-def test_wrong_use_says_what_to_do(backfilled: World) -> None:
+def test_wrong_use_is_refused_with_what_to_do(backfilled: World) -> None:
     with pytest.raises(ConfigurationError, match="no run 'nobody'"):
         undo_run(backfilled.context(), "nobody", BY)
     with pytest.raises(ConfigurationError, match="needs a reason"):
