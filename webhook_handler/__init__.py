@@ -1,17 +1,17 @@
-"""A small ASGI service between Stripe and the pipeline: verify, store, answer; nothing else.
+"""A small ASGI service between Stripe and the pipeline: it verifies, stores and answers.
 
     Stripe → POST /stripe/webhook → signature → stripe_events (one row per event) → 200
 
 - `settings`   the environment: one database URL and the signing secrets
-- `signature`  whether a request comes from Stripe, and now
-- `envelope`   what is read of an event's body before it is stored as it came
-- `database`   opening the database, its transactions and migrations; the pipeline opens the same
-- `tables`     the event records; `migrations/` builds them
-- `store`      keeping events, once each
-- `metrics`    what Prometheus reads
-- `openapi.json`  the service described for machines
+- `signature`  whether Stripe signed a request, and recently
+- `envelope`   the fields of an event that decide how it is stored
+- `database`   opening the database that it shares with the pipeline, transactions, migrations
+- `tables`     the event records; `migrations/` creates them
+- `store`      storing each event once
+- `metrics`    metrics for Prometheus
+- `openapi.json`  the description of the HTTP API
 - `app`        the HTTP side
 - `server`     the `webhook-handler` command: migrations, then uvicorn's workers
 
-It imports neither Dagster nor billing_pipeline, and can be deployed alone.
+It imports neither Dagster nor billing_pipeline, and is deployed alone.
 """

@@ -1,4 +1,4 @@
-"""The HTTP side: verify, store, answer. An event is committed before its 200 leaves."""
+"""The HTTP side: verify, store, answer. An event is committed before it is answered with 200."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from webhook_handler.signature import Refused, verify
 from webhook_handler.store import EventStore
 
 LARGEST_BODY = 2**20
-"""Bytes. Stripe's events are far smaller; more is not read to its end."""
+"""Bytes. Stripe's events are far smaller. A larger body is refused before its end."""
 
 BODY_SECONDS = 10.0
-"""How long a sender may take for its body."""
+"""The time limit for receiving a body."""
 
 STORE_SECONDS = 8.0
-"""How long the database may take before Stripe is asked to try again."""
+"""The time limit for the database; after it Stripe is asked to try again."""
 
 THREADS = 16
 """Transactions at once in one process, on PostgreSQL. SQLite writes one at a time."""
@@ -49,7 +49,7 @@ def utc_now() -> datetime:
 
 
 class WebhookApp:
-    """The endpoints around a store. `clock` gives the time that signatures are judged by."""
+    """The endpoints of a store. `clock` gives the time by which signatures are recent or not."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class WebhookApp:
         self._clock = clock
         one_writer = store.engine.dialect.name == "sqlite"
         self._storing = CapacityLimiter(1 if one_writer else THREADS)
-        # Looking must stay possible while every writer waits.
-        self._looking = CapacityLimiter(2)
+        # Reads must not wait for writers.
+        self._reading = CapacityLimiter(2)
 
     def starlette(self) -> Starlette:
         """The ASGI application."""
@@ -91,20 +91,20 @@ class WebhookApp:
             metrics.REFUSED.labels(refused.reason).inc()
             log.warning("refused", extra={"reason": refused.reason, "status": refused.status})
             answer = {"error": refused.reason, "message": str(refused)}
-            # What is still to come of a body that was not read to its end goes nowhere.
+            # The rest of a body that was not read to its end is dropped with the connection.
             headers = {"connection": "close"} if refused.status in (408, 413) else {}
             return JSONResponse(answer, refused.status, headers)
-        known = {"stripe_event": envelope.id, "type": envelope.type, "style": envelope.style}
-        log.info("stored" if new else "known", extra=known)
+        details = {"stripe_event": envelope.id, "type": envelope.type, "style": envelope.style}
+        log.info("stored" if new else "known", extra=details)
         return JSONResponse({"status": "stored" if new else "known"})
 
     async def _keep(self, envelope: Envelope, body: str) -> bool:
-        """Commit the event. Raises Refused with 503 when the database does not do it in time."""
+        """Commit the event; True if it is new. Raises Refused with 503 if that takes too long."""
         started = time.perf_counter()
         keep = partial(self._store.keep, envelope, body, self._clock(), "webhook")
         try:
             with anyio.fail_after(STORE_SECONDS):
-                # Given up, the thread may still commit: then the next delivery finds it known.
+                # After the limit the thread may still commit: the next delivery is then `known`.
                 new = await anyio.to_thread.run_sync(
                     keep, abandon_on_cancel=True, limiter=self._storing
                 )
@@ -124,24 +124,27 @@ class WebhookApp:
         return JSONResponse({"status": "alive"})
 
     async def readyz(self, request: Request) -> Response:
-        """GET /readyz: the database is reachable and its schema current."""
+        """GET /readyz: the database can be reached and its schema is current."""
         try:
-            current = await self._look(self._store.is_ready)
+            current = await self._read(self._store.is_ready)
         except (SQLAlchemyError, TimeoutError) as error:
-            answer = {"status": "not ready", "reason": f"no database ({_name(error)})"}
+            answer = {
+                "status": "not ready",
+                "reason": f"the database does not answer ({_name(error)})",
+            }
             return JSONResponse(answer, 503)
         if not current:
             answer = {
                 "status": "not ready",
-                "reason": "schema not current: `webhook-handler migrate`",
+                "reason": "the schema is not current: run `webhook-handler migrate`",
             }
             return JSONResponse(answer, 503)
         return JSONResponse({"status": "ready"})
 
     async def metrics(self, request: Request) -> Response:
-        """GET /metrics: the counters always, the backlog when the database answers."""
+        """GET /metrics: the counters always, the backlog if the database answers."""
         try:
-            backlog = await self._look(self._store.backlog)
+            backlog = await self._read(self._store.backlog)
         except (SQLAlchemyError, TimeoutError):
             backlog = None
         page = metrics.page(backlog, self._clock())
@@ -152,16 +155,16 @@ class WebhookApp:
         page = resources.files("webhook_handler").joinpath("openapi.json").read_bytes()
         return Response(page, media_type="application/json")
 
-    async def _look(self, question: Callable[[], T]) -> T:
+    async def _read(self, query: Callable[[], T]) -> T:
         with anyio.fail_after(STORE_SECONDS):
             return await anyio.to_thread.run_sync(
-                question, abandon_on_cancel=True, limiter=self._looking
+                query, abandon_on_cancel=True, limiter=self._reading
             )
 
 
 async def _read_body(request: Request) -> str:
-    """The body as text, read no further than it may be long. Raises Refused."""
-    too_large = Refused("too_large", f"More than {LARGEST_BODY} bytes.", 413)
+    """The body as text, up to LARGEST_BODY bytes. Raises Refused."""
+    too_large = Refused("too_large", f"The body is larger than {LARGEST_BODY} bytes.", 413)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > LARGEST_BODY:
         raise too_large
@@ -173,9 +176,11 @@ async def _read_body(request: Request) -> str:
                 if len(body) > LARGEST_BODY:
                     raise too_large
     except ClientDisconnect:
-        raise Refused("incomplete", "The connection ended before the body did.") from None
+        raise Refused("incomplete", "The connection ended before the end of the body.") from None
     except TimeoutError:
-        raise Refused("too_slow", f"No whole body in {BODY_SECONDS:.0f} seconds.", 408) from None
+        raise Refused(
+            "too_slow", f"The body did not end within {BODY_SECONDS:.0f} seconds.", 408
+        ) from None
     try:
         return body.decode()
     except UnicodeDecodeError:
@@ -183,5 +188,5 @@ async def _read_body(request: Request) -> str:
 
 
 def _name(error: BaseException) -> str:
-    """What kind of error it was; its text may name hosts and users."""
+    """The kind of an error. Its text may contain names of hosts and users."""
     return type(getattr(error, "orig", None) or error).__name__

@@ -1,7 +1,7 @@
 """Opening the SQL database, its transactions and migrations.
 
-The service and the pipeline share one database, SQLite (WAL) or PostgreSQL, and must open it in
-the same way: how stands here once, and the pipeline imports it.
+The service and the pipeline share one database, SQLite (WAL) or PostgreSQL, and must open it in the
+same way. The pipeline imports this module for it.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 
 LOCK_TIMEOUT_SECONDS = 60.0
-"""SQLite's write lock is unfair: waits of 12 s were measured under load."""
+"""SQLite's write lock is unfair. Waits of 12 s were measured under load."""
 
 MIGRATION_KEY = 7205131
 
 EVENT_MIGRATIONS = "webhook_handler:migrations"
 EVENT_VERSIONS = "stripe_events_version"
-"""Where alembic keeps the version of the event records, beside the ledger's own."""
+"""The table with the version of the event records' schema. The ledger has its own."""
 
 
 class DatabaseUnusable(Exception):
-    """The database URL cannot be understood or opened. The message carries no password."""
+    """The database URL is invalid or cannot be opened. The message contains no password."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware UTC datetime, also on SQLite, which keeps no zone. Naive values are refused."""
+    """An aware UTC datetime, also on SQLite, which stores no zone. Naive values are refused."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -53,7 +53,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         if value.tzinfo is None:
-            raise ValueError(f"a naive datetime has no place in the database: {value!r}")
+            raise ValueError(f"a datetime without a time zone cannot be stored: {value!r}")
         return value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -70,10 +70,10 @@ def make_engine(
     statement_timeout: float | None = None,
     pool_size: int = 5,
 ) -> Engine:
-    """An engine for a SQLite or PostgreSQL URL; connects to nothing yet.
+    """An engine for a SQLite or PostgreSQL URL. It does not connect yet.
 
-    `lock_timeout` (seconds) is how long SQLite waits for its write lock, `statement_timeout` how
-    long PostgreSQL may take for one report. Raises DatabaseUnusable.
+    `lock_timeout` (seconds) limits SQLite's wait for its write lock, `statement_timeout` each SQL
+    statement on PostgreSQL. Raises DatabaseUnusable.
     """
     try:
         parsed = make_url(url)
@@ -109,13 +109,13 @@ def _sqlite(url: str, path: str | None, lock_timeout: float) -> Engine:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DatabaseUnusable(
-                f"the folder of the database {path} cannot be made: {error}"
+                f"the folder of the database {path} cannot be created: {error}"
             ) from None
     engine = create_engine(url, connect_args={"timeout": lock_timeout}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _pragmas(dbapi: Any, _record: Any) -> None:
-        # SQLAlchemy, not the driver, decides where a transaction begins (see `writing`).
+        # SQLAlchemy, not the driver, begins transactions (see `writing`).
         dbapi.isolation_level = None
         dbapi.execute("PRAGMA journal_mode = WAL")
         dbapi.execute("PRAGMA synchronous = FULL")  # money is written here
@@ -123,7 +123,8 @@ def _sqlite(url: str, path: str | None, lock_timeout: float) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A read that later wants to write would fail when another wrote between: lock at once.
+        # Reading first and then writing fails if another transaction wrote in between. So a writing
+        # transaction takes the lock at its start.
         immediate = connection.get_execution_options().get("writes", False)
         connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
 
@@ -132,7 +133,7 @@ def _sqlite(url: str, path: str | None, lock_timeout: float) -> Engine:
 
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that writes, committed at the end, rolled back on any exception."""
+    """A transaction that writes: committed at the end, rolled back after any exception."""
     with (
         engine.connect().execution_options(writes=True) as connection,
         connection.begin(),
@@ -143,7 +144,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 def migrate(
     engine: Engine, location: str = EVENT_MIGRATIONS, versions: str = EVENT_VERSIONS
 ) -> None:
-    """Bring a schema to its newest revision; safe when several processes start at once."""
+    """Upgrade a schema to its newest revision. Several processes may do it at once."""
     config = _config(location)
     with writing(engine) as connection:
         if connection.dialect.name == "postgresql":
@@ -154,7 +155,7 @@ def migrate(
 
 
 def is_current(connection: Connection) -> bool:
-    """Whether the event records have their newest schema."""
+    """Whether the event records have the newest schema."""
     context = MigrationContext.configure(connection, opts={"version_table": EVENT_VERSIONS})
     head = ScriptDirectory.from_config(_config(EVENT_MIGRATIONS)).get_current_head()
     return context.get_current_revision() == head

@@ -1,7 +1,7 @@
-"""What is read of an event's body before it is stored as it came.
+"""The fields of an event that decide how it is stored. The body is stored as Stripe sent it.
 
-Two style: snapshot events carry the object they are about, thin ones (`v2.core.event`, such
-as the meters' error reports) only say where it can be fetched.
+Stripe has two payload styles. A snapshot event contains the object that it is about. A thin event
+(`v2.core.event`, such as the error reports of meters) only refers to it.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from webhook_handler.signature import LATEST, Refused
 Name = Annotated[str, StringConstraints(pattern=r"^[!-~]{1,255}$")]
 """An id or a type: printable ASCII without blanks, as all of Stripe's are."""
 
-Flavour = Literal["snapshot", "thin"]
+Style = Literal["snapshot", "thin"]
 
 
 class Envelope(BaseModel):
-    """The parts of an event that decide how it is stored. Everything else is kept unread."""
+    """The fields that are read. Everything else is stored unread."""
 
     object: Literal["event", "v2.core.event"]
     id: Name
@@ -40,29 +40,31 @@ class Envelope(BaseModel):
     @classmethod
     def _in_seconds(cls, value: Any) -> Any:
         if isinstance(value, int | float) and not 0 <= value <= LATEST:
-            raise ValueError("is not in unix seconds")
+            raise ValueError("not in unix seconds")
         return value
 
     @property
-    def style(self) -> Flavour:
-        """Whether the body carries its object or only refers to it."""
+    def style(self) -> Style:
+        """Whether the body contains its object or only refers to it."""
         return "snapshot" if self.object == "event" else "thin"
 
     @property
     def created_utc(self) -> datetime:
-        """When Stripe made the event; to the second in snapshot events."""
+        """When Stripe created the event, in UTC; to the second for snapshot events."""
         return self.created.astimezone(UTC)
 
 
 def read(body: str) -> Envelope:
-    """The envelope in a body. Raises Refused with the reason `unreadable`."""
+    """The envelope of a body. Raises Refused with the reason `unreadable`."""
     try:
         return Envelope.model_validate_json(body)
     except ValidationError as error:
-        # Where, never what: the body stays out of answers and logs.
-        where = sorted({".".join(map(str, problem["loc"])) or "body" for problem in error.errors()})
+        # Names of fields only: answers and logs never contain values of a body.
+        fields = sorted(
+            {".".join(map(str, problem["loc"])) or "body" for problem in error.errors()}
+        )
         raise Refused(
-            "unreadable", f"It is not a Stripe event: {', '.join(where)[:200]}."
+            "unreadable", f"It is not a Stripe event: {', '.join(fields)[:200]}."
         ) from None
     except OverflowError:
         raise Refused("unreadable", "It is not a Stripe event: created.") from None

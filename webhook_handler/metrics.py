@@ -1,7 +1,7 @@
-"""What Prometheus reads: counters of this service, and gauges of the event records.
+"""Metrics for Prometheus: counters of this service, and gauges of the event records.
 
-Several worker processes count into files of one folder (PROMETHEUS_MULTIPROC_DIR, made by
-`server`), so that any of them answers for all, and a killed one's counts are kept.
+Worker processes count in files of one folder (PROMETHEUS_MULTIPROC_DIR, created by `server`). So
+each of them answers for all, and the counts of a killed one are not lost.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class _BacklogCollector(Collector):
             states,
             GaugeMetricFamily(
                 "stripe_events_oldest_unprocessed_seconds",
-                "How long the oldest event that waits to be applied has waited.",
+                "Seconds since the oldest event that waits to be applied was received.",
                 value=max(0.0, age),
             ),
         ]
 
 
 def page(backlog: Backlog | None, now: datetime) -> bytes:
-    """Everything in Prometheus' text format; without `backlog`, the counters alone."""
+    """All metrics in Prometheus' text format; without `backlog`, only the counters."""
     counters = _own
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         counters = CollectorRegistry()

@@ -1,6 +1,6 @@
 """The `webhook-handler` command: migrations first, then uvicorn with its workers.
 
-Each worker makes its application by itself (`make_app`), so that no connection crosses a fork.
+Each worker creates its own application (`make_app`), so that no connection is shared by processes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from webhook_handler.database import DatabaseUnusable, make_engine, migrate
 from webhook_handler.settings import ConfigurationError, WebhookSettings, load_settings
 
 GRACE_SECONDS = 15
-"""How long a shutdown waits for requests that were accepted; longer than storing may take."""
+"""How long a shutdown waits for accepted requests: longer than storing an event may take."""
 
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -47,7 +47,7 @@ command = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 def make_app() -> Starlette:
-    """The application of one worker, from the environment. Raises ConfigurationError."""
+    """The application of one worker, configured by the environment. Raises ConfigurationError."""
     from webhook_handler.app import STORE_SECONDS, THREADS, WebhookApp
     from webhook_handler.store import EventStore
 
@@ -72,7 +72,7 @@ def serve(
         int, typer.Option(envvar="WEBHOOK_WORKERS", min=1, help="Worker processes.")
     ] = 1,
 ) -> None:
-    """Take Stripe's webhooks at POST /stripe/webhook until interrupted.
+    """Receive Stripe's webhooks at POST /stripe/webhook until interrupted.
 
     Needs STRIPE_WEBHOOK_SECRET (several, separated by commas) and BILLING_DATABASE_URL.
     """
@@ -80,7 +80,7 @@ def serve(
         return
     _prepare(load_settings())
     with tempfile.TemporaryDirectory(prefix="webhook-handler-") as counters:
-        # Before the metrics are imported anywhere: they decide then where they count.
+        # This must be set before prometheus_client is imported, which reads it then.
         os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", counters)
         uvicorn.run(
             "webhook_handler.server:make_app",
@@ -97,9 +97,9 @@ def serve(
 
 @command.command("migrate")
 def migrate_only() -> None:
-    """Bring the database's schema up to date and end; serving does this too."""
+    """Upgrade the database's schema and exit. Serving does this, too."""
     _prepare(load_settings())
-    typer.echo("The event records have their newest schema.")
+    typer.echo("The event records have the newest schema.")
 
 
 def _prepare(settings: WebhookSettings) -> None:

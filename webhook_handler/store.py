@@ -1,4 +1,4 @@
-"""Keeping events: once each, whoever delivers them and how often."""
+"""Storing each event once, however often it is delivered."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from webhook_handler.tables import stripe_events
 
 Source = Literal["webhook", "backstop"]
 
-# Built once: to put them together for each event would cost half of its CPU.
+# Built once: building them for each event takes half of its CPU time.
 _INSERTS = {
     dialect.__name__.rsplit(".", 1)[-1]: dialect.insert(stripe_events)
     .on_conflict_do_nothing()
@@ -31,7 +31,7 @@ _COUNT_AGAIN = (
 
 @dataclass(frozen=True)
 class Backlog:
-    """Events by state, and when the oldest one that waits to be applied was received."""
+    """Events by state, and when the oldest event that waits to be applied was received."""
 
     by_state: dict[str, int]
     oldest_received: datetime | None
@@ -44,9 +44,9 @@ class EventStore:
         self.engine = engine
 
     def keep(self, envelope: Envelope, payload: str, now: datetime, source: Source) -> bool:
-        """Store an event, committed when this returns; False if it was stored before.
+        """Store and commit an event; False if it was stored before.
 
-        The insert is the look-up: between a check and a write another worker could write.
+        The insert itself detects that: another worker could write between a check and an insert.
         """
         row = {
             "id": envelope.id,
@@ -68,7 +68,7 @@ class EventStore:
         return False
 
     def backlog(self) -> Backlog:
-        """How many events are in each state, and how long the oldest has waited."""
+        """How many events are in each state, and since when the oldest one waits."""
         with self.engine.begin() as connection:
             counts = connection.execute(
                 select(stripe_events.c.state, func.count().label("number")).group_by(
@@ -84,6 +84,6 @@ class EventStore:
         return Backlog({row.state: row.number for row in counts}, oldest)
 
     def is_ready(self) -> bool:
-        """Whether the schema is current. Raises SQLAlchemyError without a database."""
+        """Whether the schema is current. Raises SQLAlchemyError if the database does not answer."""
         with self.engine.begin() as connection:
             return is_current(connection)

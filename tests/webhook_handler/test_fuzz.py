@@ -1,5 +1,5 @@
-"""Requests of every kind against the running service, by its own OpenAPI page: never a 500, never
-an answer that the page does not know, never a row without a valid signature."""
+"""Arbitrary requests to the running service, checked against its OpenAPI document: never a 500,
+never an undocumented answer, never a row without a valid signature."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_a_signed_body_is_stored_whole_or_refused(
     | st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=40).map("/{}".format),
     body=st.binary(max_size=200),
 )
-def test_no_method_on_no_path_breaks_it(
+def test_no_method_on_any_path_breaks_the_service(
     service: Handler, page: Any, method: str, path: str, body: bytes
 ) -> None:
     status, _ = ask(service, method, path, body, {})

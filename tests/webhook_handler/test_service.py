@@ -1,4 +1,4 @@
-"""The service as Stripe meets it: a real process over a real database, on both kinds."""
+"""The service as a real process with a real database, on SQLite and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def rows(database_url: str) -> dict[str, dict[str, Any]]:
     return {row.id: dict(row._mapping) for row in found}
 
 
-def test_an_event_is_stored_once_as_it_came(handler: Handler, database_url: str) -> None:
+def test_an_event_is_stored_once_as_it_was_sent(handler: Handler, database_url: str) -> None:
     body = event_body("evt_1", account="acct_1", note="ünï")
     assert handler.post(body) == (200, {"status": "stored"})
     assert handler.post(body, NEW_SECRET) == (200, {"status": "known"})
@@ -70,7 +70,7 @@ def test_an_event_is_stored_once_as_it_came(handler: Handler, database_url: str)
     assert row["source"] == "webhook"
 
 
-def test_a_thin_event_is_stored_with_its_flavour(handler: Handler, database_url: str) -> None:
+def test_a_thin_event_is_stored_with_its_style(handler: Handler, database_url: str) -> None:
     assert handler.post(json.dumps(THIN).encode(), THIN_SECRET)[0] == 200
     row = rows(database_url)["evt_thin"]
     assert (row["style"], row["livemode"], row["api_version"]) == ("thin", True, None)
@@ -106,7 +106,7 @@ GOOD = event_body("evt_refused")
     ],
     ids=lambda value: type(value).__name__,  # signatures carry the second, and processes differ
 )
-def test_what_is_refused_is_told_why_and_leaves_no_row(
+def test_a_refused_request_gets_the_reason_and_leaves_no_row(
     service: Handler,
     service_database: str,
     body: bytes,
@@ -119,7 +119,7 @@ def test_what_is_refused_is_told_why_and_leaves_no_row(
         header = sign(body, at=time.time() + offset)
     if header is None:
         header = sign(body)
-    # http.client would encode a header as Latin-1, as any byte may come.
+    # http.client encodes a header as Latin-1: any byte may be in it.
     answered, answer = request(
         service.base, "POST", "/stripe/webhook", body, {"stripe-signature": header}
     )
@@ -170,26 +170,28 @@ def test_a_chunked_body_beyond_the_limit_is_not_read_to_its_end(service: Handler
         connection.request("POST", "/stripe/webhook", endless(), encode_chunked=True)
         assert connection.getresponse().status == 413
     except (BrokenPipeError, ConnectionResetError):
-        pass  # it closed the connection while we still sent: that is the point
+        pass  # it closed the connection while we still sent, as expected
     finally:
         connection.close()
     assert sent < 400 * 2**16
 
 
-def test_other_methods_and_places_are_405_and_404(service: Handler) -> None:
+def test_other_methods_and_paths_are_405_and_404(service: Handler) -> None:
     for method in ("GET", "PUT", "DELETE", "PATCH"):
         assert request(service.base, method, "/stripe/webhook")[0] == 405
     assert request(service.base, "POST", "/stripe/webhooks")[0] == 404
     assert service.ask("/")[0] == 404
 
 
-def test_it_is_alive_ready_measured_and_described(handler: Handler, database_url: str) -> None:
+def test_health_readiness_metrics_and_description_are_served(
+    handler: Handler, database_url: str
+) -> None:
     assert handler.ask("/healthz")[0] == 200
     assert handler.ask("/readyz")[0] == 200
     handler.post(event_body("evt_1"))
     handler.post(event_body("evt_1"))
     handler.post(event_body("evt_2"), "whsec_other")
-    assert handler.metric('stripe_webhook_received_total{style="ordinary"}') == 1
+    assert handler.metric('stripe_webhook_received_total{style="snapshot"}') == 1
     assert handler.metric("stripe_webhook_duplicates_total") == 1
     assert handler.metric('stripe_webhook_refused_total{reason="bad_signature"}') == 1
     assert handler.metric("stripe_webhook_store_seconds_count") == 2
@@ -208,7 +210,7 @@ def test_it_is_alive_ready_measured_and_described(handler: Handler, database_url
     assert b"schema" in answer
 
 
-def test_the_same_event_at_the_same_moment_to_several_workers_is_one_row(
+def test_one_event_sent_to_several_workers_at_once_is_one_row(
     tmp_path: Path, database_url: str
 ) -> None:
     with running_handler(tmp_path, database_url, workers=3) as handler:
@@ -228,7 +230,7 @@ def test_the_same_event_at_the_same_moment_to_several_workers_is_one_row(
         }
 
 
-def test_a_polite_end_stores_what_was_accepted(tmp_path: Path, database_url: str) -> None:
+def test_a_graceful_shutdown_stores_every_answered_event(tmp_path: Path, database_url: str) -> None:
     answered = []
     with running_handler(tmp_path, database_url, workers=2) as handler:
 
@@ -251,7 +253,7 @@ def test_a_polite_end_stores_what_was_accepted(tmp_path: Path, database_url: str
     assert set(answered) <= rows(database_url).keys()
 
 
-def test_logs_are_json_and_hold_neither_bodies_nor_secrets(
+def test_logs_are_json_and_contain_neither_bodies_nor_secrets(
     tmp_path: Path, database_url: str
 ) -> None:
     with running_handler(tmp_path, database_url) as handler:
@@ -267,7 +269,7 @@ def test_logs_are_json_and_hold_neither_bodies_nor_secrets(
     assert "whsec" not in handler.log.read_text()
 
 
-def test_without_secrets_it_says_what_to_set(tmp_path: Path) -> None:
+def test_without_secrets_the_error_names_the_variable(tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -279,5 +281,5 @@ def test_without_secrets_it_says_what_to_set(tmp_path: Path) -> None:
 
 
 def _address(handler: Handler) -> tuple[str, int]:
-    segments = urlsplit(handler.base)
-    return str(segments.hostname), int(segments.port or 0)
+    url = urlsplit(handler.base)
+    return str(url.hostname), int(url.port or 0)

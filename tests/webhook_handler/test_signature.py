@@ -1,4 +1,4 @@
-"""Signatures: who signed, and when; against an HMAC reckoned here, not by the SDK."""
+"""Signatures: who signed, and when, with an HMAC computed here and not by the SDK."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def mac(body: str, secret: str, at: int) -> str:
 
 @pytest.mark.parametrize("secret", SECRETS)
 @pytest.mark.parametrize("offset", [-300, 0, 300])
-def test_any_configured_secret_within_the_tolerance_will_do(secret: str, offset: int) -> None:
+def test_any_configured_secret_within_the_tolerance_is_accepted(secret: str, offset: int) -> None:
     at = NOW + offset
     verify("body", f"t={at},v1={mac('body', secret, at)}", SECRETS, NOW)
 
@@ -48,7 +48,7 @@ def test_a_second_time_in_the_header_does_not_make_an_old_signature_fresh() -> N
 
 
 @given(st.text(), st.text(), st.integers(0, 2 * NOW))
-def test_nothing_but_a_signature_of_just_this_body_and_time_is_taken(
+def test_only_a_signature_of_this_body_and_time_is_accepted(
     body: str, header: str, at: int
 ) -> None:
     forged = [
