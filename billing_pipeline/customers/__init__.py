@@ -1,11 +1,11 @@
 """WHO PAYS: organization ↔ Stripe customer, its subscriptions and their periods.
 
-- `tables`      what people imported, and what Stripe's events say
-- `objects`     Stripe's objects, as much of each as we read
-- `read_model`  folding events into the tables, in whatever order they arrive
-- `directory`   who pays today, what may be reported for them, and what a person should look at
+- `tables`      imported customers, and what Stripe events show
+- `objects`     the fields that we read of Stripe's objects
+- `read_model`  events folded into the tables, in any order of arrival
+- `directory`   who pays today, what may be reported for them, and contradictions for a person
 
-The mapping comes from a CSV of `organization_id,stripe_customer_id` (the file named by
-`BILLING_CUSTOMERS_FILE`, read at the start of each run, or `billing customers import`) and from
-completed checkouts. A person's word wins; a contradiction is shown.
+The mapping comes from a CSV of `organization_id,stripe_customer_id` and from completed checkouts.
+The CSV is the file in `BILLING_CUSTOMERS_FILE`, read at the start of each run, or the one given to
+`billing customers import`. An imported customer wins; a contradiction is shown.
 """

@@ -1,8 +1,8 @@
-"""The directory of organizations and their Stripe customers, and how it is filled.
+"""The directory of organizations and their Stripe customers.
 
-A mapping that a person imported wins over what Stripe's events say. Where events alone name
-several living customers for an organization, nobody is guessed: it is undecided, and its usage
-is held until a person imports the right one.
+An imported customer wins over the ones that Stripe events name. If events name several customers
+that are not deleted, and none is imported, the organization is undecided: its usage is on hold
+until a person imports the right customer.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from billing_pipeline.rules.eligibility import (
 from billing_pipeline.stripe_facts import CLOSING_REASONS
 
 LONGEST = 255
-"""Characters of an id, as in the readings and in Stripe."""
+"""Characters of the longest id, in the readings and in Stripe."""
 
 COLUMNS = ("organization_id", "stripe_customer_id")
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: counts of organizations, and the lines left out with the reason."""
+    """The result of an import: counts of organizations, and the skipped lines with the reason."""
 
     added: int = 0
     changed: int = 0
@@ -56,12 +56,12 @@ class ImportReport:
 
 
 NEVER = 2**62
-"""Unix seconds, later than anything ends."""
+"""Unix seconds later than any end."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """Who is whose customer, by a person's word and by Stripe's."""
+    """The customers of organizations: imported by people, and learned from Stripe events."""
 
     imported: dict[str, str]
     learned: dict[str, set[str]]
@@ -69,38 +69,38 @@ class Known:
 
     @property
     def customers(self) -> dict[str, str]:
-        """Every organization whose customer is decided."""
+        """By organization, its customer, if it is decided."""
         return {o: c for o, (c, *others) in self._by_events().items() if not others} | self.imported
 
     @property
     def undecided(self) -> dict[str, list[str]]:
-        """Organizations with several customers by Stripe's events, and none by a person."""
+        """By undecided organization, the customers that Stripe events name."""
         several = {o: found for o, found in self._by_events().items() if len(found) > 1}
         return {o: found for o, found in several.items() if o not in self.imported}
 
     def contradictions(self) -> list[str]:
-        """What a person should look at, in words."""
-        message = [
-            f"{organization}: Stripe's events name {len(found)} customers ({', '.join(found)}); "
-            "its usage is held until the right one is imported"
+        """Messages about everything that a person should check."""
+        messages = [
+            f"{organization}: Stripe events name {len(found)} customers ({', '.join(found)}); "
+            "its usage is on hold until the right one is imported"
             for organization, found in self.undecided.items()
         ]
         for organization, customer in self.imported.items():
             other = sorted(self.learned.get(organization, set()) - {customer} - self.deleted)
             if other:
-                message.append(
-                    f"{organization}: imported as {customer}, but Stripe's events say "
+                messages.append(
+                    f"{organization}: imported as {customer}, but Stripe events name "
                     f"{', '.join(other)}; the imported one is used"
                 )
-        message += [
-            f"{organization}: its customer {customer} was deleted in Stripe; its usage is held"
+        messages += [
+            f"{organization}: its customer {customer} was deleted in Stripe; its usage is on hold"
             for organization, customer in self.customers.items()
             if customer in self.deleted
         ]
-        return sorted(message)
+        return sorted(messages)
 
     def _by_events(self) -> dict[str, list[str]]:
-        """Living customers by organization; the deleted ones where none lives."""
+        """Learned customers by organization; deleted ones only if there are no others."""
         return {
             organization: sorted((found - self.deleted) or found)
             for organization, found in self.learned.items()
@@ -109,7 +109,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class ClosingPeriod:
-    """A billing period whose invoice is a draft; instants in unix seconds."""
+    """A billing period whose invoice is a draft; times in unix seconds."""
 
     invoice_id: str
     customer: str
@@ -120,7 +120,7 @@ class ClosingPeriod:
 
 @dataclass(frozen=True, slots=True)
 class FinalPeriod:
-    """A billing period whose invoice is final; what Stripe took later is on no invoice."""
+    """A billing period whose invoice is final. Usage that Stripe accepts later is not billed."""
 
     invoice_id: str
     customer: str
@@ -131,40 +131,40 @@ class FinalPeriod:
 
 @dataclass(frozen=True, slots=True)
 class BillingPeriod:
-    """A billing period of a subscription, as far as that lived to see it; in unix seconds."""
+    """A billing period of a subscription, cut short if that ended inside it; unix seconds."""
 
     subscription: str
     customer: str
     start: int
     end: int
     meters: frozenset[str] | None = None
-    """Ids of the meters that it bills; None where that is not known."""
+    """Ids of the meters that it bills; None if unknown."""
     cut_short: bool = False
     """Whether the subscription ended inside it."""
     status: str | None = None
-    """The subscription's status today, None where no event has shown it."""
+    """The subscription's present status; None if no event has shown it."""
     invoice_id: str | None = None
     invoice_status: str | None = None
     finalized_at: int | None = None
 
     @property
     def is_final(self) -> bool:
-        """Whether its invoice bills no more."""
+        """Whether its invoice is final and bills no further usage."""
         return self.invoice_status not in (None, DRAFT, DELETED)
 
     def bills(self, meter_id: str | None) -> bool:
-        """Whether its invoice can bill usage of a meter."""
+        """Whether its invoice may bill usage of a meter."""
         return self.meters is None or meter_id in self.meters
 
 
 class CustomerDirectory:
-    """Organizations, their customers and the customers' eligibility, in the database."""
+    """Organizations, their customers, and the customers' subscriptions, in one database."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def known(self, file: Path | None = None) -> Known:
-        """All that is known of who is whose customer; `file` as if it were imported."""
+        """The customers of all organizations, as if `file` were imported."""
         learned: dict[str, set[str]] = defaultdict(set)
         with self._engine.begin() as connection:
             rows = connection.execute(
@@ -179,11 +179,14 @@ class CustomerDirectory:
         return Known(imported, dict(learned), deleted)
 
     def mapping(self, file: Path | None = None) -> dict[str, str]:
-        """Every organization with its Stripe customer id; `file` as if it were imported."""
+        """The Stripe customer of each organization, as if `file` were imported."""
         return self.known(file).customers
 
     def payers(self, policy: Mapping[str, Policy], file: Path | None = None) -> Payers:
-        """Who pays today, and what may be reported for them; `policy` says what a subscription's status means."""
+        """Who pays today, and what may be reported for them, as if `file` were imported.
+
+        `policy` gives the meaning of a subscription's status.
+        """
         known = self.known(file)
         eligibility = self._eligibility(policy)
         for customer in known.deleted:
@@ -215,7 +218,7 @@ class CustomerDirectory:
         shown = {row.subscription_id for row in found}
         for row in billed:
             if row.subscription_id not in shown:
-                # Only its invoices tell of it: nothing forbids its usage, but its periods close.
+                # Only its invoices show it: its usage is reported, until its periods are closed.
                 shown.add(row.subscription_id)
                 by_customer[row.stripe_customer_id].append(
                     Subscription(row.subscription_id, Policy.REPORT, row.start_at)
@@ -232,7 +235,7 @@ class CustomerDirectory:
         }
 
     def closing_periods(self) -> list[ClosingPeriod]:
-        """The periods whose invoice is still a draft: what is missing there is urgent."""
+        """The periods whose invoice is still a draft. Usage that is missing there is urgent."""
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(invoices)
@@ -252,7 +255,7 @@ class CustomerDirectory:
         ]
 
     def final_periods(self) -> list[FinalPeriod]:
-        """The periods whose invoice is final and says since when."""
+        """The periods whose invoice is final, if it shows when it was finalized."""
         with self._engine.begin() as connection:
             rows = connection.execute(
                 select(invoices).where(
@@ -276,7 +279,7 @@ class CustomerDirectory:
     def billing_periods(self, first: int, last: int) -> list[BillingPeriod]:
         """The billing periods that overlap [first, last) (unix seconds), with their invoices.
 
-        Where a subscription ended inside a period, or the next one began, it ends there too.
+        A period ends early if the subscription ended inside it, or the next period began.
         """
         with self._engine.begin() as connection:
             owners = {row.subscription_id: row for row in connection.execute(select(subscriptions))}
@@ -290,7 +293,7 @@ class CustomerDirectory:
                     invoices.c.subscription_id.is_not(None), invoices.c.end_at > first
                 )
             ).all()
-        by_bounds = {
+        invoice_of = {
             (row.subscription_id, row.start_at, row.end_at): row
             for row in billed
             if row.billing_reason in CLOSING_REASONS
@@ -299,36 +302,24 @@ class CustomerDirectory:
         for row in seen:
             by_subscription[row.subscription_id].append((row.start_at, row.end_at))
         found = []
-        for subscription, segments_between in by_subscription.items():
+        for subscription, periods in by_subscription.items():
             owner = owners.get(subscription)
-            lived_until = NEVER if owner is None or owner.end_at is None else owner.end_at
-            meters = None if owner is None or owner.meters is None else json.loads(owner.meters)
-            for start, planned_end in _one_after_the_other(segments_between):
-                end = min(planned_end, lived_until)
-                invoice = by_bounds.get((subscription, start, end)) or by_bounds.get(
+            ended_at = NEVER if owner is None or owner.end_at is None else owner.end_at
+            for start, planned_end in _consecutive(periods):
+                end = min(planned_end, ended_at)
+                invoice = invoice_of.get((subscription, start, end)) or invoice_of.get(
                     (subscription, start, planned_end)
                 )
-                named = owner if owner is not None else invoice
-                if named is None or not max(first, start) < min(last, end):
-                    continue
-                found.append(
-                    BillingPeriod(
-                        subscription,
-                        named.stripe_customer_id,
-                        start,
-                        end,
-                        None if meters is None else frozenset(meters),
-                        end < planned_end,
-                        None if owner is None else owner.status,
-                        None if invoice is None else invoice.invoice_id,
-                        None if invoice is None else invoice.status,
-                        None if invoice is None else invoice.finalized_at,
+                known = owner is not None or invoice is not None
+                if known and max(first, start) < min(last, end):
+                    cut_short = end < planned_end
+                    found.append(
+                        _billing_period(subscription, start, end, cut_short, owner, invoice)
                     )
-                )
         return sorted(found, key=lambda period: (period.start, period.subscription))
 
     def subscriptions_of(self, customer_ids: Collection[str]) -> dict[str, list[dict[str, Any]]]:
-        """The subscriptions of these customers with their periods, for people."""
+        """The subscriptions of these customers with their periods, to be shown."""
         with self._engine.begin() as connection:
             found = connection.execute(
                 select(subscriptions).order_by(subscriptions.c.subscription_id)
@@ -374,10 +365,10 @@ class CustomerDirectory:
         return dict(by_customer)
 
     def import_file(self, path: Path, now: datetime) -> ImportReport:
-        """Take over a CSV file. Organizations not in it keep their customer.
+        """Import the organization-to-customer mapping. Organizations not in it keep their customer.
 
-        A changed customer concerns days not yet reported: what was reported stays where it is.
-        Raises ConfigurationError when the file cannot be read or lacks a column.
+        A changed customer applies to days not yet reported: reported usage stays where it is.
+        Raises ConfigurationError if the file cannot be read or lacks a column.
         """
         wanted, problems = _read(path)
         known = self.known().imported
@@ -402,10 +393,29 @@ class CustomerDirectory:
         return report
 
 
-def _one_after_the_other(segments_between: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """A subscription's periods as they came to be: an end that was moved gives way to the next."""
+def _billing_period(
+    subscription: str, start: int, end: int, cut_short: bool, owner: Any, invoice: Any
+) -> BillingPeriod:
+    """A period from the rows of its subscription and its invoice; one of them may be None."""
+    meters = None if owner is None or owner.meters is None else frozenset(json.loads(owner.meters))
+    return BillingPeriod(
+        subscription,
+        (invoice if owner is None else owner).stripe_customer_id,
+        start,
+        end,
+        meters,
+        cut_short,
+        None if owner is None else owner.status,
+        None if invoice is None else invoice.invoice_id,
+        None if invoice is None else invoice.status,
+        None if invoice is None else invoice.finalized_at,
+    )
+
+
+def _consecutive(periods: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """A subscription's periods without overlaps: each ends when the next one begins."""
     ends: dict[int, int] = {}
-    for start, end in segments_between:
+    for start, end in periods:
         ends[start] = min(end, ends.get(start, end))
     starts = sorted(ends)
     following = [*starts[1:], NEVER]
@@ -427,27 +437,29 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
     if missing:
         raise ConfigurationError(
-            f"the customers file {path} lacks the column(s) {', '.join(missing)}; "
+            f"the customers file {path} has no column {' and no column '.join(missing)}; "
             f"its first line must be {','.join(COLUMNS)}"
         )
     found: dict[str, set[str]] = defaultdict(set)
     problems = []
     for line, row in enumerate(reader, start=2):
-        # Organization ids are exact, spaces included: they must equal those of the readings.
+        # Organization ids are exact, spaces included: they must equal the ids in the readings.
         organization_id, customer = (
             row[COLUMNS[0]] or "",
             (row[COLUMNS[1]] or "").strip(),
         )
         if any("\0" in text or len(text) > LONGEST for text in (organization_id, customer)):
-            problems.append(f"{path} line {line}: an id is longer than {LONGEST} or not text")
+            problems.append(
+                f"{path} line {line}: an id is longer than {LONGEST} characters or has a NUL"
+            )
         elif organization_id.strip() and customer:
             found[organization_id].add(customer)
         elif organization_id or customer:
-            problems.append(f"{path} line {line}: an organization and a customer are both needed")
+            problems.append(f"{path} line {line}: the organization or the customer is missing")
     for organization_id, ids in found.items():
         if len(ids) > 1:
             problems.append(
                 f"{path}: {organization_id} has {len(ids)} customers ({', '.join(sorted(ids))}); "
-                "none of them was taken"
+                "none of them was imported"
             )
     return {o: next(iter(ids)) for o, ids in found.items() if len(ids) == 1}, problems

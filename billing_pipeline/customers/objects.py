@@ -1,7 +1,7 @@
-"""Stripe's objects, as much of each as we read. A shape we do not expect raises ValidationError.
+"""The fields that we read of Stripe's objects. An unexpected shape raises ValidationError.
 
-Since API 2025-03-31 a subscription's period is on its items, and an invoice's subscription is at
-`parent.subscription_details.subscription`; older events have both at the top.
+Since API version 2025-03-31, a subscription's period is on its items, and an invoice's subscription
+is in `parent.subscription_details.subscription`. Older events have both at the top level.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Instant = Annotated[int, Field(ge=0, lt=253_402_300_800)]
 """Unix seconds, before the year 10000."""
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
-"""As long as ids of organizations and of Stripe may be here."""
+"""An id of Stripe or of an organization. The tables have room for 255 characters."""
 
 Count = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 def _id_of(value: Any) -> Any:
-    """An id, also where the object itself was expanded in its place."""
+    """The id of a field that has an id, or the expanded object."""
     return value.get("id") if isinstance(value, dict) else value
 
 
@@ -32,7 +32,7 @@ _organization = TypeAdapter(Id)
 
 
 def _organization_in(metadata: dict[str, Any] | None) -> str | None:
-    """The organization that metadata name. Raises ValidationError for what is no id."""
+    """The organization in an object's metadata. Raises ValidationError if it is not an id."""
     named = (metadata or {}).get(ORGANIZATION_KEY)
     return _organization.validate_python(named) if named else None
 
@@ -60,7 +60,7 @@ class SubscriptionItem(BaseModel):
 
 
 class SubscriptionItems(BaseModel):
-    """The list of a subscription's items; `has_more` where an event shows only some."""
+    """The list of a subscription's items. `has_more`: the event shows only some of them."""
 
     data: list[SubscriptionItem] = Field(default_factory=list)
     has_more: bool = False
@@ -85,19 +85,19 @@ class SubscriptionObject(BaseModel):
 
     @property
     def organization_id(self) -> str | None:
-        """Whom it is for, where its metadata says so."""
+        """The organization in its metadata, if any."""
         return _organization_in(self.metadata)
 
     @property
     def end(self) -> int | None:
-        """When it ended, or is to end."""
+        """When it ended, or will end."""
         if self.status == "canceled":
             return self.ended_at or self.canceled_at
         return self.ended_at or self.cancel_at
 
     @property
     def periods(self) -> set[tuple[int, int]]:
-        """The billing periods that it names: [start, end)."""
+        """The billing periods in it, as [start, end)."""
         named = [(self.current_period_start, self.current_period_end)]
         named += [(i.current_period_start, i.current_period_end) for i in self.items.data]
         return {(start, end) for start, end in named if start and end and start < end}
@@ -109,7 +109,7 @@ class SubscriptionObject(BaseModel):
 
     @property
     def meters(self) -> frozenset[str] | None:
-        """The meters that its prices bill; None where its items do not tell."""
+        """The meters that its prices bill; None if its items do not show that."""
         if self.items.has_more:
             return None
         recurring = [i.price.recurring for i in self.items.data if i.price and i.price.recurring]
@@ -127,7 +127,7 @@ class StatusTransitions(BaseModel):
 
 
 class InvoiceObject(BaseModel):
-    """An invoice. `period_start` and `period_end` bound the usage that it bills."""
+    """An invoice. It bills the usage from `period_start` to `period_end`."""
 
     id: Id
     customer: Id
@@ -145,14 +145,14 @@ class InvoiceObject(BaseModel):
 
     @property
     def subscription_id(self) -> str | None:
-        """The subscription that it bills, None for an invoice without one."""
+        """The subscription that it bills; None for an invoice without one."""
         details = (self.parent or {}).get("subscription_details") or {}
         found = _id_of(details.get("subscription")) or self.subscription
         return None if found is None else str(found)
 
 
 class CheckoutObject(BaseModel):
-    """A completed checkout session, where an organization becomes a customer."""
+    """A completed checkout session: an organization becomes a customer."""
 
     id: Id
     customer: Id | None = None
@@ -168,7 +168,7 @@ class CheckoutObject(BaseModel):
 
     @property
     def organization_id(self) -> str | None:
-        """Whom it is for. Raises ValueError when its two places name different ones."""
+        """The organization in it. Raises ValueError if its two fields name different ones."""
         named = {self.client_reference_id, _organization_in(self.metadata)} - {None}
         if len(named) > 1:
             raise ValueError("client_reference_id and metadata name two organizations")
@@ -176,6 +176,6 @@ class CheckoutObject(BaseModel):
 
 
 class CustomerObject(BaseModel):
-    """A customer, as far as its deletion is concerned."""
+    """A deleted customer."""
 
     id: Id

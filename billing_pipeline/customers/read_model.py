@@ -1,9 +1,9 @@
-"""Folding Stripe's events into the read model, in whatever order they arrive.
+"""Folding Stripe events into the read model. The result does not depend on their order of arrival.
 
 An object's row shows its newest event; an older one never overwrites it. Stripe's times have a
-resolution of one second: of two events of one second neither is known to be the newer one, so
-the object itself is asked for. What only grows (customers learned, customers deleted, periods
-seen) needs no order at all. So the result does not depend on the order of arrival.
+resolution of one second. If two events of one second differ, neither is known to be newer, so
+Stripe is asked for the object itself. Tables that only grow (learned customers, deleted customers,
+periods) need no order.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from billing_pipeline.customers.tables import (
 from billing_pipeline.database import upsert
 
 DRAFT, DELETED = "draft", "deleted"
-"""The statuses of an invoice that bills nothing (yet); the second one is ours: Stripe tells by
-an event that a draft was deleted."""
+"""The statuses of an invoice that bills nothing (yet). DELETED is ours: Stripe sends an event if a
+draft is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The event that says it: its id, and when Stripe made it."""
+    """The event that shows something: its id, and when Stripe created it."""
 
     event_id: str
     created: datetime
 
 
 class AskStripe(Exception):
-    """Two events of one second disagree about an object: only Stripe knows which is newer."""
+    """Two events of one second disagree about an object. Only Stripe knows which is newer."""
 
     def __init__(self, kind: str, object_id: str) -> None:
         super().__init__(f"two events of one second disagree about {kind} {object_id}")
@@ -54,7 +54,7 @@ class AskStripe(Exception):
 
 
 def take_checkout(connection: Connection, session: CheckoutObject, source: Source) -> bool:
-    """Learn a customer from a checkout session; False where it names no organization or none."""
+    """Learn a customer from a checkout session; False if it names no organization or customer."""
     if session.organization_id is None or session.customer is None:
         return False
     _learn(connection, session.organization_id, session.customer, source)
@@ -62,7 +62,7 @@ def take_checkout(connection: Connection, session: CheckoutObject, source: Sourc
 
 
 def take_deleted_customer(connection: Connection, gone: CustomerObject, source: Source) -> None:
-    """Remember that a customer was deleted; a deleted customer never comes back."""
+    """Record that a customer was deleted. A deleted customer never comes back."""
     _add(
         connection,
         deleted_customers,
@@ -76,10 +76,10 @@ def take_subscription(
     source: Source,
     asked: SubscriptionObject | None = None,
 ) -> set[int]:
-    """Fold a subscription in; `asked` is what Stripe said when it was asked for it.
+    """Fold a subscription in; `asked` is Stripe's answer if it was asked for the subscription.
 
-    Returns the instants (unix seconds) at which something ends that was not known to end there.
-    Raises AskStripe when only Stripe can tell.
+    Returns the newly known period boundaries (unix seconds). Raises AskStripe if only Stripe knows
+    which event is newer.
     """
     ends = set[int]()
     for start, end in seen.periods | (asked.periods if asked else set()):
@@ -87,11 +87,11 @@ def take_subscription(
     known = connection.scalar(
         select(subscriptions.c.end_at).where(subscriptions.c.subscription_id == seen.id)
     )
-    recorded = [seen.end, None if asked is None else asked.end]
-    ends |= {end for end in recorded if end is not None and end != known}
+    shown = [seen.end, None if asked is None else asked.end]
+    ends |= {end for end in shown if end is not None and end != known}
     if seen.organization_id is not None:
         _learn(connection, seen.organization_id, seen.customer, source)
-    _take(
+    _fold(
         connection,
         subscriptions,
         {"subscription_id": seen.id},
@@ -108,11 +108,11 @@ def take_invoice(
     source: Source,
     asked: InvoiceObject | None = None,
 ) -> set[int]:
-    """Fold an invoice in, and the period that it bills. Returns and raises as for subscriptions."""
+    """Fold an invoice and its period in; returns and raises like `take_subscription`."""
     subscription, ends = seen.subscription_id, set[int]()
     if subscription is not None and seen.period_start < seen.period_end:
         ends = _see_period(connection, subscription, seen.period_start, seen.period_end)
-    _take(
+    _fold(
         connection,
         invoices,
         {"invoice_id": seen.id},
@@ -131,7 +131,7 @@ def knows_subscription(connection: Connection, subscription_id: str) -> bool:
     return connection.execute(query).first() is not None
 
 
-def _take(
+def _fold(
     connection: Connection,
     table: Table,
     key: dict[str, Any],
@@ -139,7 +139,7 @@ def _take(
     source: Source,
     asked: dict[str, Any] | None,
 ) -> None:
-    """Newest wins; of the same second, what Stripe says when asked."""
+    """Write a row if it is newer. For two events of one second, Stripe's answer wins."""
     where = [table.c[name] == value for name, value in key.items()]
     known = connection.execute(select(table).where(*where)).one_or_none()
     if known is not None and known.as_of > source.created:
@@ -150,7 +150,7 @@ def _take(
             return
         drafts = [each for each in (before, row) if each["status"] == DRAFT]
         if table is invoices and len(drafts) == 1:
-            # An invoice that was finalized is never a draft again.
+            # A finalized invoice is never a draft again.
             row = row if before["status"] == DRAFT else before
         elif asked is None:
             raise AskStripe(table.name, next(iter(key.values())))
@@ -185,7 +185,7 @@ def _invoice_row(seen: InvoiceObject) -> dict[str, Any]:
 
 
 def _see_period(connection: Connection, subscription: str, start: int, end: int) -> set[int]:
-    """Remember a period; its bounds, if it is new."""
+    """Record a period; returns its boundaries if it is new."""
     row = {"subscription_id": subscription, "start_at": start, "end_at": end}
     return {start, end} if _add(connection, billing_periods, row) else set()
 
@@ -200,6 +200,6 @@ def _learn(connection: Connection, organization: str, customer: str, source: Sou
 
 
 def _add(connection: Connection, table: Table, row: dict[str, Any]) -> bool:
-    """Insert a row unless its key is there, and tell; safe beside other processes."""
+    """Insert a row unless its key exists; whether it was new. Safe beside other processes."""
     insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
     return bool(connection.execute(insert(table).values(row).on_conflict_do_nothing()).rowcount)

@@ -1,8 +1,8 @@
-"""The customers' tables: what people imported, and what Stripe's events say.
+"""The customers' tables: what people imported, and what Stripe events show.
 
-`customers` is a person's word. Everything below it is a read model, folded from Stripe's events
-in whatever order they arrive; `as_of` is the time of the event that an object's row shows.
-Instants of Stripe's are unix seconds, as Stripe gives them.
+People import `customers`. The other tables are a read model, folded from Stripe events in any order
+of arrival; `as_of` is the time of the event that an object's row shows. Times of Stripe's are unix
+seconds, as Stripe gives them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ customers = Table(
 learned_customers = Table(
     "learned_customers",
     metadata,
-    # Every customer that an event has named for an organization.
+    # Every customer that an event named for an organization.
     Column("organization_id", Text, primary_key=True),
     Column("stripe_customer_id", ID, primary_key=True),
     Column("learned_at", UtcDateTime, nullable=False),
@@ -44,11 +44,11 @@ subscriptions = Table(
     metadata,
     Column("subscription_id", ID, primary_key=True),
     Column("stripe_customer_id", ID, nullable=False, index=True),
-    Column("status", ID, nullable=False),  # as Stripe says it, known to us or not
+    Column("status", ID, nullable=False),  # Stripe's, known to us or not
     Column("plan", Text, nullable=False),  # ids of its prices
-    Column("meters", Text),  # JSON list of the meters it bills; null: not known
+    Column("meters", Text),  # JSON list of the meters it bills; null: unknown
     Column("start_at", BigInt, nullable=False),
-    Column("end_at", BigInt),  # when it ended or is to end
+    Column("end_at", BigInt),  # when it ended or will end
     Column("as_of", UtcDateTime, nullable=False),
     Column("event_id", ID, nullable=False),
 )
@@ -56,7 +56,7 @@ subscriptions = Table(
 billing_periods = Table(
     "billing_periods",
     metadata,
-    # Every billing period ever seen; its invoice is the one with the same bounds.
+    # Every billing period ever seen; its invoice has the same start and end.
     Column("subscription_id", ID, primary_key=True),
     Column("start_at", BigInt, primary_key=True),
     Column("end_at", BigInt, primary_key=True),
@@ -68,12 +68,12 @@ invoices = Table(
     Column("invoice_id", ID, primary_key=True),
     Column("stripe_customer_id", ID, nullable=False),
     Column("subscription_id", ID, index=True),
-    Column("status", ID, nullable=False),  # any but draft and deleted is final
+    Column("status", ID, nullable=False),  # every status but draft and deleted is final
     Column("billing_reason", ID),
     Column("start_at", BigInt, nullable=False),  # of the usage it bills
     Column("end_at", BigInt, nullable=False),
     Column("payment_attempts", Integer, nullable=False),
-    Column("finalizes_at", BigInt),  # when a draft is to become final, where Stripe says so
+    Column("finalizes_at", BigInt),  # when Stripe will finalize a draft, if known
     Column("finalized_at", BigInt),
     Column("as_of", UtcDateTime, nullable=False),
     Column("event_id", ID, nullable=False),
