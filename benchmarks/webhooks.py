@@ -185,10 +185,10 @@ def _prepare_inserts(url: str, bodies: list[str]) -> list[Job]:
     jobs: list[Job] = []
     for body in bodies:
         event = read(body)
-        what = (event.id, event.type, event.style, event.api_version, event.livemode)
+        named = (event.id, event.type, event.style, event.api_version, event.livemode)
         when = [event.created_utc, datetime.now(UTC)]
         times = [f"{each:%Y-%m-%d %H:%M:%S.%f}" for each in when] if sqlite else when
-        row = (*what, event.account, *times, "webhook", body)
+        row = (*named, event.account, *times, "webhook", body)
         jobs.append(partial(connection.execute, insert, row))
     return jobs
 

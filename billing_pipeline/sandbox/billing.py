@@ -409,8 +409,8 @@ class Billing:
             self.change_subscription(id, "customer.subscription.updated", at, items=changed)
         self._invoice(subscription, start, end)
 
-    def _keep(self, what: dict[str, Any]) -> dict[str, Any]:
-        stored: dict[str, Any] = json.loads(json.dumps(what))
+    def _keep(self, content: dict[str, Any]) -> dict[str, Any]:
+        stored: dict[str, Any] = json.loads(json.dumps(content))
         self._tables[stored["object"]][stored["id"]] = stored
         self.account.keep_other(stored)
         return stored
@@ -454,7 +454,7 @@ def _listed(items: Any) -> list[dict[str, Any]]:
     return [items[key] for key in sorted(items)] if isinstance(items, dict) else list(items)
 
 
-def _found(table: dict[str, dict[str, Any]], id: str, what: str) -> dict[str, Any]:
+def _found(table: dict[str, dict[str, Any]], id: str, kind: str) -> dict[str, Any]:
     if id not in table:
-        raise StripeRefusal(404, f"No such {what}: '{id}'", code="resource_missing", param="id")
+        raise StripeRefusal(404, f"No such {kind}: '{id}'", code="resource_missing", param="id")
     return table[id]

@@ -305,9 +305,9 @@ class Account:
             self.outbox.report_errors(named[-1] if named else None, dict(errors), self.now())
         self._keep("reported", {"events": len(self.events)})
 
-    def keep_other(self, what: dict[str, Any]) -> None:
+    def keep_other(self, content: dict[str, Any]) -> None:
         """Store an object of `billing`."""
-        self._keep("other", what)
+        self._keep("other", content)
 
     def cancel(self, given: dict[str, Any]) -> dict[str, Any]:
         """POST /v1/billing/meter_event_adjustments."""
@@ -412,8 +412,8 @@ class Account:
             if entries:
                 self._write({"kind": "transaction", "entries": entries})
 
-    def _keep(self, kind: str, what: dict[str, Any]) -> None:
-        entry = {"kind": kind, **what}
+    def _keep(self, kind: str, content: dict[str, Any]) -> None:
+        entry = {"kind": kind, **content}
         self._apply(entry)
         self._write(entry)
 
@@ -435,28 +435,28 @@ class Account:
                 self._apply(each)
 
     def _apply(self, entry: dict[str, Any]) -> None:
-        what = {name: value for name, value in entry.items() if name != "kind"}
+        content = {name: value for name, value in entry.items() if name != "kind"}
         match entry["kind"]:
             case "meter":
-                self.meters[what["id"]] = what
+                self.meters[content["id"]] = content
             case "customer":
-                self._customers_made += what["id"] not in self.customers
-                self.customers[what["id"]] = what
+                self._customers_made += content["id"] not in self.customers
+                self.customers[content["id"]] = content
             case "customer_deleted":
-                del self.customers[what["id"]]
+                del self.customers[content["id"]]
             case "stripe_event":
-                self.outbox.events.append(what)
+                self.outbox.events.append(content)
             case "reported":
-                self._reported = what["events"]
+                self._reported = content["events"]
             case "other":
-                self.others.append(what)
+                self.others.append(content)
             case "event":
-                event = ReceivedEvent(**what)
+                event = ReceivedEvent(**content)
                 self.events.append(event)
                 self._by_identifier[event.identifier] = event
                 self._by_lane[event.customer, event.event_name].append(event)
             case "cancel":
-                self._by_identifier[what["identifier"]].cancelled = True
+                self._by_identifier[content["identifier"]].cancelled = True
 
 
 def aggregate(meter: dict[str, Any], events: list[ReceivedEvent]) -> int:
