@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import date, timedelta
 
 import pytest
 
@@ -22,13 +23,13 @@ DAYS = [yesterday() - timedelta(days=n) for n in (2, 1, 0)]
 BY = Actor("ann", "the file was of another plant")
 
 
-def run(world: World, name: str) -> None:
+def run(world: World, name: str, days: Sequence[date] = DAYS) -> None:
     """A run under this name, over all days."""
     context = world.context(name)
-    for day in DAYS:
+    for day in days:
         count_usage(context, day)
-    report_days(context, DAYS, by=Actor("bob", "backfill"), options=PlanOptions(report_undone=True))
-    world.verify(DAYS)
+    report_days(context, days, by=Actor("bob", "backfill"), options=PlanOptions(report_undone=True))
+    world.verify(days)
 
 
 def undo(world: World, name: str) -> Undone:
@@ -123,30 +124,35 @@ def test_a_first_report_is_taken_back_and_a_last_meter_shows_the_day_before(worl
 
 
 def test_each_segment_of_a_day_is_undone_by_itself(world: World) -> None:
+    """The period ends ten minutes before the day does; its invoice is a draft for an hour."""
     world.make_meters()
     world.make_customers(["a"])
-    day, noon = yesterday(), day_start(yesterday()) + 43_200
+    day = world.clock().date()
+    day_end = day_start(day) + 86_400
+    boundary = day_end - 600
     subscription = world.make_subscription(
-        world.customers["a"], backdate_start_date=str(noon - 86_400 * 3)
+        world.customers["a"], backdate_start_date=str(boundary - 86_400 * 3)
     )
-    world.end_period(subscription, noon)
-    world.sandbox.billing.invoices.clear()
+    world.end_period(subscription, boundary)
+    world.advance(seconds=day_end + 1200 - world.sandbox.clock())
     world.receive()
-    world.write_readings(day, {"a": {"s": 700}})
-    run(world, "first")
 
-    def in_segment(*, morning: bool) -> int:
+    def segments() -> tuple[int, int]:
+        """Readings that Stripe has before and after the boundary."""
         events = [e for e in world.sandbox.account.events if e.event_name == SUM]
-        return sum(e.value for e in events if (e.timestamp < noon) == morning)
+        early = sum(e.value for e in events if e.timestamp < boundary)
+        return early, sum(e.value for e in events) - early
 
-    segments = in_segment(morning=True), in_segment(morning=False)
-    assert all(segments)
+    world.write_readings(day, {"a": {"s": 1440}})
+    run(world, "first", [day])
+    assert segments() == (1430, 10)
     before = world.billed()
-    world.write_readings(day, {"a": {"s": 900}})
-    run(world, "second")
+    world.write_readings(day, {"a": {"s": 1440, "t": 1435}})
+    run(world, "second", [day])
+    assert segments() == (2860, 15)
     undo(world, "second")
+    assert segments() == (1430, 10)
     assert world.billed() == before
-    assert (in_segment(morning=True), in_segment(morning=False)) == segments
 
 
 def test_wrong_use_is_refused_with_what_to_do(backfilled: World) -> None:
