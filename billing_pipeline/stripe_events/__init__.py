@@ -1,9 +1,9 @@
-"""WHAT STRIPE SAYS: from the events that the webhook handler stored to what follows from them.
+"""STRIPE EVENTS: the events that the webhook handler stored, applied to customers and ledger.
 
     stripe_events (received) → handler of its type → read model, ledger → processed
 
-- `inbox`     the event records: which are due, and what became of each
+- `inbox`     the event records: which are due, and the state of each
 - `handlers`  one small function per type of event, in one registry
-- `applying`  each event applied and marked in one transaction; a poisonous one fails alone
-- `backstop`  what no webhook delivered, found in Stripe's own lists
+- `applying`  each event applied and marked in one transaction; one that fails stops no other
+- `backstop`  events that no webhook delivered, found in Stripe's list of events
 """

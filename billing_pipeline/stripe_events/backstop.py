@@ -1,6 +1,6 @@
-"""The backstop: Stripe lists its events of the last days, and what no webhook delivered is stored.
+"""The backstop for missed webhooks: events that Stripe lists and no webhook delivered are stored.
 
-A missed webhook heals itself: what is stored here is applied like anything else.
+They are applied like all other events.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 def fetch_missed(
     inbox: Inbox, gateway: StripeGateway, since: datetime, now: datetime
 ) -> tuple[int, list[str]]:
-    """Store what Stripe lists since then and nobody delivered.
+    """Store the events that Stripe lists since an instant and that are missing here.
 
-    Returns how many events Stripe listed, and the ids of those that were missing. One that
-    cannot be read is logged and left out. Raises StripeUnreachable, ConfigurationError.
+    Returns how many events Stripe listed, and the ids of the missing ones. An event that cannot be
+    read is logged and skipped. Raises StripeUnreachable, ConfigurationError.
     """
     return asyncio.run(_fetch_missed(EventStore(inbox.engine), gateway, since, now))
 

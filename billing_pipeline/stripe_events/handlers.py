@@ -1,13 +1,13 @@
-"""What follows from each type of event: one small function per type, in one registry.
+"""The handlers of events: one small function per type of event, in one registry.
 
-A handler changes the read model or the ledger within the transaction that also marks its event.
-It asks nobody itself: what it needs from Stripe it names by raising AskStripe, and is called
-again with the answer. What it raises otherwise stands on the event's row.
+A handler changes the read model or the ledger, in the transaction that also marks its event. It
+does not call Stripe: if it needs an object, it raises AskStripe and is called again with the
+answer. Any other error is stored in the event's row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -38,25 +38,27 @@ from billing_pipeline.rules.timestamps import day_of
 from billing_pipeline.stripe_api.objects import NotThere
 from billing_pipeline.stripe_events.inbox import StoredEvent
 
+Answers = dict[tuple[str, str], dict[str, Any] | None]
+"""Stripe's objects by kind and id; None: there is none, or this key may not read it."""
+
 
 @dataclass(frozen=True)
 class Handling:
-    """What a handler works with: its transaction, and what Stripe was asked for."""
+    """A handler's transaction, and Stripe's answers so far."""
 
     writer: Writer
     now: datetime
-    asked: Mapping[tuple[str, str], dict[str, Any] | None] = field(default_factory=dict)
-    """Stripe's objects by kind and id; None where it has none, or does not show it."""
+    answers: Answers = field(default_factory=dict)
 
     def answer(self, kind: str, object_id: str) -> dict[str, Any] | None:
-        """What Stripe said of an object, None where it was not asked yet. Raises NotThere."""
-        if (kind, object_id) in self.asked and self.asked[kind, object_id] is None:
-            raise NotThere(f"Stripe does not show this key the {kind} {object_id}")
-        return self.asked.get((kind, object_id))
+        """Stripe's object; None if it was not asked for yet. Raises NotThere."""
+        if (kind, object_id) in self.answers and self.answers[kind, object_id] is None:
+            raise NotThere(f"Stripe has no {kind} {object_id} that this key may read")
+        return self.answers.get((kind, object_id))
 
 
 Handler = Callable[[Handling, StoredEvent], str | None]
-"""Applies an event; returns why there was nothing to apply, None when it was applied."""
+"""Applies an event; returns why there was nothing to apply, or None if it was applied."""
 
 HANDLERS: dict[str, Handler] = {}
 
@@ -81,7 +83,7 @@ def checkout_completed(handling: Handling, event: StoredEvent) -> str | None:
 
 @handles("customer.deleted")
 def customer_deleted(handling: Handling, event: StoredEvent) -> str | None:
-    """A customer is gone for good."""
+    """A customer was deleted."""
     take_deleted_customer(
         handling.writer.connection, CustomerObject.model_validate(event.object), _source(event)
     )
@@ -96,12 +98,13 @@ def customer_deleted(handling: Handling, event: StoredEvent) -> str | None:
     "customer.subscription.resumed",
 )
 def subscription_changed(handling: Handling, event: StoredEvent) -> str | None:
-    """A subscription is as the event shows it."""
+    """A subscription was created or changed."""
     seen = SubscriptionObject.model_validate(event.object)
     answer = handling.answer("subscriptions", seen.id)
     asked = None if answer is None else SubscriptionObject.model_validate(answer)
-    ends = take_subscription(handling.writer.connection, seen, _source(event), asked)
-    _look_at(handling, ends)
+    _look_again(
+        handling, take_subscription(handling.writer.connection, seen, _source(event), asked)
+    )
     return None
 
 
@@ -116,34 +119,33 @@ def subscription_changed(handling: Handling, event: StoredEvent) -> str | None:
     "invoice.paid",
 )
 def invoice_changed(handling: Handling, event: StoredEvent) -> str | None:
-    """An invoice is as the event shows it; once it is no draft, its period is closed."""
+    """An invoice was created or changed. Once it is no draft, its period is closed."""
     seen = InvoiceObject.model_validate(event.object)
     if event.type == "invoice.deleted":
         seen = seen.model_copy(update={"status": DELETED})
-    _meet_subscription(handling, seen.subscription_id, _source(event))
+    _ensure_subscription(handling, seen.subscription_id, _source(event))
     answer = handling.answer("invoices", seen.id)
     asked = None if answer is None else InvoiceObject.model_validate(answer)
-    ends = take_invoice(handling.writer.connection, seen, _source(event), asked)
-    _look_at(handling, ends)
+    _look_again(handling, take_invoice(handling.writer.connection, seen, _source(event), asked))
     return None
 
 
-def _meet_subscription(handling: Handling, subscription_id: str | None, source: Source) -> None:
-    """Ask for a subscription that only its invoice tells of: its own event was missed."""
+def _ensure_subscription(handling: Handling, subscription_id: str | None, source: Source) -> None:
+    """Ask for a subscription that only its invoice shows: its own event was missed."""
     if subscription_id is None or knows_subscription(handling.writer.connection, subscription_id):
         return
     key = ("subscriptions", subscription_id)
-    if key not in handling.asked:
+    if key not in handling.answers:
         raise AskStripe(*key)
-    found = handling.asked[key]
+    found = handling.answers[key]
     if found is not None:  # without it the invoice still closes its period
-        there = SubscriptionObject.model_validate(found)
-        _look_at(handling, take_subscription(handling.writer.connection, there, source))
+        seen = SubscriptionObject.model_validate(found)
+        _look_again(handling, take_subscription(handling.writer.connection, seen, source))
 
 
 @handles("billing.meter.reactivated", "billing.meter.updated")
 def meter_changed(handling: Handling, event: StoredEvent) -> str | None:
-    """A meter is back, or renamed: what it refused while it was away may be sent again."""
+    """A meter was reactivated or renamed: usage that it refused may be sent again."""
     ours = meter_changed_at(handling.writer, str(event.object["id"]), event.created)
     return None if ours else "it is not one of our meters"
 
@@ -184,7 +186,7 @@ class _Report(BaseModel):
 
 @handles("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
 def meter_errors_reported(handling: Handling, event: StoredEvent) -> str | None:
-    """Stripe did not count some of what it had accepted; the thin event says where to read it."""
+    """Stripe did not count some events that it had accepted. The full event lists them."""
     answer = handling.answer("thin events", event.id)
     if answer is None:
         raise AskStripe("thin events", event.id)
@@ -212,9 +214,9 @@ def meter_errors_reported(handling: Handling, event: StoredEvent) -> str | None:
     return None
 
 
-def _look_at(handling: Handling, instants: Collection[int]) -> None:
-    """Have days of any age looked at in which a period is now known to end (unix seconds)."""
-    days = {day_of(instant) for instant in instants}
+def _look_again(handling: Handling, boundaries: Collection[int]) -> None:
+    """Mark the days of new period boundaries (unix seconds), of any age, to be looked at again."""
+    days = {day_of(instant) for instant in boundaries}
     look_again(handling.writer, days, only_planned=True)
 
 
@@ -224,4 +226,4 @@ def _source(event: StoredEvent) -> Source:
 
 THIN_TYPES = tuple(sorted(name for name in HANDLERS if name.startswith("v1.")))
 SNAPSHOT_TYPES = tuple(sorted(name for name in HANDLERS if not name.startswith("v1.")))
-"""The types that something here acts on, by style."""
+"""The types of events that have a handler, by payload style."""

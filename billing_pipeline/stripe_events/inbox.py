@@ -1,7 +1,7 @@
 """The event records as the pipeline works on them.
 
-What is due is asked by state, never by a cursor over ids or times: a slower transaction may
-commit an event behind any cursor.
+Due events are found by state, never by a cursor over ids or times: a slow transaction may commit an
+event behind any cursor.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from billing_pipeline.ledger.locks import APPLYING, lock_until_commit
 from webhook_handler.tables import stripe_events
 
 MOST_ATTEMPTS = 8
-"""Then an event is failed, and waits for a person."""
+"""After so many attempts an event is `failed` and waits for a person."""
 
 FIRST_PAUSE = timedelta(seconds=30)
 LONGEST_PAUSE = timedelta(hours=1)
 
 
 class EventState(StrEnum):
-    """What became of a stored event."""
+    """The state of a stored event."""
 
-    RECEIVED = "received"  # to be applied, maybe again
+    RECEIVED = "received"  # waits to be applied, maybe again
     PROCESSED = "processed"
-    IGNORED = "ignored"  # nothing here acts on it; it can be replayed
+    IGNORED = "ignored"  # there was nothing to apply; it can be replayed
     FAILED = "failed"  # it could not be applied; it can be replayed
 
 
 @dataclass(frozen=True, slots=True)
 class StoredEvent:
-    """An event as it came. `payload` is Stripe's JSON."""
+    """An event as Stripe sent it. `payload` is its JSON."""
 
     id: str
     type: str
@@ -51,7 +51,7 @@ class StoredEvent:
 
     @property
     def object(self) -> dict[str, Any]:
-        """The object that an snapshot event is about. Raises KeyError where there is none."""
+        """The object in a snapshot event. Raises KeyError if there is none."""
         found: dict[str, Any] = json.loads(self.payload)["data"]["object"]
         return found
 
@@ -65,7 +65,7 @@ class Inbox:
     def due(
         self, now: datetime, limit: int = 500, exclude: Collection[str] = ()
     ) -> list[StoredEvent]:
-        """Events to apply now but for `exclude`, in the order in which Stripe made them."""
+        """Events to apply now, without `exclude`, in the order in which Stripe created them."""
         with self.engine.begin() as connection:
             ids = connection.scalars(
                 select(stripe_events.c.id)
@@ -80,9 +80,9 @@ class Inbox:
             ).all()
         return [_event(row) for row in rows]
 
-    def take(self, connection: Connection, event_id: str) -> StoredEvent | None:
-        """An event for this transaction alone; None when another process has dealt with it."""
-        # One process applies at a time: two events about one object would race for its row.
+    def claim(self, connection: Connection, event_id: str) -> StoredEvent | None:
+        """Lock an event for this transaction; None if another process has applied it."""
+        # One process applies at a time, because two events of one object would race for its row.
         lock_until_commit(connection, APPLYING)
         row = connection.execute(
             select(stripe_events)
@@ -99,7 +99,7 @@ class Inbox:
         now: datetime,
         why: str | None = None,
     ) -> None:
-        """What became of an event, in the transaction that applied it."""
+        """Set the state of an event, in the transaction that applied it."""
         connection.execute(
             update(stripe_events)
             .where(stripe_events.c.id == event.id)
@@ -115,9 +115,9 @@ class Inbox:
     def postpone(
         self, event: StoredEvent, error: str, now: datetime, *, counts: bool = True
     ) -> bool:
-        """Keep an event for later with its error; True when it has failed for good.
+        """Store an event's error and retry it later; True if it has failed for good.
 
-        `counts` is False for what is no fault of the event, such as Stripe being away.
+        `counts` is False for errors that are not the event's, such as an unreachable Stripe.
         """
         attempts = event.attempts + counts
         failed = attempts >= MOST_ATTEMPTS
@@ -143,7 +143,7 @@ class Inbox:
     ) -> list[str]:
         """Make events due again, by ids, or by type and state; returns their ids.
 
-        Those under way stay as they are.
+        Events that still wait to be applied stay as they are.
         """
         which = [stripe_events.c.state != EventState.RECEIVED]
         if ids:
@@ -169,7 +169,7 @@ class Inbox:
         state: EventState | None = None,
         limit: int = 50,
     ) -> list[dict[str, Any]]:
-        """Event records for people, the newest first, payloads left out unless asked by id."""
+        """Event records to be shown, the newest first; with payloads only if asked for by id."""
         query = select(stripe_events).order_by(
             stripe_events.c.created.desc(), stripe_events.c.id.desc()
         )
@@ -184,7 +184,7 @@ class Inbox:
         return [_record(row, with_payload=bool(ids)) for row in rows]
 
     def counts(self) -> dict[str, int]:
-        """Event records by state; every state is present."""
+        """The number of event records by state, with every state."""
         counts = {str(state): 0 for state in EventState}
         with self.engine.begin() as connection:
             for state, number in connection.execute(
@@ -194,7 +194,7 @@ class Inbox:
         return counts
 
     def waiting(self) -> list[tuple[str, int]]:
-        """Every event that is to be applied, due or not, with its attempts."""
+        """Every event that waits to be applied, due or not, with its attempts."""
         with self.engine.begin() as connection:
             rows = connection.execute(
                 select(stripe_events.c.id, stripe_events.c.attempts)
@@ -204,7 +204,7 @@ class Inbox:
             return [(row.id, row.attempts) for row in rows]
 
     def oldest_waiting(self) -> datetime | None:
-        """When the oldest event that is still to be applied was received."""
+        """When the oldest event that waits to be applied was received."""
         with self.engine.begin() as connection:
             received: datetime | None = connection.scalar(
                 select(func.min(stripe_events.c.received)).where(
@@ -240,7 +240,7 @@ def _record(row: Any, *, with_payload: bool) -> dict[str, Any]:
         for name, value in row._mapping.items()
     }
     payload = record.pop("payload")
-    # NaN and its kin are no JSON: they are shown as text.
+    # NaN and the infinities are not JSON, so they are shown as text.
     return (
         {**record, "payload": json.loads(payload, parse_constant=str)} if with_payload else record
     )
