@@ -1,14 +1,14 @@
-"""SAYING IT: the only part that calls Stripe.
+"""CALLS TO STRIPE: the only part that calls Stripe.
 
-- `client`        the official SDK, made lazily, pinned, without telemetry
-- `answers`       what each of Stripe's answers to a meter event means
-- `budget`        how many of Stripe's figures may be read in a month
-- `catalogue`     the meters in Stripe: looked up, checked, made
-- `delivery`      from the ledger's planned events to accepted ones
-- `objects`       reading objects and events that webhooks left open
-- `summaries`     reading Stripe's own figures
-- `invoices`      what an invoice bills, and Stripe's figure of a whole billing period
-- `resolution`    deciding old ambiguous events by those figures
-- `verification`  comparing those figures with the ledger
-- `reporting`     a small Python API: state one organization's usage of one day
+- `client`        the official SDK, pinned to one API version; only Stripe's own answers pass
+- `answers`       the meaning of each answer to a meter event
+- `retrying`      back-off, and reads that are retried and checked
+- `budget`        how many summaries may be read in a month
+- `catalogue`     the meters in Stripe: looked up, checked, created
+- `delivery`      planned events are sent and become accepted
+- `summaries`     Stripe's own figures, read
+- `resolution`    old ambiguous events, decided by those figures
+- `verification`  those figures, compared with the ledger
+- `invoices`      the lines of invoices, and Stripe's figure of a whole billing period
+- `objects`       objects and events that webhooks left open or did not deliver
 """

@@ -67,7 +67,7 @@ def _no_answer(cause: BaseException | None) -> Answer:
     if isinstance(cause, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
         return Answer(Verdict.UNREACHABLE, message=f"no connection to Stripe ({name})")
     if isinstance(cause, TimeoutError):
-        # It may still be at work there; a second one now would be two in flight.
+        # The request may still be executed; a second one now would be in flight beside it.
         return Answer(Verdict.UNKNOWN, code=TIMED_OUT, message="no answer in time", again=False)
     return Answer(Verdict.UNKNOWN, message=f"the connection broke before an answer ({name})")
 
@@ -80,8 +80,8 @@ def _answered(error: stripe.StripeError) -> Answer:
     request_id = error.request_id
 
     def answer(verdict: Verdict, *, again: bool = True) -> Answer:
-        # Stripe says itself when trying again is pointless, and when it only repeats a stored
-        # answer (idempotent replay): the outcome then stays what it was.
+        # Stripe's headers show when trying again is pointless, and when it only repeats a stored
+        # answer (idempotent replay), so that the outcome stays what it was.
         pointless = (
             headers.get("stripe-should-retry") == "false"
             or headers.get("idempotent-replayed") == "true"
@@ -108,14 +108,14 @@ def _answered(error: stripe.StripeError) -> Answer:
     if status == 409 and code in TURNED_AWAY_CODES:
         return Answer(Verdict.NOT_EXECUTED, request_id, code, message)
     if status == 409:
-        # Another request is at work, maybe an earlier attempt of this very event.
+        # Another request is being executed, maybe an earlier attempt for this event.
         return Answer(Verdict.UNKNOWN, request_id, code or "conflict", message)
     if status >= 500:
         return answer(Verdict.UNKNOWN)
     if "already exists with identifier" in message or code == "duplicate_meter_event":
         return Answer(Verdict.ACCEPTED, request_id)
     if isinstance(error, stripe.IdempotencyError):
-        # This key went out with another body: what that one did is not ours to guess.
+        # The key was used with another body, and the outcome of that request is unknown.
         return answer(Verdict.UNKNOWN, again=False)
     return answer(Verdict.REFUSED)
 
@@ -129,5 +129,5 @@ def _denied(status: int) -> str:
 def _seconds(value: str | None) -> float | None:
     try:
         return max(0.0, float(value)) if value else None
-    except ValueError:  # an HTTP date; the ordinary back-off will do
+    except ValueError:  # an HTTP date: the usual back-off applies
         return None

@@ -1,8 +1,8 @@
-"""Reading Stripe has a monthly budget; every read of a summary is taken from it first.
+"""The monthly budget of reads: each read of a summary is booked before it is made.
 
 Stripe allows 500 reads for each transaction of an account, and 10,000 a month in any case. All
-processes of one ledger share what BILLING_VERIFICATION_READS leaves them of that; nothing is
-read beyond it. A tenth is kept for resolving, without which events would stay of unknown outcome.
+processes of one ledger share the number in BILLING_VERIFICATION_READS and never read more. A tenth
+is reserved for resolving events, because without it their outcome would stay unknown.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.ledger.reads import give_back_reads, lease_reads, reads_used
 
 LEASE = 10
-"""Reads taken from the ledger at once. What a crash leaves of them is lost for the month."""
+"""Reads booked in the ledger at once. A crash loses the unused ones for the month."""
 
-KEPT_FOR_RESOLVING = 0.1
+RESERVED_FOR_RESOLVING = 0.1
 
 
 class ReadsUsedUp(StripeUnreachable):
-    """This month's reads are used up. What waits for them is decided next month, or by a person."""
+    """This month's reads are used up. Whatever needs one waits for the next month."""
 
 
 class Reads:
-    """The reads of summaries that are left in this month (UTC); a context that returns the rest."""
+    """This month's reads (UTC). As a context, it gives booked and unused ones back at its end."""
 
     def __init__(self, ledger: Ledger, limit: int, clock: Callable[[], datetime]) -> None:
         self._ledger = ledger
@@ -40,32 +40,33 @@ class Reads:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give back what was leased and not read."""
+        """Give back unused reads."""
         if self._leased:
             self._ledger.write(give_back_reads, self._leased_on, self._leased)
             self._leased = 0
 
     def spend(self) -> None:
-        """Take one read. Raises ReadsUsedUp when none is left."""
+        """Use one read. Raises ReadsUsedUp if none is left."""
         if not self._leased:
             self._leased_on = self._today
             self._leased = self._ledger.write(lease_reads, self._leased_on, LEASE, self._limit)
         if not self._leased:
             raise ReadsUsedUp(
-                f"the {self._limit} reads of this month are used up; raise "
-                "BILLING_VERIFICATION_READS if Stripe allows you more, or wait for the next month"
+                f"the {self._limit} reads of this month are used up.",
+                "Raise BILLING_VERIFICATION_READS if Stripe allows you more, or wait for the next "
+                "month.",
             )
         self._leased -= 1
 
     @property
     def for_comparing(self) -> int:
-        """What verification may use of the month's rest; the remainder is kept for resolving."""
+        """The reads left in this month for verification, without those reserved for resolving."""
         today = self._today
         return max(0, self._usable - self._ledger.read(reads_used, today.replace(day=1), today))
 
     @property
     def for_today(self) -> int:
-        """What is left of today's share: an even one of what the days before have left."""
+        """The reads left of today's share: an equal share for each remaining day of the month."""
         today = self._today
         used = self._ledger.read(reads_used, today.replace(day=1), today)
         used_today = self._ledger.read(reads_used, today, today)
@@ -75,7 +76,7 @@ class Reads:
 
     @property
     def _usable(self) -> int:
-        return int(self._limit * (1 - KEPT_FOR_RESOLVING))
+        return int(self._limit * (1 - RESERVED_FOR_RESOLVING))
 
     @property
     def _today(self) -> date:

@@ -1,7 +1,7 @@
 """The meters in Stripe: each must exist, be active, and have the expected formula.
 
-A meter cannot be changed after it was made, except for its display name. A meter that differs is
-refused with advice; only meters that are missing can be made.
+A meter cannot be changed later, except for its display name. A meter that differs is
+refused with advice; only missing meters are created.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ import stripe
 from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.ledger.account import guard
 from billing_pipeline.ledger.ledger import Ledger
-from billing_pipeline.rules.model import (
-    Meter,
-    MeterSpec,
-)
+from billing_pipeline.rules.model import Meter, MeterSpec
 from billing_pipeline.stripe_api.client import StripeGateway
 from billing_pipeline.stripe_api.retrying import every_page, expect, reading
 from billing_pipeline.stripe_facts import PAGE
@@ -60,10 +57,10 @@ async def look_up(gateway: StripeGateway, specs: Sequence[MeterSpec]) -> MeterCa
 async def ensure_meters(
     gateway: StripeGateway, specs: Sequence[MeterSpec], ledger: Ledger
 ) -> tuple[MeterCatalogue, list[str]]:
-    """Make the meters that are missing; returns the catalogue and the names of those made.
+    """Create the meters that are missing; returns the catalogue and the names of the new ones.
 
     Raises ConfigurationError for a meter that exists and differs, and for an account that the
-    ledger does not belong to, before any is made.
+    ledger does not belong to, before any is created.
     """
     async with gateway.client() as client:
         listed = await _list(client)
@@ -74,11 +71,11 @@ async def ensure_meters(
         if problems:
             raise ConfigurationError("\n".join(problems))
         for spec in missing:
-            await _make(client, spec)
+            await _create(client, spec)
     return await look_up(gateway, specs), [spec.event_name for spec in missing]
 
 
-async def _make(client: stripe.StripeClient, spec: MeterSpec) -> None:
+async def _create(client: stripe.StripeClient, spec: MeterSpec) -> None:
     await reading(
         lambda: client.v1.billing.meters.create_async(
             {
@@ -93,7 +90,7 @@ async def _make(client: stripe.StripeClient, spec: MeterSpec) -> None:
             },
             {"idempotency_key": f"billing-pipeline-meter-{spec.event_name}-{spec.formula}"},
         ),
-        f"making the meter {spec.event_name}",
+        f"creating the meter {spec.event_name}",
     )
 
 
@@ -123,13 +120,13 @@ async def _account_id(client: stripe.StripeClient) -> str | None:
 
 
 def _match(spec: MeterSpec, listed: Sequence[Any]) -> tuple[Meter | None, str | None]:
-    """The meter that fits, or what to fix."""
+    """The matching meter, or the problem and what to do."""
     named = [meter for meter in listed if meter.event_name == spec.event_name]
     active = [meter for meter in named if meter.status == "active"]
     if not named:
         return None, (
             f"there is no meter {spec.event_name} in Stripe: run `billing meters ensure`, "
-            f"or make one with the formula {spec.formula}"
+            f"or create one with the formula {spec.formula}"
         )
     if not active:
         return None, (
@@ -147,7 +144,7 @@ def _match(spec: MeterSpec, listed: Sequence[Any]) -> tuple[Meter | None, str | 
     if window == "hour":
         return None, (
             f"the meter {spec.event_name} keeps one value per hour (event_time_window=hour), but "
-            "usage is reported per day: of a day's events Stripe would bill each hour's last. "
+            "usage is reported per day. Stripe would bill the last event of each hour of a day. "
             "Use a meter without a window, or with event_time_window=day."
         )
     return (

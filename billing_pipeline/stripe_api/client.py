@@ -35,8 +35,11 @@ TIMEOUT = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS, connect=10)
 
 stripe.enable_telemetry = False  # it writes a file in the home folder and reports latencies
 
-
 Clock = Callable[[], datetime]
+"""Gives the time in UTC."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many are done, of how many."""
 
 
 class ForeignAnswer(aiohttp.ClientError):

@@ -1,4 +1,4 @@
-"""Delivery: from the ledger's planned events to accepted ones.
+"""Delivery: planned events of the ledger are sent and become accepted.
 
 Each event is committed as `sending` before its request leaves, and its outcome is committed
 after. Events of one customer and meter form a lane: one at a time, in the order of their days
@@ -39,7 +39,7 @@ from billing_pipeline.stripe_api.answers import (
     read_error,
 )
 from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.client import ForeignAnswer, MeterAccess
+from billing_pipeline.stripe_api.client import ForeignAnswer, MeterAccess, Progress
 from billing_pipeline.stripe_api.resolution import needs_resolution, resolve
 from billing_pipeline.stripe_api.retrying import backoff
 from billing_pipeline.stripe_api.summaries import Summaries, pace
@@ -57,8 +57,6 @@ BATCH = 100
 FLUSH_SECONDS = 0.1
 """Outcomes wait no longer than this to be committed."""
 
-Progress = Callable[[int, int], None]
-
 Send = Callable[[Outgoing], Coroutine[Any, Any, tuple[Outgoing, Outcome]]]
 
 
@@ -72,7 +70,7 @@ class DeliveryResult:
     state: State
     request_id: str | None = None
     sent: bool = True
-    """Whether a request left in this delivery; a summary may resolve an event without one."""
+    """Whether this delivery sent a request; a summary may resolve an event without one."""
 
 
 @dataclass

@@ -12,8 +12,7 @@ import stripe
 
 from billing_pipeline.errors import StripeUnreachable
 from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.client import StripeGateway
-from billing_pipeline.stripe_api.delivery import Progress
+from billing_pipeline.stripe_api.client import Progress, StripeGateway
 from billing_pipeline.stripe_api.retrying import every_page, expect, reading
 from billing_pipeline.stripe_api.summaries import Summaries, pace
 from billing_pipeline.stripe_facts import PAGE
@@ -37,7 +36,7 @@ class PeriodQuestion:
 class StripesFigures:
     """Summaries by question, and invoiced units by invoice and meter.
 
-    `unread` says in words what could not be read.
+    `unread` has a message for everything that could not be read.
     """
 
     summaries: dict[PeriodQuestion, float] = field(default_factory=dict)
@@ -106,7 +105,7 @@ async def _lines(
     for line in await reading(every, f"the lines of {invoice}"):
         pricing = getattr(line, "pricing", None)
         details = getattr(pricing, "price_details", None)
-        if details is None:  # no price's line: a discount, an item by hand
+        if details is None:  # a line without a price: a discount, an item added by hand
             continue
         id = details.price if isinstance(details.price, str) else details.price.id
         if id not in prices:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import stripe
 
-from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.errors import BillingError, ConfigurationError, StripeUnreachable
 from billing_pipeline.stripe_api.client import ForeignAnswer, StripeGateway
 from billing_pipeline.stripe_api.retrying import reading
 from billing_pipeline.stripe_facts import MOST_PAGES, PAGE
@@ -26,12 +26,14 @@ PATHS = {
 """Where each kind of object is read."""
 
 
-class NotThere(Exception):
+class NotThere(BillingError):
     """Stripe does not have the object, or does not let this key read it."""
+
+    exit_code = 1
 
 
 async def fetch(gateway: StripeGateway, kind: str, object_id: str) -> dict[str, Any]:
-    """One object of a kind of PATHS, as it is now.
+    """An object as it is now; `kind` is a key of PATHS.
 
     Raises NotThere, StripeUnreachable, ConfigurationError.
     """
@@ -46,9 +48,12 @@ async def fetch(gateway: StripeGateway, kind: str, object_id: str) -> dict[str, 
 
 
 async def list_events(
-    gateway: StripeGateway, since: datetime, snapshot_types: Sequence[str], thin: Sequence[str]
+    gateway: StripeGateway,
+    since: datetime,
+    snapshot_types: Sequence[str],
+    thin_types: Sequence[str],
 ) -> AsyncIterator[dict[str, Any]]:
-    """Every event of these types that Stripe made since then, of both style, newest first.
+    """Every event of these types since an instant: snapshot events, then thin ones, newest first.
 
     Raises StripeUnreachable, and ConfigurationError for a key that may not read events.
     """
@@ -56,7 +61,7 @@ async def list_events(
         try:
             async for event in _snapshot_events(client, since, snapshot_types):
                 yield event
-            async for event in _thin(client, since, thin):
+            async for event in _thin_events(client, since, thin_types):
                 yield event
         except (stripe.InvalidRequestError, stripe.PermissionError) as error:
             raise ConfigurationError(
@@ -82,7 +87,7 @@ async def _snapshot_events(
         parameters["starting_after"] = page["data"][-1]["id"]
 
 
-async def _thin(
+async def _thin_events(
     client: stripe.StripeClient, since: datetime, types: Sequence[str]
 ) -> AsyncIterator[dict[str, Any]]:
     path: str | None = "/v2/core/events"
@@ -97,14 +102,14 @@ async def _thin(
         page = await _get(client, path, parameters, "data", "next_page_url")
         for event in page["data"]:
             yield event
-        # The address of the next page carries the parameters.
+        # The address of the next page contains the parameters.
         path, parameters = page["next_page_url"], {}
 
 
 async def _get(
     client: stripe.StripeClient, path: str, parameters: dict[str, Any], *wanted: str
 ) -> dict[str, Any]:
-    """What lies at a path, as JSON: an object with the `wanted` keys."""
+    """The JSON object at a path. Raises StripeUnreachable if it has not the `wanted` keys."""
 
     async def once() -> dict[str, Any]:
         response = await client.raw_request_async("get", path, **parameters)

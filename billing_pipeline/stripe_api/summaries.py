@@ -1,4 +1,4 @@
-"""Reading Stripe's own figures: event summaries by UTC day, a whole span in one call."""
+"""Reading Stripe's own figures: event summaries, many UTC days in one call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUMMARY = "billing.meter_event_summary"
 
 
 def minutes_of(start: int, end: int) -> tuple[int, int]:
-    """The whole minutes that [start, end) lies in: what a summary can be asked for."""
+    """The whole minutes that contain [start, end): summaries are by minute."""
     minute = SUMMARY_GRANULARITY_SECONDS
     return start // minute * minute, math.ceil(end / minute) * minute
 
@@ -46,7 +46,7 @@ class Summaries:
     async def by_day(
         self, meter: Meter, customer: str, first: date, last: date
     ) -> dict[date, float]:
-        """Stripe's value of each UTC day from `first` to `last`; days without a row are left out.
+        """Stripe's value of each UTC day from `first` to `last`; days without a row are missing.
 
         One call for up to 100 days, because reads have a monthly budget.
         """

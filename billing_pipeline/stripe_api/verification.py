@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -23,14 +23,12 @@ from billing_pipeline.ledger.evidence import (
 from billing_pipeline.rules.agreement import judge, missing_from
 from billing_pipeline.rules.model import Formula, Meter
 from billing_pipeline.stripe_api.budget import Reads
-from billing_pipeline.stripe_api.client import MeterAccess
+from billing_pipeline.stripe_api.client import MeterAccess, Progress
 from billing_pipeline.stripe_api.retrying import backoff
 from billing_pipeline.stripe_api.summaries import AtZero, Summaries, figure_of_a_zero, pace
 
 AT_ONCE = 20
 """Summaries read side by side."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass
@@ -46,7 +44,7 @@ class VerificationReport:
 
     @property
     def share(self) -> float:
-        """How much of the figures to compare agrees, between 0 and 1; of nothing, 1."""
+        """The share of figures that agree, between 0 and 1; 1 if there is nothing to compare."""
         wanted = self.agreed + self.lagging + len(self.mismatched) + self.postponed
         return self.agreed / wanted if wanted else 1.0
 
@@ -112,7 +110,7 @@ def _affordable(
 def _urgency(
     key: tuple[str, str], group: Sequence[ExpectedFigure], now: datetime
 ) -> tuple[Any, ...]:
-    """Changes first, then what waits longest; of the same age, other ones each day."""
+    """Changed figures first, then those that wait longest; equal ones in an order of the day."""
     chance = hashlib.sha256(f"{now.date()} {key}".encode()).digest()
     oldest = min((min(each.pending_since, default=now) for each in group), default=now)
     return not any(each.has_changed for each in group), oldest.date(), chance
@@ -205,8 +203,10 @@ class _Verification:
             except stripe.InvalidRequestError as error:
                 return self._refused(customer, expected, error)
         return [
-            self._check(each, meter, by_day.get(each.usage_day) if part is None else part, at_zero)
-            for each, part, at_zero in zip(expected, segments, zeros, strict=True)
+            self._check(
+                each, meter, by_day.get(each.usage_day) if shown is None else shown, at_zero
+            )
+            for each, shown, at_zero in zip(expected, segments, zeros, strict=True)
         ]
 
     def _refused(

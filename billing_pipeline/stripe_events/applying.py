@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from billing_pipeline.customers.read_model import AskStripe
 from billing_pipeline.database import writing
-from billing_pipeline.errors import ConfigurationError, StripeUnreachable
+from billing_pipeline.errors import BillingError, ConfigurationError, StripeUnreachable
 from billing_pipeline.ledger.account import not_for_us
 from billing_pipeline.ledger.error_reports import StillSending
 from billing_pipeline.ledger.ledger import Ledger, Writer
@@ -154,4 +154,6 @@ def _message(error: Exception) -> str:
         return f"{error.title} is not as expected: {'; '.join(fields)}"[:1000]
     if isinstance(error, DBAPIError):
         return f"the database refuses it: {type(error.orig).__name__}"
+    if isinstance(error, BillingError):
+        return str(error)[:1000]
     return f"{type(error).__name__}: {error}"[:1000]
