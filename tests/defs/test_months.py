@@ -10,8 +10,8 @@ import pytest
 
 from billing_pipeline.defs import Billing, build_defs
 from billing_pipeline.defs.months import reconcile_daily
-from tests.closed_period import CLOSED, SUM
-from tests.support import World
+from tests.closed_period import CLOSED
+from tests.support import SUM, World
 
 
 def run_month(world: World) -> tuple[dict[str, dg.AssetCheckEvaluation], dict[str, Any]]:

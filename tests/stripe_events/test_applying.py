@@ -46,8 +46,8 @@ def state_of(world: World, event_id: str) -> tuple[str, int, str | None]:
 
 
 def checked_out(world: World, customer: str, **named: Any) -> dict[str, Any]:
-    """A completed checkout of this customer, as Stripe tells it."""
-    return world.tell("checkout.session.completed", {"id": "cs", "customer": customer, **named})
+    """A completed checkout of this customer, as Stripe reports it."""
+    return world.emit("checkout.session.completed", {"id": "cs", "customer": customer, **named})
 
 
 # Customers ---------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_a_tie_of_one_second_is_settled_by_asking_stripe(started: World) -> None
     customer = started.customers["acme"]
     subscription = started.make_subscription(customer)
     started.status(subscription["id"], "past_due")
-    started.status(subscription["id"], "paused")  # all within one second, told in any order
+    started.status(subscription["id"], "paused")  # all within one second, in any order
     events = [e for e in started.sandbox.account.outbox.events if "subscription" in e["type"]]
     same_second = events[0]["created"]
     for event in events:
@@ -275,9 +275,8 @@ def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
     started.bill([day])
     assert states(started, day)["accepted"] == 2  # bolt's two: a 200, and never counted
     assert len(started.apply().processed) >= 1
-    found = started.context().inquiry
-    assert {r["error_code"] for r in found.rejected([day])} == {"meter_event_customer_not_found"}
-    [report] = found.open_reports(started.clock())[:1]
+    assert {r["error_code"] for r in started.rejected(day)} == {"meter_event_customer_not_found"}
+    [report] = started.context().ledger.read(queries.open_reports, started.clock())[:1]
     assert report["code"] == "meter_event_customer_not_found"
     assert report["errors"] == report["matched"] == 1
     requests = started.sandbox.seen["meter_events"]
@@ -439,7 +438,7 @@ def test_a_report_about_a_closed_period_does_not_loop(started: World) -> None:
 
 
 def test_a_poisonous_event_fails_alone_is_tried_again_and_then_shown(started: World) -> None:
-    poison = started.tell("customer.subscription.updated", {"id": "sub", "no": "customer"})["id"]
+    poison = started.emit("customer.subscription.updated", {"id": "sub", "no": "customer"})["id"]
     customer = started.sandbox.account.make_customer({})["id"]
     checked_out(started, customer, client_reference_id="acme")
     applied = started.apply()
@@ -458,7 +457,7 @@ def test_a_poisonous_event_fails_alone_is_tried_again_and_then_shown(started: Wo
 
 
 def test_an_unknown_type_is_ignored_and_can_be_replayed(started: World) -> None:
-    event = started.tell("charge.refunded", {"id": "ch"})["id"]
+    event = started.emit("charge.refunded", {"id": "ch"})["id"]
     assert event in started.apply().ignored
     assert state_of(started, event)[0] == "ignored"
     context = started.context()
@@ -514,14 +513,14 @@ def test_the_backstop_stores_what_no_webhook_delivered(started: World) -> None:
     context = started.context()
     begun = started.clock() - timedelta(minutes=1)
     for n in range(130):  # more than a page
-        started.tell("customer.subscription.updated", {"id": f"sub_{n}"})
+        started.emit("customer.subscription.updated", {"id": f"sub_{n}"})
     thin = [
         started.sandbox.account.outbox.report_errors(
             None, {"no_meter": [("x", "")]}, started.sandbox.clock()
         )
         for _ in range(120)
     ]
-    started.tell("charge.refunded", {"id": "ch"})  # nothing acts on it: not listed
+    started.emit("charge.refunded", {"id": "ch"})  # nothing acts on it: not listed
     store = EventStore(context.inbox.engine)
     delivered = json.dumps(started.sandbox.account.outbox.events[-2])
     store.keep(read(delivered), delivered, started.clock(), "webhook")

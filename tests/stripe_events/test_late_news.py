@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from billing_pipeline.ledger import queries
-from billing_pipeline.ledger.account import known_meters
-from billing_pipeline.ledger.ledger import Ledger
+from billing_pipeline.ledger.account import known_meters, meter_changed_at
 from billing_pipeline.operations.alerts import alerts
 from billing_pipeline.operations.bill import (
     apply_events,
@@ -304,9 +303,9 @@ def test_an_odd_event_fails_alone_on_both_databases(
 ) -> None:
     monkeypatch.setenv("BILLING_DATABASE_URL", database_url)
     world.make_meters()
-    odd = world.tell(kind, {**segment, "private": "jane.doe@example.com"})["id"]
+    odd = world.emit(kind, {**segment, "private": "jane.doe@example.com"})["id"]
     session = {"id": "cs", "customer": "cus_1", "client_reference_id": "acme"}
-    world.tell("checkout.session.completed", session)
+    world.emit("checkout.session.completed", session)
     applied = world.apply()
     assert list(applied.postponed) == [odd]
     assert "jane.doe" not in applied.postponed[odd]
@@ -333,15 +332,15 @@ def test_a_report_that_is_replayed_forgets_nothing_it_explained(started: World) 
 def test_an_older_change_of_a_meter_does_not_hide_a_newer_one(started: World) -> None:
     meter = next(iter(started.sandbox.account.meters))
     context = started.context()
-    ledger = Ledger(context.ledger.engine, "test")
     report_days(context, [yesterday()])
     later = started.clock() + timedelta(days=1)
-    with context.ledger.planning() as connection:
-        assert ledger.meter_changed(connection, meter, later)
-        assert ledger.meter_changed(connection, meter, later - timedelta(minutes=9))
-        assert not ledger.meter_changed(connection, "mtr_other", later)
+    with context.ledger.planning() as writer:
+        assert meter_changed_at(writer, meter, later)
+        assert meter_changed_at(writer, meter, later - timedelta(minutes=9))
+        assert not meter_changed_at(writer, "mtr_other", later)
     changed = {
-        m.meter_id: m.changed_at for m in ledger.read(known_meters, context.settings.billing_meters)
+        m.meter_id: m.changed_at
+        for m in context.ledger.read(known_meters, context.settings.billing_meters)
     }
     assert changed[meter] == int(later.timestamp())
 
@@ -352,7 +351,7 @@ def test_a_deleted_draft_closes_nothing_and_asks_for_nothing(started: World) -> 
     assert closing_days(started.context()) != {}
     [invoice] = started.sandbox.billing.invoices.values()
     started.advance(seconds=30)
-    started.tell("invoice.deleted", invoice)
+    started.emit("invoice.deleted", invoice)
     started.sandbox.billing.invoices.clear()
     started.apply()
     assert closing_days(started.context()) == {}
