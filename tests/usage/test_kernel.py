@@ -120,9 +120,9 @@ def test_equal_duplicates_are_counted_without_sql(
     real = kernel_module.count_plain
 
     def count_plain(*given: Any) -> Any:
-        counted_by_kernel = real(*given)
-        left.extend([*counted_by_kernel.odd, *counted_by_kernel.unlike])
-        return counted_by_kernel
+        counts = real(*given)
+        left.extend([*counts.odd, *counts.unlike])
+        return counts
 
     monkeypatch.setattr("billing_pipeline.usage.activity.count_plain", count_plain)
     everything_twice(lake)
@@ -140,7 +140,7 @@ def test_readings_come_through_any_fsspec_uri() -> None:
     assert (counted.method, counted.readings) == ("kernel", 9)
 
 
-# Left to SQL by rule ---------------------------------------------------------------------------
+# Days left to SQL --------------------------------------------------------------------------------
 
 
 def two_value_columns(lake: Lake) -> None:
@@ -167,7 +167,7 @@ def two_value_columns(lake: Lake) -> None:
         ),
     ],
 )
-def test_what_the_kernel_cannot_take_sql_counts_and_the_method_says_why(
+def test_sql_counts_a_day_that_the_kernel_cannot_and_the_method_says_why(
     lake: Lake, build: Callable[[Lake], None], limits: Limits, method: str
 ) -> None:
     build(lake)
@@ -184,7 +184,7 @@ def test_a_file_of_another_format_leaves_the_day_to_sql_by_name(lake: Lake) -> N
     assert lake.same(kernel()).method == "sql: b.csv is not Parquet"
 
 
-def test_a_hash_that_tells_nothing_apart_is_noticed(
+def test_a_hash_that_is_the_same_for_all_rows_is_noticed(
     lake: Lake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -210,7 +210,7 @@ def test_activity_without_a_method_was_counted_by_sql(lake: Lake) -> None:
     assert CountedDay.from_json(document).method == "sql"
 
 
-# The parts -------------------------------------------------------------------------------------
+# Helpers ----------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.sampled_from(IDS[:-1]), max_size=40), st.integers(0, 5), st.booleans())

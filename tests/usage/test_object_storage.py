@@ -87,11 +87,11 @@ def test_a_day_is_counted_and_kept_on_s3(bucket: str, second_format: str) -> Non
     readings, snapshots = Folder(f"{bucket}/readings"), Folder(f"{bucket}/snapshots")
     put(bucket, DAY, "a.parquet", [("acme", "s", 1, 1.5), ("acme", "t", 2, 1.5)])
     put(bucket, DAY, f"b.{second_format}", [("acme", "s", 1, 1.5), ("bolt", "u", 3, 2.5)])
-    taken = take_snapshot(ENGINE, readings, snapshots, DAY)
-    assert (taken.counted.readings, taken.counted.exact_duplicates) == (3, 1)
+    snapshot = take_snapshot(ENGINE, readings, snapshots, DAY)
+    assert (snapshot.counted.readings, snapshot.counted.exact_duplicates) == (3, 1)
     by_sql = second_format == "csv"
-    assert taken.counted.method.startswith("sql" if by_sql else "kernel")
-    assert load_snapshot(ENGINE, snapshots, DAY) == taken
+    assert snapshot.counted.method.startswith("sql" if by_sql else "kernel")
+    assert load_snapshot(ENGINE, snapshots, DAY) == snapshot
     assert is_current(readings, snapshots, DAY)
     put(bucket, DAY, "late.parquet", [("bolt", "u", 4, 2.5)])
     assert not is_current(readings, snapshots, DAY)

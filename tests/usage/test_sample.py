@@ -66,7 +66,7 @@ def test_each_month_has_its_known_rows_and_readings(
         (date(2016, 12, 19), 26),
     ],
 )
-def test_the_number_of_active_sensors_moves_as_known(
+def test_the_number_of_active_sensors_changes_as_known(
     snapshots: dict[date, Snapshot], day: date, active: int
 ) -> None:
     assert sum(o.active_sensors for o in snapshots[day].organizations) == active
@@ -98,12 +98,12 @@ def test_every_organization_and_day_equals_a_count_with_sets(
     assert len({organization for _, organization in expected}) == 11
 
 
-def test_moved_by_whole_days_the_counts_stay(tmp_path: Path) -> None:
+def test_shifting_the_sample_by_whole_days_changes_no_count(tmp_path: Path) -> None:
     load_sample(tmp_path / "readings", date(2026, 3, 1))
-    adjustments = take_snapshot(
+    snapshot = take_snapshot(
         Engine("1GB"),
         Folder(str(tmp_path / "readings")),
         Folder(str(tmp_path / "snapshots")),
         date(2026, 3, 1),
     )
-    assert sum(o.active_sensors for o in adjustments.organizations) == 26
+    assert sum(o.active_sensors for o in snapshot.organizations) == 26

@@ -120,7 +120,7 @@ def test_an_address_of_spark_that_cannot_be_is_refused_and_not_shown(
     assert "SECRET" not in str(message.value)
 
 
-def test_what_spark_says_of_its_address_is_not_repeated(tmp_path: Path) -> None:
+def test_sparks_message_about_its_address_is_not_shown(tmp_path: Path) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
@@ -141,7 +141,7 @@ def test_what_spark_says_of_its_address_is_not_repeated(tmp_path: Path) -> None:
     assert "c2Vj" not in ran.stdout + ran.stderr
 
 
-def test_ids_that_are_no_text_fail_the_day_on_spark_too(engine: Engine, lake: Lake) -> None:
+def test_ids_that_are_not_text_fail_the_day_on_spark_too(engine: Engine, lake: Lake) -> None:
     broken = pa.array([b"a\xff"], pa.binary()).view(pa.string())
     lake.write(table(broken, ["s"], [1]), "broken", store_schema=False)
     with pytest.raises(UnusableInput, match=r"broken\.parquet"):
@@ -198,11 +198,11 @@ def connect(spark: str, tmp_path: Path) -> Iterator[str]:
 
 
 def _listens(port: int) -> bool:
-    with socket.socket() as asked:
-        return asked.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_a_run_counts_through_spark_connect_and_states_what_was_counted(
+def test_a_run_counts_through_spark_connect_and_reports_what_was_counted(
     world: World, connect: str
 ) -> None:
     world.make_meters()
