@@ -9,7 +9,7 @@ SEEDS ?= 1..2000
 export DAGSTER_HOME ?= $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test simulate mutants lint format types ui bench lock clean
+.PHONY: help setup demo check test simulate mutants lint format types ui bench lock clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -36,8 +36,11 @@ $(SPARK): $(READY) requirements-spark.lock
 demo: $(READY)  ## real readings to verified meter totals, on a local Stripe
 	$(BIN)/billing demo
 
-test: $(SPARK)  ## all tests; Spark needs Java 17 or newer
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+check: lint  ## style, types and the pure tests: half a minute
+	$(BIN)/python -m pytest -q -m pure $(ARGS)
+
+test: $(SPARK)  ## all tests, or some: ARGS="-k x"; Spark needs Java 17 or newer
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 simulate: $(READY)  ## thousands of simulated histories; SEEDS=1..2000
 	$(BIN)/billing simulate --seeds $(SEEDS)

@@ -1,7 +1,8 @@
-"""Fixtures shared by all tests: both databases, and a world around a sandbox."""
+"""Fixtures shared by all tests, and the tiers: which tests are pure, and so in `make check`."""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import shutil
@@ -18,6 +19,37 @@ from tests.postgres import address, postgres_folder, start_postgres
 from tests.support import World, new_database
 
 _numbers = itertools.count(1)
+
+TESTS = Path(__file__).parent
+PURE = (
+    "rules",
+    "stripe_api/test_answers.py",
+    "webhook_handler/test_signature.py",
+    "test_house.py",
+)
+"""Folders and files whose tests need no database, network or process."""
+
+NOT_PURE = {"world", "closed", "engine", "database_url", "postgres", "spark"}
+
+
+def _is_pure(path: Path) -> bool:
+    return any(path.is_relative_to(TESTS / each) for each in PURE)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import nothing else for the pure tests: they are for the pauses between two thoughts."""
+    others = collection_path.is_file() and not _is_pure(collection_path)
+    return True if others and config.getoption("-m") == "pure" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the pure tests. One that asks for a database or a server is an error."""
+    for item in items:
+        if not _is_pure(item.path):
+            continue
+        item.add_marker("pure")
+        if asked := NOT_PURE & set(getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"{item.nodeid} is among the pure tests, and asks for {asked}")
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +79,15 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def spark() -> str:
     """Where a real Spark counts: a Java process beside the tests, started when first used."""
+    missing = ""
     if shutil.which("java") is None:
-        pytest.fail("Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless")
+        missing = "Spark needs Java 17 or newer: apt-get install openjdk-17-jre-headless"
+    elif importlib.util.find_spec("pyspark") is None:
+        missing = "pyspark is not installed: `make test` installs it"
+    if missing and os.environ.get("TESTS_MUST_NOT_SKIP"):  # as in CI
+        pytest.fail(missing)
+    if missing:
+        pytest.skip(missing)
     return "local[2]"
 
 

@@ -135,7 +135,7 @@ def test_an_unknown_status_is_kept_as_it_is_and_never_read_as_active(started: Wo
 def test_the_policy_of_a_status_can_be_configured(
     started: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("BILLING_SUBSCRIPTION_POLICY", '{"past_due": "hold", "paused": "state"}')
+    monkeypatch.setenv("BILLING_SUBSCRIPTION_POLICY", '{"past_due": "hold", "paused": "report"}')
     day = yesterday()
     started.make_customers(["late", "resting"])
     started.write_readings(day, {"late": {"s": 5}, "resting": {"s": 3}})

@@ -299,11 +299,11 @@ def test_while_stripe_is_away_it_is_asked_once_for_all_events(
     ],
 )  # fmt: skip
 def test_an_odd_event_fails_alone_on_both_databases(
-    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch, kind: str, segment: Any
+    world: World, database_url: str, monkeypatch: pytest.MonkeyPatch, kind: str, about: Any
 ) -> None:
     monkeypatch.setenv("BILLING_DATABASE_URL", database_url)
     world.make_meters()
-    odd = world.emit(kind, {**segment, "private": "jane.doe@example.com"})["id"]
+    odd = world.emit(kind, {**about, "private": "jane.doe@example.com"})["id"]
     session = {"id": "cs", "customer": "cus_1", "client_reference_id": "acme"}
     world.emit("checkout.session.completed", session)
     applied = world.apply()

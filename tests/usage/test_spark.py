@@ -120,6 +120,7 @@ def test_an_address_of_spark_that_cannot_be_is_refused_and_not_shown(
     assert "SECRET" not in str(message.value)
 
 
+@pytest.mark.usefixtures("spark")
 def test_sparks_message_about_its_address_is_not_shown(tmp_path: Path) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -148,6 +149,7 @@ def test_ids_that_are_not_text_fail_the_day_on_spark_too(engine: Engine, lake: L
         lake.count(engine)
 
 
+@pytest.mark.usefixtures("spark")
 def test_a_spark_that_is_not_there_fails_the_day_soon_and_names_no_file(lake: Lake) -> None:
     lake.write(table(["a"], ["s"], [1]))
     nobody = Engine("512MB", spark="sc://127.0.0.1:9/;token=secret")
