@@ -75,11 +75,7 @@ def _write(folder: Path, readings: int) -> None:
     with duckdb.connect() as connection:
         connection.execute(
             _ROWS.format(
-                organizations=ORGANIZATIONS,
-                sensors=SENSORS,
-                day=DAY,
-                step=step,
-                readings=readings,
+                organizations=ORGANIZATIONS, sensors=SENSORS, day=DAY, step=step, readings=readings
             )
         )
         for name, rows in {

@@ -170,11 +170,7 @@ class _Watch:
         seconds = time.perf_counter() - begun
         if plans and seconds > SLOW:
             self._explain(question)
-        return {
-            "question": question,
-            "queries": len(self._seen),
-            "ms": round(seconds * 1000, 1),
-        }
+        return {"question": question, "queries": len(self._seen), "ms": round(seconds * 1000, 1)}
 
     def _explain(self, question: str) -> None:
         seen, self._seen = self._seen, []

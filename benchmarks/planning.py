@@ -29,12 +29,7 @@ from benchmarks.fixtures import (
 )
 from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.tables import meter_events
-from billing_pipeline.operations.bill import (
-    count_usage,
-    counted_already,
-    report_days,
-    verify_days,
-)
+from billing_pipeline.operations.bill import count_usage, counted_already, report_days, verify_days
 from billing_pipeline.operations.context import Context, utc_now
 from billing_pipeline.rules.model import State
 from billing_pipeline.stripe_facts import OLDEST_REPORTED

@@ -14,13 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError
 
 from billing_pipeline.errors import ConfigurationError
-from webhook_handler.database import (
-    DatabaseUnusable,
-    UtcDateTime,
-    make_engine,
-    migrate,
-    writing,
-)
+from webhook_handler.database import DatabaseUnusable, UtcDateTime, make_engine, migrate, writing
 
 __all__ = ["BigInt", "UtcDateTime", "metadata", "open_database", "upsert", "upsert_all", "writing"]
 

@@ -16,38 +16,19 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import (
-    Field,
-    SecretStr,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.rules.eligibility import (
-    DEFAULT_POLICY,
-    Policy,
-)
+from billing_pipeline.rules.eligibility import DEFAULT_POLICY, Policy
 from billing_pipeline.rules.gate import Gates
-from billing_pipeline.rules.model import (
-    Formula,
-    Measure,
-    MeterSpec,
-)
+from billing_pipeline.rules.model import Formula, Measure, MeterSpec
 from billing_pipeline.stripe_facts import API_VERSION, READS_A_MONTH, KeyKind
 
 DEFAULT_METERS = (
+    MeterSpec(event_name="active_sensors", formula=Formula.LAST, measure=Measure.ACTIVE_SENSORS),
     MeterSpec(
-        event_name="active_sensors",
-        formula=Formula.LAST,
-        measure=Measure.ACTIVE_SENSORS,
-    ),
-    MeterSpec(
-        event_name="temperature_readings",
-        formula=Formula.SUM,
-        measure=Measure.READING_VOLUME,
+        event_name="temperature_readings", formula=Formula.SUM, measure=Measure.READING_VOLUME
     ),
 )
 

@@ -30,10 +30,7 @@ MAY_IMPORT = {
     "defs": {*SHARED, "usage", "ledger", "stripe_api", "stripe_events", "operations"},
 }
 # Inside operations, one use case may build on another, but these stand below all of them.
-BELOW_THE_USE_CASES = {
-    "operations/context.py": set[str](),
-    "operations/day_inputs.py": {"context"},
-}
+BELOW_THE_USE_CASES = {"operations/context.py": set[str](), "operations/day_inputs.py": {"context"}}
 
 
 def imports(path: Path) -> set[str]:

@@ -52,10 +52,7 @@ class WebhookApp:
     """The endpoints of a store. `clock` gives the time by which signatures are recent or not."""
 
     def __init__(
-        self,
-        store: EventStore,
-        secrets: Sequence[str],
-        clock: Callable[[], datetime] = utc_now,
+        self, store: EventStore, secrets: Sequence[str], clock: Callable[[], datetime] = utc_now
     ) -> None:
         self._store = store
         self._secrets = tuple(secrets)

@@ -134,10 +134,7 @@ def _sqlite(url: str, path: str | None, lock_timeout: float) -> Engine:
 @contextmanager
 def writing(engine: Engine) -> Iterator[Connection]:
     """A transaction that writes: committed at the end, rolled back after any exception."""
-    with (
-        engine.connect().execution_options(writes=True) as connection,
-        connection.begin(),
-    ):
+    with engine.connect().execution_options(writes=True) as connection, connection.begin():
         yield connection
 
 

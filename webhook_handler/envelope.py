@@ -9,13 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AwareDatetime,
-    BaseModel,
-    StringConstraints,
-    ValidationError,
-    field_validator,
-)
+from pydantic import AwareDatetime, BaseModel, StringConstraints, ValidationError, field_validator
 
 from webhook_handler.signature import LATEST, Refused
 

@@ -11,10 +11,7 @@ from billing_pipeline.cli.context import open_context, record_decision
 from billing_pipeline.cli.options import Json, Reason
 from billing_pipeline.cli.output import Document, answer, table
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Usage of closed periods that waits for a decision.",
-)
+app = typer.Typer(no_args_is_help=True, help="Usage of closed periods that waits for a decision.")
 COLUMNS = ("id", "day", "organization_id", "meter", "amount")
 Ids = Annotated[list[str], typer.Argument(help="Ids from `billing adjustments list`.")]
 

@@ -14,8 +14,7 @@ from billing_pipeline.cli.output import print_answer
 
 
 def ui(
-    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
-    as_json: Json = False,
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000, as_json: Json = False
 ) -> None:
     """Start the Dagster UI. Without a Stripe key, it uses the local Stripe of an earlier demo."""
     from billing_pipeline.sandbox.demo import demo_environment

@@ -30,13 +30,7 @@ from billing_pipeline.customers.tables import (
 )
 from billing_pipeline.database import upsert_all, writing
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.rules.eligibility import (
-    Eligibility,
-    Payers,
-    Period,
-    Policy,
-    Subscription,
-)
+from billing_pipeline.rules.eligibility import Eligibility, Payers, Period, Policy, Subscription
 from billing_pipeline.stripe_facts import CLOSING_REASONS
 
 LONGEST = 255
@@ -228,8 +222,7 @@ class CustomerDirectory:
                 periods[row.subscription_id].add(period)
         return {
             customer: Eligibility(
-                tuple(owned),
-                tuple(sorted({p for s in owned for p in periods[s.id]}, key=astuple)),
+                tuple(owned), tuple(sorted({p for s in owned for p in periods[s.id]}, key=astuple))
             )
             for customer, owned in by_customer.items()
         }
@@ -444,10 +437,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[str]]:
     problems = []
     for line, row in enumerate(reader, start=2):
         # Organization ids are exact, spaces included: they must equal the ids in the readings.
-        organization_id, customer = (
-            row[COLUMNS[0]] or "",
-            (row[COLUMNS[1]] or "").strip(),
-        )
+        organization_id, customer = (row[COLUMNS[0]] or "", (row[COLUMNS[1]] or "").strip())
         if any("\0" in text or len(text) > LONGEST for text in (organization_id, customer)):
             problems.append(
                 f"{path} line {line}: an id is longer than {LONGEST} characters or has a NUL"

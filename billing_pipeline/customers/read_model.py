@@ -64,9 +64,7 @@ def take_checkout(connection: Connection, session: CheckoutObject, source: Sourc
 def take_deleted_customer(connection: Connection, gone: CustomerObject, source: Source) -> None:
     """Record that a customer was deleted. A deleted customer never comes back."""
     _add(
-        connection,
-        deleted_customers,
-        {"stripe_customer_id": gone.id, "event_id": source.event_id},
+        connection, deleted_customers, {"stripe_customer_id": gone.id, "event_id": source.event_id}
     )
 
 
@@ -103,10 +101,7 @@ def take_subscription(
 
 
 def take_invoice(
-    connection: Connection,
-    seen: InvoiceObject,
-    source: Source,
-    asked: InvoiceObject | None = None,
+    connection: Connection, seen: InvoiceObject, source: Source, asked: InvoiceObject | None = None
 ) -> set[int]:
     """Fold an invoice and its period in; returns and raises like `take_subscription`."""
     subscription, ends = seen.subscription_id, set[int]()

@@ -19,25 +19,14 @@ from billing_pipeline.defs.partitions import usage_days
 from billing_pipeline.defs.resources import Billing, DayOutcome, RunOutcome
 from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.ledger import queries
-from billing_pipeline.operations.bill import (
-    count_usage,
-    counted_already,
-    report_days,
-    verify_days,
-)
-from billing_pipeline.operations.context import (
-    Actor,
-    Context,
-)
+from billing_pipeline.operations.bill import count_usage, counted_already, report_days, verify_days
+from billing_pipeline.operations.context import Actor, Context
 from billing_pipeline.operations.gate import approve_gate, closed_gates
 from billing_pipeline.operations.periods import period_ends_in
 from billing_pipeline.operations.preview import dry_run
 from billing_pipeline.rules.planning import PlanOptions
 from billing_pipeline.rules.timestamps import is_over
-from billing_pipeline.usage.activity import (
-    DAY_ERRORS,
-    count_day,
-)
+from billing_pipeline.usage.activity import DAY_ERRORS, count_day
 from billing_pipeline.usage.messages import day_error
 from billing_pipeline.usage.snapshot import Snapshot
 from billing_pipeline.usage.sources.day_files import folder_name
@@ -79,12 +68,7 @@ class BillingConfig(dg.Config):
 
 @dg.multi_asset(
     name="bill_usage_days",
-    specs=[
-        specs.SENSOR_ACTIVITY,
-        specs.USAGE_SNAPSHOT,
-        specs.METER_EVENTS,
-        specs.VERIFICATION,
-    ],
+    specs=[specs.SENSOR_ACTIVITY, specs.USAGE_SNAPSHOT, specs.METER_EVENTS, specs.VERIFICATION],
     check_specs=[
         specs.CONSERVATION,
         specs.COMPLETENESS,

@@ -27,11 +27,7 @@ def build_defs(resource_overrides: dict[str, Any] | None = None) -> dg.Definitio
             jobs.missed_stripe_events,
             months.reconcile_months,
         ],
-        schedules=[
-            schedules.bill_yesterday,
-            schedules.missed_webhooks,
-            months.reconcile_daily,
-        ],
+        schedules=[schedules.bill_yesterday, schedules.missed_webhooks, months.reconcile_daily],
         sensors=[
             sensors.changed_readings,
             sensors.unfinished_usage,

@@ -18,12 +18,7 @@ from billing_pipeline.stripe_events.backstop import fetch_missed
 @dg.multi_asset(
     name="apply_events",
     specs=[specs.SUBSCRIPTIONS],
-    check_specs=[
-        specs.EVENTS_APPLIED,
-        specs.METER_ERRORS,
-        specs.UNBILLED,
-        specs.CONTRADICTIONS,
-    ],
+    check_specs=[specs.EVENTS_APPLIED, specs.METER_ERRORS, specs.UNBILLED, specs.CONTRADICTIONS],
 )
 def subscriptions(
     context: dg.AssetExecutionContext, billing: dg.ResourceParam[Billing]

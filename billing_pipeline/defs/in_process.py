@@ -17,10 +17,7 @@ from billing_pipeline.defs.assets import BY_TAG
 from billing_pipeline.defs.build import build_defs
 from billing_pipeline.defs.resources import Billing, RunOutcome
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.operations.context import (
-    Actor,
-    Progress,
-)
+from billing_pipeline.operations.context import Actor, Progress
 
 
 @contextmanager

@@ -12,10 +12,7 @@ import pandas as pd
 from billing_pipeline.ledger import queries
 from billing_pipeline.operations.context import Context
 from billing_pipeline.operations.preview import PlanLine
-from billing_pipeline.operations.reconcile.rows import (
-    Reconciliation,
-    Row,
-)
+from billing_pipeline.operations.reconcile.rows import Reconciliation, Row
 from billing_pipeline.stripe_events.applying import Applied
 from billing_pipeline.usage.activity import ACTIVITY_FILE, CountedDay, day_folder
 from billing_pipeline.usage.snapshot import SNAPSHOT_FILE, Snapshot

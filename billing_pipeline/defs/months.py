@@ -11,10 +11,7 @@ from billing_pipeline.defs import metadata, specs
 from billing_pipeline.defs.partitions import billing_months
 from billing_pipeline.defs.resources import Billing
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.operations.reconcile.month import (
-    keep,
-    reconcile_month,
-)
+from billing_pipeline.operations.reconcile.month import keep, reconcile_month
 
 STILL_CLOSING = 7
 """For so many days, the month before is reconciled too: drafts become final within 72 hours, and

@@ -4,11 +4,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from billing_pipeline.operations.bill import ReportOutcome
-from billing_pipeline.operations.context import (
-    Context,
-    Progress,
-    utc_now,
-)
+from billing_pipeline.operations.context import Context, Progress, utc_now
 from billing_pipeline.settings import load_settings
 from billing_pipeline.stripe_api.client import Clock
 from billing_pipeline.stripe_api.verification import VerificationReport
@@ -42,11 +38,7 @@ class Billing:
     """
 
     def __init__(
-        self,
-        clock: Clock = utc_now,
-        progress: Progress | None = None,
-        *,
-        unattended: bool = True,
+        self, clock: Clock = utc_now, progress: Progress | None = None, *, unattended: bool = True
     ) -> None:
         self.clock = clock
         self.progress = progress

@@ -122,10 +122,7 @@ def closing_periods(
 
 
 def _not_asked_lately(
-    cursor: str | None,
-    reasons: Mapping[date, str],
-    now: datetime,
-    again: timedelta = ASK_AGAIN,
+    cursor: str | None, reasons: Mapping[date, str], now: datetime, again: timedelta = ASK_AGAIN
 ) -> tuple[list[date], str]:
     """The days to ask for now, and the cursor that remembers it."""
     before: dict[str, list[str]] = json.loads(cursor) if cursor else {}

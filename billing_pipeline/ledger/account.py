@@ -13,20 +13,13 @@ from billing_pipeline.errors import ConfigurationError
 from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.rows import meter_of, row_as_json
 from billing_pipeline.ledger.tables import account, meter_events, meters
-from billing_pipeline.rules.model import (
-    Meter,
-    MeterSpec,
-)
+from billing_pipeline.rules.model import Meter, MeterSpec
 
 MODES = {True: "live", False: "test"}
 
 
 def bind(
-    writer: Writer,
-    account_id: str | None,
-    livemode: bool,
-    found: Iterable[Meter],
-    now: datetime,
+    writer: Writer, account_id: str | None, livemode: bool, found: Iterable[Meter], now: datetime
 ) -> None:
     """The account guard: remember account, mode and meters, or refuse others.
 
@@ -37,12 +30,7 @@ def bind(
     connection = writer.connection
     guard(connection, account_id, livemode, found)
     known = {} if account_id is None else {"account_id": account_id}
-    upsert(
-        connection,
-        account,
-        {"id": 1},
-        {"livemode": livemode, "seen_at": now, **known},
-    )
+    upsert(connection, account, {"id": 1}, {"livemode": livemode, "seen_at": now, **known})
     for meter in found:
         row = {
             "meter_id": meter.meter_id,

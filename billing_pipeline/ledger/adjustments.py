@@ -16,10 +16,7 @@ from billing_pipeline.ledger.marks import look_again
 from billing_pipeline.ledger.rows import cell_columns, cell_of, is_cell
 from billing_pipeline.ledger.tables import adjustment_entries, adjustments, holds
 from billing_pipeline.rules.adjustments import Entry
-from billing_pipeline.rules.model import (
-    Cell,
-    State,
-)
+from billing_pipeline.rules.model import Cell, State
 
 
 @dataclass(frozen=True, slots=True)

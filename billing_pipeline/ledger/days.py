@@ -14,10 +14,7 @@ from billing_pipeline.ledger.queries import refused_events
 from billing_pipeline.ledger.rows import CHUNK, same_cell
 from billing_pipeline.ledger.tables import adjustment_entries, days, holds, meter_events
 from billing_pipeline.rules.day_inputs import EventCounts, InputsDigest, PlannedFrom
-from billing_pipeline.rules.model import (
-    UNRESOLVED,
-    State,
-)
+from billing_pipeline.rules.model import UNRESOLVED, State
 
 
 def store_planned_from(
@@ -100,11 +97,7 @@ def open_organizations(
     found: dict[date, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     on_hold = (
         select(holds.c.usage_day, holds.c.organization_id, meter_events.c.customer)
-        .join(
-            meter_events,
-            and_(*same_cell(meter_events, holds)),
-            isouter=True,
-        )
+        .join(meter_events, and_(*same_cell(meter_events, holds)), isouter=True)
         .where(holds.c.usage_day.in_(which))
     )
     events = meter_events.c

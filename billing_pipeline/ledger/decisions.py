@@ -35,11 +35,7 @@ def run_record(connection: Connection, run: str) -> dict[str, Any] | None:
 
 
 def mark_undone(
-    writer: Writer,
-    cells: Collection[Cell],
-    snapshot_id: str,
-    reason: str,
-    now: datetime,
+    writer: Writer, cells: Collection[Cell], snapshot_id: str, reason: str, now: datetime
 ) -> None:
     """Record that the reports about these cells from this snapshot were undone."""
     rows = [

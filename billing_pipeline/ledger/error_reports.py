@@ -15,11 +15,7 @@ from billing_pipeline.ledger.events import Outcome, change_state
 from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.rows import event_of, meter_of
 from billing_pipeline.ledger.tables import meter_errors, meter_events, meters
-from billing_pipeline.rules.model import (
-    SENT,
-    Measure,
-    State,
-)
+from billing_pipeline.rules.model import SENT, Measure, State
 from billing_pipeline.stripe_facts import CLOCKS_APART
 
 

@@ -14,13 +14,7 @@ from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.marks import look_again
 from billing_pipeline.ledger.rows import CHUNK, cell_columns, cell_of, event_of
 from billing_pipeline.ledger.tables import history, meter_events
-from billing_pipeline.rules.model import (
-    SUPERSEDED,
-    Cell,
-    MeterEvent,
-    RecordedEvent,
-    State,
-)
+from billing_pipeline.rules.model import SUPERSEDED, Cell, MeterEvent, RecordedEvent, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +80,7 @@ def deliverable(
     """The events of these days in these states, by day and revision."""
     rows = connection.execute(
         select(meter_events)
-        .where(
-            meter_events.c.state.in_(list(states)),
-            meter_events.c.usage_day.in_(days),
-        )
+        .where(meter_events.c.state.in_(list(states)), meter_events.c.usage_day.in_(days))
         .order_by(meter_events.c.usage_day, meter_events.c.revision, meter_events.c.id)
     )
     return [
@@ -229,8 +220,7 @@ def remember(writer: Writer, changes: list[dict[str, Any]], now: datetime) -> No
     """Add changes of state to the history."""
     if changes:
         writer.connection.execute(
-            insert(history),
-            [{**change, "at": now, "run": writer.run} for change in changes],
+            insert(history), [{**change, "at": now, "run": writer.run} for change in changes]
         )
 
 

@@ -17,10 +17,7 @@ from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.rows import CHUNK
 from billing_pipeline.ledger.tables import meter_errors, meter_events, meters, verifications
 from billing_pipeline.rules.agreement import Agreement
-from billing_pipeline.rules.model import (
-    SENT,
-    State,
-)
+from billing_pipeline.rules.model import SENT, State
 from billing_pipeline.rules.segments import segments_between
 from billing_pipeline.stripe_facts import CLOCKS_APART, CUSTOMER_NOT_FOUND, TAKE_BACK_AFTER
 
@@ -102,9 +99,7 @@ def expected_figures(
     query = (
         select(meter_events)
         .where(
-            columns.state.in_(SENT),
-            columns.usage_day.in_(days),
-            columns.event_name.in_(replacing),
+            columns.state.in_(SENT), columns.usage_day.in_(days), columns.event_name.in_(replacing)
         )
         .order_by(columns.timestamp, columns.revision)
     )
@@ -157,10 +152,7 @@ def _expected_figure(
     if replaces:
         expected, certain = events[-1].value, (verified[-1] if verified else None)
     else:
-        expected, certain = (
-            sum(e.value for e in events),
-            (sum(verified) if verified else None),
-        )
+        expected, certain = (sum(e.value for e in events), (sum(verified) if verified else None))
     return ExpectedFigure(
         *key,
         expected,
@@ -309,10 +301,7 @@ def newest_before(
         earlier.append(columns.timestamp > shown.timestamp)
     after = connection.execute(
         select(columns.value, columns.timestamp, columns.state, columns.accepted_at)
-        .where(
-            *earlier,
-            columns.state.in_([State.ACCEPTED, State.SENDING, State.AMBIGUOUS]),
-        )
+        .where(*earlier, columns.state.in_([State.ACCEPTED, State.SENDING, State.AMBIGUOUS]))
         .order_by(columns.timestamp)
     ).all()
     taken = [] if shown is None else [shown.value]

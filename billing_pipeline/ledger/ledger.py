@@ -58,10 +58,7 @@ class Ledger:
         return delivery_lock(self.engine, self.delivery_wait_seconds)
 
     def read(
-        self,
-        function: Callable[Concatenate[Connection, P], T],
-        *args: P.args,
-        **kwargs: P.kwargs,
+        self, function: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """What a function reads, in a transaction of its own."""
         with self.reading() as connection:

@@ -14,11 +14,7 @@ from billing_pipeline.ledger.rows import cell_columns, cell_of, is_cell
 from billing_pipeline.ledger.tables import holds as holds_table
 from billing_pipeline.ledger.tables import meter_events
 from billing_pipeline.rules.holds import Hold
-from billing_pipeline.rules.model import (
-    Cell,
-    MeterEvent,
-    State,
-)
+from billing_pipeline.rules.model import Cell, MeterEvent, State
 from billing_pipeline.rules.planning import DayPlan
 
 

@@ -244,10 +244,7 @@ def verified_cells(
             func.count().filter(columns.state == State.VERIFIED).label("verified"),
             func.count()
             .filter(
-                or_(
-                    columns.state.not_in([State.VERIFIED, State.REJECTED]),
-                    columns.id.in_(refused),
-                )
+                or_(columns.state.not_in([State.VERIFIED, State.REJECTED]), columns.id.in_(refused))
             )
             .label("open"),
             func.max(case((waiting.exists(), 1), else_=0)).label("held"),
@@ -408,11 +405,7 @@ def _among(column: Any, names: Collection[str] | None) -> ColumnElement[bool]:
 
 def _shown() -> ColumnElement[bool]:
     """Holds that are shown: the opposite of `Hold.is_silent`."""
-    return or_(
-        holds.c.value != 0,
-        holds.c.difference != 0,
-        holds.c.reason.in_(list(ALWAYS_SHOWN)),
-    )
+    return or_(holds.c.value != 0, holds.c.difference != 0, holds.c.reason.in_(list(ALWAYS_SHOWN)))
 
 
 def _to_decide() -> list[ColumnElement[bool]]:
@@ -443,8 +436,7 @@ def refused_events() -> Select[Any]:
             or_(later.c.state != State.REJECTED, later.c.error_code.not_in(list(NOT_REFUSALS))),
             _is_about(later, meter_events.c.timestamp),
             or_(
-                later.c.event_name.in_(replacing),
-                later.c.planned_at >= meter_events.c.rejected_at,
+                later.c.event_name.in_(replacing), later.c.planned_at >= meter_events.c.rejected_at
             ),
         )
         .exists(),

@@ -7,13 +7,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row
 
-from billing_pipeline.rules.model import (
-    Cell,
-    Formula,
-    Measure,
-    Meter,
-    MeterEvent,
-)
+from billing_pipeline.rules.model import Cell, Formula, Measure, Meter, MeterEvent
 
 CHUNK = 500
 """Rows or ids per SQL statement, well below what either database takes as parameters."""

@@ -25,29 +25,13 @@ from billing_pipeline.ledger.adjustments import (
     decisions_about,
     write_adjustment,
 )
-from billing_pipeline.ledger.queries import (
-    HoldRecord,
-    hold_of_segment,
-    holds_to_decide,
-    story,
-)
+from billing_pipeline.ledger.queries import HoldRecord, hold_of_segment, holds_to_decide, story
 from billing_pipeline.operations.context import Context
 from billing_pipeline.operations.day_inputs import SpanInputs, read_day_inputs, read_segments
-from billing_pipeline.rules.adjustments import (
-    Entry,
-    adjusted_by,
-    allocate,
-)
+from billing_pipeline.rules.adjustments import Entry, adjusted_by, allocate
 from billing_pipeline.rules.eligibility import Eligibility
-from billing_pipeline.rules.model import (
-    Cell,
-    Meter,
-    Usage,
-)
-from billing_pipeline.rules.segments import (
-    Segment,
-    segments_between,
-)
+from billing_pipeline.rules.model import Cell, Meter, Usage
+from billing_pipeline.rules.segments import Segment, segments_between
 from billing_pipeline.rules.timestamps import day_of, day_start, too_old
 from billing_pipeline.stripe_facts import OLDEST_REPORTED
 
@@ -65,11 +49,7 @@ class OpenAdjustment:
 
     def as_json(self) -> dict[str, Any]:
         """As `billing adjustments list --json` prints it."""
-        return {
-            **self.hold.as_json(),
-            "id": self.id,
-            "amount": self.amount,
-        }
+        return {**self.hold.as_json(), "id": self.id, "amount": self.amount}
 
 
 def open_adjustments(context: Context) -> list[OpenAdjustment]:

@@ -34,16 +34,8 @@ from billing_pipeline.operations.day_inputs import (
 )
 from billing_pipeline.rules.day_inputs import DayInputs, InputsDigest, PlannedFrom, Staleness
 from billing_pipeline.rules.gate import Finding
-from billing_pipeline.rules.model import (
-    Cell,
-    Meter,
-)
-from billing_pipeline.rules.planning import (
-    NO_OPTIONS,
-    DayPlan,
-    PlanOptions,
-    plan,
-)
+from billing_pipeline.rules.model import Cell, Meter
+from billing_pipeline.rules.planning import NO_OPTIONS, DayPlan, PlanOptions, plan
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.stripe_api.delivery import DeliveryReport, deliver
 from billing_pipeline.stripe_api.verification import VerificationReport, verify

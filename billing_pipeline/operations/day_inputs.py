@@ -31,15 +31,8 @@ from billing_pipeline.rules.day_inputs import (
 )
 from billing_pipeline.rules.eligibility import Payers
 from billing_pipeline.rules.gate import Finding, implausible
-from billing_pipeline.rules.model import (
-    Formula,
-    Meter,
-    Usage,
-)
-from billing_pipeline.rules.segments import (
-    Segment,
-    segments_between,
-)
+from billing_pipeline.rules.model import Formula, Meter, Usage
+from billing_pipeline.rules.segments import Segment, segments_between
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.stripe_facts import OLDEST_REPORTED
 from billing_pipeline.usage.activity import DAY_ERRORS

@@ -21,19 +21,8 @@ from billing_pipeline.operations.context import Context, Progress
 from billing_pipeline.operations.day_inputs import SpanInputs, read_day_inputs, read_segments
 from billing_pipeline.rules.day_inputs import NO_SNAPSHOT, DayInputs
 from billing_pipeline.rules.holds import Hold
-from billing_pipeline.rules.model import (
-    Cell,
-    Meter,
-    MeterEvent,
-    RecordedEvent,
-    Waiting,
-)
-from billing_pipeline.rules.planning import (
-    NO_OPTIONS,
-    DayPlan,
-    PlanOptions,
-    plan,
-)
+from billing_pipeline.rules.model import Cell, Meter, MeterEvent, RecordedEvent, Waiting
+from billing_pipeline.rules.planning import NO_OPTIONS, DayPlan, PlanOptions, plan
 from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.stripe_api.catalogue import look_up
 from billing_pipeline.usage.activity import DAY_ERRORS, CountedDay

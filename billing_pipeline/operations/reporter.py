@@ -31,12 +31,7 @@ from billing_pipeline.rules.model import (
     Waiting,
     usage_of,
 )
-from billing_pipeline.rules.planning import (
-    CellInputs,
-    DayPlan,
-    plan_cell,
-    shared_customers,
-)
+from billing_pipeline.rules.planning import CellInputs, DayPlan, plan_cell, shared_customers
 from billing_pipeline.rules.segments import whole_day
 from billing_pipeline.stripe_api.catalogue import look_up
 from billing_pipeline.stripe_api.delivery import DeliveryReport, DeliveryResult, deliver

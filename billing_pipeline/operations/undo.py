@@ -18,12 +18,7 @@ from billing_pipeline.ledger.decisions import mark_undone, record_run
 from billing_pipeline.ledger.ledger import Writer
 from billing_pipeline.ledger.plans import write_plan
 from billing_pipeline.ledger.queries import last_value, planned_by
-from billing_pipeline.operations.bill import (
-    MOST_SEGMENTS,
-    ReportOutcome,
-    deliver_days,
-    verify_days,
-)
+from billing_pipeline.operations.bill import MOST_SEGMENTS, ReportOutcome, deliver_days, verify_days
 from billing_pipeline.operations.context import Actor, Context, Progress, contact_stripe
 from billing_pipeline.operations.day_inputs import SpanInputs, read_day_inputs
 from billing_pipeline.operations.preview import PlanLine, plan_lines
@@ -38,17 +33,9 @@ from billing_pipeline.rules.model import (
     Waiting,
     usage_of,
 )
-from billing_pipeline.rules.planning import (
-    CellInputs,
-    DayPlan,
-    Outcome,
-    plan_cell,
-)
+from billing_pipeline.rules.planning import CellInputs, DayPlan, Outcome, plan_cell
 from billing_pipeline.rules.recorded import recorded_value
-from billing_pipeline.rules.segments import (
-    Segment,
-    segments_between,
-)
+from billing_pipeline.rules.segments import Segment, segments_between
 from billing_pipeline.usage.activity import DAY_ERRORS
 
 Reported = Mapping[Cell, Sequence[tuple[int, int]]]

@@ -16,16 +16,8 @@ from functools import cached_property
 from billing_pipeline.rules.adjustments import Entry
 from billing_pipeline.rules.eligibility import NO_PAYERS, Payers
 from billing_pipeline.rules.gate import Finding
-from billing_pipeline.rules.model import (
-    Cell,
-    Meter,
-    RecordedEvent,
-    Usage,
-)
-from billing_pipeline.rules.segments import (
-    Segment,
-    whole_day,
-)
+from billing_pipeline.rules.model import Cell, Meter, RecordedEvent, Usage
+from billing_pipeline.rules.segments import Segment, whole_day
 from billing_pipeline.rules.timestamps import is_over
 
 NO_SNAPSHOT = "no usage snapshot was taken after the day's end: materialize usage_snapshot first"

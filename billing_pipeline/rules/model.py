@@ -143,12 +143,7 @@ class MeterEvent:
         """
         cell = self.cell
         content = json.dumps(
-            [
-                cell.event_name,
-                cell.organization_id,
-                cell.usage_day.isoformat(),
-                self.revision,
-            ],
+            [cell.event_name, cell.organization_id, cell.usage_day.isoformat(), self.revision],
             ensure_ascii=True,
         )
         digest = hashlib.sha256(content.encode()).hexdigest()[:40]
@@ -161,12 +156,7 @@ class MeterEvent:
     def idempotency_key(self, meter: Meter) -> str:
         """From the identifier and the body, so that another body can never borrow this key."""
         body = json.dumps(
-            [
-                self.cell.event_name,
-                self.identifier,
-                self.timestamp,
-                self.payload(meter),
-            ],
+            [self.cell.event_name, self.identifier, self.timestamp, self.payload(meter)],
             sort_keys=True,
         )
         return f"{self.identifier}-{hashlib.sha256(body.encode()).hexdigest()[:16]}"

@@ -16,10 +16,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import cached_property
 
-from billing_pipeline.rules.adjustments import (
-    Entry,
-    adjusted_by,
-)
+from billing_pipeline.rules.adjustments import Entry, adjusted_by
 from billing_pipeline.rules.day_inputs import DayInputs
 from billing_pipeline.rules.eligibility import NO_PAYERS, Payers
 from billing_pipeline.rules.holds import NEEDS_ADJUSTMENT, Hold, HoldReason

@@ -14,12 +14,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from billing_pipeline.rules.holds import HOLD_RULES, HoldReason
-from billing_pipeline.rules.model import (
-    SENT,
-    UNRESOLVED,
-    Meter,
-    RecordedEvent,
-)
+from billing_pipeline.rules.model import SENT, UNRESOLVED, Meter, RecordedEvent
 from billing_pipeline.rules.recorded import recorded_value
 from billing_pipeline.rules.segments import Segment
 

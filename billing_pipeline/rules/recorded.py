@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from billing_pipeline.rules.model import (
-    NOT_COUNTED,
-    SENT,
-    Meter,
-    RecordedEvent,
-    State,
-)
+from billing_pipeline.rules.model import NOT_COUNTED, SENT, Meter, RecordedEvent, State
 
 
 def recorded_value(meter: Meter, events: Iterable[RecordedEvent]) -> int | None:

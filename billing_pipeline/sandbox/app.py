@@ -227,9 +227,7 @@ class Sandbox:
         window = given.get("value_grouping_window")
         if window not in (None, "hour", "day"):
             raise StripeRefusal(
-                400,
-                f"Invalid value_grouping_window: {window}",
-                param="value_grouping_window",
+                400, f"Invalid value_grouping_window: {window}", param="value_grouping_window"
             )
         self.account.lag = self.faults.lag
         rows = self.account.summaries(
@@ -513,10 +511,7 @@ async def _answer(
         if unknown:
             name = sorted(unknown)[0]
             raise StripeRefusal(
-                400,
-                f"Received unknown parameter: {name}",
-                code="parameter_unknown",
-                param=name,
+                400, f"Received unknown parameter: {name}", code="parameter_unknown", param=name
             )
         if key is not None:
             if key in sandbox.executing:
@@ -561,8 +556,7 @@ def _authenticate(request: Request) -> None:
         key = base64.b64decode(key).decode("utf-8", "replace").rstrip(":")
     if not key.startswith(("sk_test_", "rk_test_")):
         raise StripeRefusal(
-            401,
-            "Invalid API Key provided: the sandbox accepts only test keys (sk_test_…).",
+            401, "Invalid API Key provided: the sandbox accepts only test keys (sk_test_…)."
         )
 
 

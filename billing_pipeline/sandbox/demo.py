@@ -46,15 +46,8 @@ from billing_pipeline.errors import BillingError
 from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.account import known_meters
 from billing_pipeline.ledger.events import recorded_events
-from billing_pipeline.operations.bill import (
-    apply_events,
-    verify_days,
-)
-from billing_pipeline.operations.context import (
-    Actor,
-    Context,
-    Progress,
-)
+from billing_pipeline.operations.bill import apply_events, verify_days
+from billing_pipeline.operations.context import Actor, Context, Progress
 from billing_pipeline.operations.gate import approve_gate, closed_gates
 from billing_pipeline.rules.model import SENT
 from billing_pipeline.rules.timestamps import day_of, day_start

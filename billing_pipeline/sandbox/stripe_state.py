@@ -118,8 +118,7 @@ class Account:
             )
         if self._active(given["event_name"]) is not None:
             raise StripeRefusal(
-                400,
-                f"An active meter already has the event name {given['event_name']}.",
+                400, f"An active meter already has the event name {given['event_name']}."
             )
         created = int(self.now())
         mapping = given.get("customer_mapping", {})
@@ -344,9 +343,7 @@ class Account:
         for name, instant in (("start_time", start), ("end_time", end)):
             if instant % step:
                 raise StripeRefusal(
-                    400,
-                    f"{name} must be aligned with {window or 'minute'} boundaries",
-                    param=name,
+                    400, f"{name} must be aligned with {window or 'minute'} boundaries", param=name
                 )
         if end <= start:
             raise StripeRefusal(400, "end_time must lie after start_time", param="end_time")

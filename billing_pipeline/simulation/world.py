@@ -30,16 +30,8 @@ from billing_pipeline.ledger.adjustments import decided_adjustments
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.operations import adjust as adjustments
 from billing_pipeline.operations import gate
-from billing_pipeline.operations.bill import (
-    apply_events,
-    mark_counted,
-    report_days,
-    verify_days,
-)
-from billing_pipeline.operations.context import (
-    Actor,
-    Context,
-)
+from billing_pipeline.operations.bill import apply_events, mark_counted, report_days, verify_days
+from billing_pipeline.operations.context import Actor, Context
 from billing_pipeline.operations.day_inputs import unfinished_days
 from billing_pipeline.operations.periods import closing_days
 from billing_pipeline.operations.undo import undo_run

@@ -82,10 +82,7 @@ async def _create(client: stripe.StripeClient, spec: MeterSpec) -> None:
                 "event_name": spec.event_name,
                 "display_name": spec.event_name.replace("_", " ").capitalize(),
                 "default_aggregation": {"formula": spec.formula.value},
-                "customer_mapping": {
-                    "type": "by_id",
-                    "event_payload_key": "stripe_customer_id",
-                },
+                "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
                 "value_settings": {"event_payload_key": "value"},
             },
             {"idempotency_key": f"billing-pipeline-meter-{spec.event_name}-{spec.formula}"},

@@ -21,11 +21,7 @@ import stripe
 from billing_pipeline.ledger.ledger import Ledger
 from billing_pipeline.rules.model import Meter
 from billing_pipeline.settings import Settings
-from billing_pipeline.stripe_facts import (
-    CALLS_PER_SECOND,
-    ERROR_TYPES,
-    REQUEST_TIMEOUT_SECONDS,
-)
+from billing_pipeline.stripe_facts import CALLS_PER_SECOND, ERROR_TYPES, REQUEST_TIMEOUT_SECONDS
 
 CONNECTIONS = 400
 """aiohttp's default of 100 would cap a latency of 150 ms at 650 calls a second."""

@@ -45,10 +45,7 @@ class StripesFigures:
 
 
 def ask_periods(
-    gateway: StripeGateway,
-    reads: Reads,
-    questions: Collection[PeriodQuestion],
-    progress: Progress,
+    gateway: StripeGateway, reads: Reads, questions: Collection[PeriodQuestion], progress: Progress
 ) -> StripesFigures:
     """Read these periods: one summary each, and the lines of each final invoice.
 
@@ -58,10 +55,7 @@ def ask_periods(
 
 
 async def _ask(
-    gateway: StripeGateway,
-    reads: Reads,
-    questions: Collection[PeriodQuestion],
-    progress: Progress,
+    gateway: StripeGateway, reads: Reads, questions: Collection[PeriodQuestion], progress: Progress
 ) -> StripesFigures:
     found, prices = StripesFigures(), dict[str, Any]()
     gate, done = asyncio.Semaphore(AT_ONCE), 0

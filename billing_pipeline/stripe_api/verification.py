@@ -181,11 +181,7 @@ class _Verification:
         return [check for checks in compared for check in checks]
 
     async def _compare_one(
-        self,
-        summaries: Summaries,
-        customer: str,
-        meter: Meter,
-        expected: Sequence[ExpectedFigure],
+        self, summaries: Summaries, customer: str, meter: Meter, expected: Sequence[ExpectedFigure]
     ) -> list[Checked]:
         """Compare the days of one customer and meter."""
         days = [each.usage_day for each in expected]
@@ -210,10 +206,7 @@ class _Verification:
         ]
 
     def _refused(
-        self,
-        customer: str,
-        expected: Sequence[ExpectedFigure],
-        error: stripe.InvalidRequestError,
+        self, customer: str, expected: Sequence[ExpectedFigure], error: stripe.InvalidRequestError
     ) -> list[Checked]:
         """A customer that Stripe does not know has no usage there that could agree."""
         self._report.unread.append(f"summaries of {customer}: {error.user_message}")

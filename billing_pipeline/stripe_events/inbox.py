@@ -125,10 +125,7 @@ class Inbox:
         with writing(self.engine) as connection:
             connection.execute(
                 update(stripe_events)
-                .where(
-                    stripe_events.c.id == event.id,
-                    stripe_events.c.state == EventState.RECEIVED,
-                )
+                .where(stripe_events.c.id == event.id, stripe_events.c.state == EventState.RECEIVED)
                 .values(
                     state=EventState.FAILED if failed else EventState.RECEIVED,
                     attempts=attempts,

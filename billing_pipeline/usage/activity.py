@@ -25,12 +25,7 @@ from billing_pipeline.errors import BillingError, UnusableInput
 from billing_pipeline.usage.engine import Engine, sql
 from billing_pipeline.usage.kernel.kernel import KernelCounts, count_plain
 from billing_pipeline.usage.kernel.shares import CannotCount
-from billing_pipeline.usage.readings import (
-    DayReadings,
-    create_readings,
-    keep_rest,
-    name_the_broken,
-)
+from billing_pipeline.usage.readings import DayReadings, create_readings, keep_rest, name_the_broken
 from billing_pipeline.usage.sources.day_files import DayFiles, folder_name, list_day
 from billing_pipeline.usage.sources.folders import Folder
 from billing_pipeline.usage.spark import SparkCannotRead, SparkUnavailable, count_on_spark
@@ -302,10 +297,7 @@ def _write(connection: duckdb.DuckDBPyConnection, snapshots: Folder, counted: Co
 
 
 def write_parquet(
-    connection: duckdb.DuckDBPyConnection,
-    table: str,
-    path: str,
-    document: dict[str, Any],
+    connection: duckdb.DuckDBPyConnection, table: str, path: str, document: dict[str, Any]
 ) -> None:
     """Write a table as Parquet, with a JSON document in the file's metadata."""
     text = json.dumps(document).replace("'", "''")

@@ -25,11 +25,7 @@ import duckdb
 
 from billing_pipeline.errors import UnusableInput
 from billing_pipeline.usage.engine import sql
-from billing_pipeline.usage.sources.day_files import (
-    DayFiles,
-    folder_name,
-    format_of,
-)
+from billing_pipeline.usage.sources.day_files import DayFiles, folder_name, format_of
 from billing_pipeline.usage.sources.folders import Folder
 
 NEEDED = ("organization_id", "sensor_id", "recorded_at")
@@ -146,10 +142,7 @@ def keep_rest(
 
 
 def name_the_broken(
-    connection: duckdb.DuckDBPyConnection,
-    folder: Folder,
-    listing: DayFiles,
-    error: Exception,
+    connection: duckdb.DuckDBPyConnection, folder: Folder, listing: DayFiles, error: Exception
 ) -> UnusableInput:
     """The error of a failed scan, with the Parquet file that caused it: each is scanned alone."""
     day = folder_name(listing.usage_day)

@@ -66,12 +66,7 @@ class Snapshot:
 
 
 def take_snapshot(
-    engine: Engine,
-    readings: Folder,
-    snapshots: Folder,
-    day: date,
-    *,
-    window_days: int = 1,
+    engine: Engine, readings: Folder, snapshots: Folder, day: date, *, window_days: int = 1
 ) -> Snapshot:
     """Take a day's snapshot from the activity of its window and replace the old one.
 
@@ -157,13 +152,7 @@ def _end(day: date) -> datetime:
     return datetime.combine(day + timedelta(days=1), time(), tzinfo=UTC)
 
 
-def is_current(
-    readings: Folder,
-    snapshots: Folder,
-    day: date,
-    *,
-    window_days: int = 1,
-) -> bool:
+def is_current(readings: Folder, snapshots: Folder, day: date, *, window_days: int = 1) -> bool:
     """Whether a day's snapshot is whole and its window's files are those that were counted.
 
     Files are compared by name, size and time of change.

@@ -222,10 +222,7 @@ def test_usage_that_is_too_old_is_adjusted_or_written_off(world: World, billing:
     billing("adjustments", "dismiss", last, "--reason", "the month is billed")
     assert billing("run", *last_days())["sent"] == 1
     customer = world.customers["a"]
-    assert world.billed() == {
-        (customer, SUM, yesterday()): 6,
-        (customer, LAST, yesterday()): 1,
-    }
+    assert world.billed() == {(customer, SUM, yesterday()): 6, (customer, LAST, yesterday()): 1}
     document = billing("adjustments", "list")
     assert document["open"] == []
     assert {row["decision"] for row in document["decided"]} == {"approved", "dismissed"}

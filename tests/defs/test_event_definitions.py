@@ -260,9 +260,7 @@ def test_a_hook_that_does_not_take_it_is_told_again(
         assert len(heard) == 2
 
 
-def test_an_event_that_nobody_applies_is_an_alert_after_a_quarter_of_an_hour(
-    world: World,
-) -> None:
+def test_an_event_that_nobody_applies_is_an_alert_after_a_quarter_of_an_hour(world: World) -> None:
     world.make_meters()
     checked_out(world, "acme")
     world.receive()

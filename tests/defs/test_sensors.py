@@ -65,10 +65,7 @@ def test_changed_days_are_asked_for_once_in_unbroken_ranges(counted: World, tick
     for day in (first, last):
         counted.write_readings(day, {"a": {"late": 1}}, "late.jsonl")
     ranges, cursor = tick(changed_readings, None)
-    assert ranges == [
-        (first.isoformat(), first.isoformat()),
-        (last.isoformat(), last.isoformat()),
-    ]
+    assert ranges == [(first.isoformat(), first.isoformat()), (last.isoformat(), last.isoformat())]
     assert tick(changed_readings, cursor)[0] == []
 
 

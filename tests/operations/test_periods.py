@@ -61,10 +61,7 @@ def test_a_segment_that_has_ended_is_reported_before_its_day_ends() -> None:
 
 
 def test_a_segment_of_one_second_has_a_timestamp_of_its_own() -> None:
-    segments = [
-        Segment(START, START + 1, Usage(1, 1)),
-        Segment(START + 1, END, Usage(1, 1)),
-    ]
+    segments = [Segment(START, START + 1, Usage(1, 1)), Segment(START + 1, END, Usage(1, 1))]
     first, _ = plan(rules.SUM, segments)
     assert first.timestamp == START
 

@@ -92,10 +92,7 @@ def test_a_dismissed_last_value_stays_dismissed_and_is_never_reported(
     assert plan_event(LAST, then, reported(before), adjustments=adjustments).value == then
 
 
-@given(
-    st.integers(-60, 60).filter(bool),
-    st.lists(st.integers(0, 20), max_size=6),
-)
+@given(st.integers(-60, 60).filter(bool), st.lists(st.integers(0, 20), max_size=6))
 def test_an_amount_is_allocated_whole_or_not_at_all(amount: int, units: list[int]) -> None:
     places = [
         (Cell(DAY + timedelta(days=n), "org", SUM.event_name), START + n * 86_400, unit)

@@ -68,8 +68,7 @@ def test_payload_keys_are_read_from_the_meter(world: World) -> None:
 
 def test_names_and_mapping_are_configurable(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
-        "BILLING_METERS",
-        '[{"event_name": "rows", "formula": "sum", "measure": "reading_volume"}]',
+        "BILLING_METERS", '[{"event_name": "rows", "formula": "sum", "measure": "reading_volume"}]'
     )
     world.make_meters()
     world.make_customers(["a"])

@@ -246,9 +246,7 @@ def test_a_planned_event_that_grew_too_old_is_never_sent(world: World) -> None:
     assert [hold.reason for hold in story.held] == ["too_old"]
 
 
-def test_a_mapping_that_is_fixed_before_anything_was_sent_counts(
-    world: World,
-) -> None:
+def test_a_mapping_that_is_fixed_before_anything_was_sent_counts(world: World) -> None:
     usage = furnish(world, 1)
     [day] = usage
     right = dict(world.customers)

@@ -198,9 +198,6 @@ def test_a_list_that_has_more_for_ever_ends(
     monkeypatch.setattr(retrying, "READ_ATTEMPTS", 1)
     meters = list(world.sandbox.account.meters.values()) if with_data else []
     page = {"object": "list", "data": meters, "has_more": True, "url": METERS}
-    with (
-        answering(proxy, METERS, 200, json.dumps(page).encode()),
-        pytest.raises(StripeUnreachable),
-    ):
+    with answering(proxy, METERS, 200, json.dumps(page).encode()), pytest.raises(StripeUnreachable):
         world.make_meters()
     assert proxy.answered == (4 if with_data else 1)  # the first, and three more

@@ -83,10 +83,7 @@ def test_a_stored_500_is_no_answer_and_is_resolved_after_a_day(world: World, day
     assert world.billed() == {}
     world.advance(hours=24)
     report_days(context, [day])
-    assert states(context, day) == [
-        ("rejected", "not_counted"),
-        ("accepted", None),
-    ]
+    assert states(context, day) == [("rejected", "not_counted"), ("accepted", None)]
     assert world.billed() == due(world, day)
 
 
@@ -146,9 +143,7 @@ def test_a_recent_attempt_keeps_a_missing_event_open_because_summaries_lag(
     assert world.billed() == due(world, day)
 
 
-def test_a_zero_that_a_summary_cannot_prove_is_reported_again_on_a_last_meter(
-    world: World,
-) -> None:
+def test_a_zero_that_a_summary_cannot_prove_is_reported_again_on_a_last_meter(world: World) -> None:
     day = yesterday()
     world.make_meters()
     world.make_customers(["idle"])

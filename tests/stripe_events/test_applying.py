@@ -264,9 +264,7 @@ def states(world: World, day: date) -> dict[str, int]:
     return {name: n for name, n in world.context().ledger.read(queries.counts, [day]).items() if n}
 
 
-def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(
-    started: World,
-) -> None:
+def test_a_late_rejection_is_marked_and_sent_again_once_its_cause_is_mended(started: World) -> None:
     day = yesterday()
     started.sandbox.faults = Faults.parse("late_checks=1,report_after=0")
     started.write_readings(day, {"acme": {"s": 5}, "bolt": {"s": 3}})

@@ -10,21 +10,10 @@ import pytest
 from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.account import known_meters, meter_changed_at
 from billing_pipeline.operations.alerts import alerts
-from billing_pipeline.operations.bill import (
-    apply_events,
-    report_days,
-)
+from billing_pipeline.operations.bill import apply_events, report_days
 from billing_pipeline.operations.day_inputs import unfinished_days
-from billing_pipeline.operations.periods import (
-    closing_days,
-    unbilled,
-)
-from billing_pipeline.rules.eligibility import (
-    Eligibility,
-    Period,
-    Policy,
-    Subscription,
-)
+from billing_pipeline.operations.periods import closing_days, unbilled
+from billing_pipeline.rules.eligibility import Eligibility, Period, Policy, Subscription
 from billing_pipeline.rules.holds import HoldReason
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
@@ -120,9 +109,7 @@ def in_a_draft(world: World) -> date:
     return yesterday()
 
 
-def test_an_event_of_unknown_outcome_is_not_sent_again_into_a_closed_period(
-    started: World,
-) -> None:
+def test_an_event_of_unknown_outcome_is_not_sent_again_into_a_closed_period(started: World) -> None:
     day = in_a_draft(started)
     started.apply()
     started.write_readings(day, {"acme": {"s": 5}})

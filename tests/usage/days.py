@@ -16,10 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
-from billing_pipeline.usage.activity import (
-    CountedDay,
-    count_day,
-)
+from billing_pipeline.usage.activity import CountedDay, count_day
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.sources.folders import Folder
 

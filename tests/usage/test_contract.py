@@ -29,12 +29,7 @@ from billing_pipeline.usage.activity import (
 from billing_pipeline.usage.duplicates import duplicates_of
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.segments import usage_in_segments
-from billing_pipeline.usage.snapshot import (
-    Snapshot,
-    is_current,
-    load_snapshot,
-    take_snapshot,
-)
+from billing_pipeline.usage.snapshot import Snapshot, is_current, load_snapshot, take_snapshot
 from billing_pipeline.usage.sources.folders import Folder
 
 DAY = date(2026, 3, 10)

@@ -20,10 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing_pipeline.errors import UnusableInput
-from billing_pipeline.usage.activity import (
-    CountedDay,
-    count_day,
-)
+from billing_pipeline.usage.activity import CountedDay, count_day
 from billing_pipeline.usage.engine import Engine
 from billing_pipeline.usage.kernel import kernel as kernel_module
 from billing_pipeline.usage.kernel.grouping import (
@@ -51,12 +48,7 @@ from tests.usage.days import (
 )
 
 TINY = Limits(
-    threads=2,
-    batch_rows=3,
-    chunk_rows=5,
-    bucket_rows=2,
-    most_bucket_rows=10**6,
-    kept_bytes=100,
+    threads=2, batch_rows=3, chunk_rows=5, bucket_rows=2, most_bucket_rows=10**6, kept_bytes=100
 )
 SMALL = replace(TINY, batch_rows=700, chunk_rows=2_000, bucket_rows=500, kept_bytes=20_000)
 

@@ -20,11 +20,7 @@ import pytest
 from billing_pipeline.errors import UnusableInput
 from billing_pipeline.ledger import queries
 from billing_pipeline.usage.engine import Engine
-from billing_pipeline.usage.snapshot import (
-    is_current,
-    load_snapshot,
-    take_snapshot,
-)
+from billing_pipeline.usage.snapshot import is_current, load_snapshot, take_snapshot
 from billing_pipeline.usage.sources.folders import Folder
 from tests.support import World, yesterday
 

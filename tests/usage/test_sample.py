@@ -16,10 +16,7 @@ import pytest
 
 from billing_pipeline.sandbox.sample import LAST_DAY, load_sample, organization_of
 from billing_pipeline.usage.engine import Engine
-from billing_pipeline.usage.snapshot import (
-    Snapshot,
-    take_snapshot,
-)
+from billing_pipeline.usage.snapshot import Snapshot, take_snapshot
 from billing_pipeline.usage.sources.folders import Folder
 
 FIRST_DAY = date(2016, 10, 4)

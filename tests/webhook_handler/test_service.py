@@ -107,12 +107,7 @@ GOOD = event_body("evt_refused")
     ids=lambda value: type(value).__name__,  # signatures carry the second, and processes differ
 )
 def test_a_refused_request_gets_the_reason_and_leaves_no_row(
-    service: Handler,
-    service_database: str,
-    body: bytes,
-    header: Any,
-    status: int,
-    reason: str,
+    service: Handler, service_database: str, body: bytes, header: Any, status: int, reason: str
 ) -> None:
     if isinstance(header, tuple):
         offset = header[1] if header[0] == "future" else -header[1]

@@ -12,22 +12,10 @@ from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.queries import CellStory
 from billing_pipeline.operations.context import Context
 from billing_pipeline.operations.explain.links import Link, summary
-from billing_pipeline.rules.model import (
-    SENT,
-    Cell,
-    MeterEvent,
-)
-from billing_pipeline.usage.activity import (
-    DAY_ERRORS,
-    activity_totals,
-    load_counted,
-    sensors_of,
-)
+from billing_pipeline.rules.model import SENT, Cell, MeterEvent
+from billing_pipeline.usage.activity import DAY_ERRORS, activity_totals, load_counted, sensors_of
 from billing_pipeline.usage.duplicates import duplicates_of
-from billing_pipeline.usage.snapshot import (
-    Snapshot,
-    load_snapshot,
-)
+from billing_pipeline.usage.snapshot import Snapshot, load_snapshot
 from billing_pipeline.usage.sources.day_files import folder_name
 
 

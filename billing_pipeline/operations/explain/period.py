@@ -8,10 +8,7 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 from billing_pipeline.errors import ConfigurationError
-from billing_pipeline.operations.context import (
-    Context,
-    Progress,
-)
+from billing_pipeline.operations.context import Context, Progress
 from billing_pipeline.operations.explain.day import explain_day
 from billing_pipeline.operations.explain.links import Link, summary
 from billing_pipeline.operations.reconcile.month import reconcile_month

@@ -12,15 +12,8 @@ from billing_pipeline.operations.day_inputs import SpanInputs, read_day_inputs
 from billing_pipeline.rules.adjustments import adjusted_by
 from billing_pipeline.rules.day_inputs import DayInputs
 from billing_pipeline.rules.holds import HoldReason
-from billing_pipeline.rules.model import (
-    Cell,
-    Meter,
-    Usage,
-)
-from billing_pipeline.rules.reconciliation import (
-    CellFacts,
-    SegmentHold,
-)
+from billing_pipeline.rules.model import Cell, Meter, Usage
+from billing_pipeline.rules.reconciliation import CellFacts, SegmentHold
 from billing_pipeline.rules.recorded import reported_customer
 from billing_pipeline.rules.segments import Segment
 from billing_pipeline.rules.timestamps import day_end, day_start, is_over

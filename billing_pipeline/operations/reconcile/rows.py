@@ -7,10 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from billing_pipeline.customers.directory import BillingPeriod
-from billing_pipeline.rules.reconciliation import (
-    Cause,
-    Reconciled,
-)
+from billing_pipeline.rules.reconciliation import Cause, Reconciled
 from billing_pipeline.rules.timestamps import day_of
 
 

@@ -12,17 +12,8 @@ from billing_pipeline.operations.context import Context, Progress
 from billing_pipeline.operations.day_inputs import SpanInputs, stale_among
 from billing_pipeline.operations.reconcile.figures import DayFigures
 from billing_pipeline.operations.reconcile.rows import DayShare, RowPeriod
-from billing_pipeline.rules.model import (
-    NOT_COUNTED,
-    SENT,
-    Formula,
-    Meter,
-)
-from billing_pipeline.rules.reconciliation import (
-    Cause,
-    CellFacts,
-    Step,
-)
+from billing_pipeline.rules.model import NOT_COUNTED, SENT, Formula, Meter
+from billing_pipeline.rules.reconciliation import Cause, CellFacts, Step
 from billing_pipeline.rules.segments import Segment
 from billing_pipeline.rules.timestamps import day_end, day_start
 from billing_pipeline.stripe_api.invoices import PeriodQuestion

@@ -13,11 +13,7 @@ from billing_pipeline.operations.reconcile.rows import Row, RowPeriod
 from billing_pipeline.operations.reconcile.tallies import Tally
 from billing_pipeline.rules.agreement import possible_figures
 from billing_pipeline.rules.model import Formula
-from billing_pipeline.rules.reconciliation import (
-    Cause,
-    Reconciled,
-    Step,
-)
+from billing_pipeline.rules.reconciliation import Cause, Reconciled, Step
 from billing_pipeline.stripe_api.invoices import StripesFigures
 from billing_pipeline.stripe_facts import INVOICED_STATUSES, LONGEST_DRAFT
 

@@ -140,11 +140,7 @@ class CodeTable:
         """Arrow arrays that hold the text of each code, from 1 on."""
         return self._texts
 
-    def codes(
-        self,
-        words: Sequence[Words],
-        describe: Callable[[Ints], tuple[Any, Bools]],
-    ) -> Ints:
+    def codes(self, words: Sequence[Words], describe: Callable[[Ints], tuple[Any, Bools]]) -> Ints:
         """The code of each row. New identities get a code.
 
         `describe` returns the texts of some rows as an Arrow array, and which of them are odd.

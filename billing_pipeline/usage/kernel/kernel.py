@@ -87,11 +87,7 @@ class KernelCounts:
 
 
 def count_plain(
-    readings: Folder,
-    listing: DayFiles,
-    spill: Path,
-    limits: Limits,
-    hashed: Hash = mixed,
+    readings: Folder, listing: DayFiles, spill: Path, limits: Limits, hashed: Hash = mixed
 ) -> KernelCounts:
     """Count the plain rows of a day. Files go to the folder `spill`, which must be empty.
 

@@ -152,14 +152,7 @@ def _flush(path: Path) -> None:
 
 
 def _modified(entry: dict[str, Any]) -> str:
-    for key in (
-        "mtime",
-        "LastModified",
-        "last_modified",
-        "updated",
-        "modified",
-        "created",
-    ):
+    for key in ("mtime", "LastModified", "last_modified", "updated", "modified", "created"):
         if key in entry:
             value = entry[key]
             if isinstance(value, (int, float)):
