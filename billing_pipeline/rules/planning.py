@@ -284,13 +284,14 @@ def _plan_segment(
     elif reason is None and target < 0:
         reason = HoldReason.BELOW_ZERO
     if reason is not None:
-        start = segment.start if len(inputs.segments) > 1 else 0
+        # Of a day that is not over, the only segment may be one that has ended.
+        start = 0 if segment.is_whole_day else segment.start
         return Hold(cell, value, target, reason, start, owed, timestamp)
     assert inputs.payer is not None  # _hold_reason says so
     assert timestamp is not None
     if _was_refused(inputs, sent, value):
         return Refused(timestamp)
-    split = len(inputs.segments) > 1 and not keeps_one_a_day
+    split = not segment.is_whole_day and not keeps_one_a_day
     return MeterEvent(
         cell,
         max((e.revision for e in inputs.recorded), default=0) + 1,

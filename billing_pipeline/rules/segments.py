@@ -26,6 +26,11 @@ class Segment:
     end: int
     usage: Usage
 
+    @property
+    def is_whole_day(self) -> bool:
+        """Whether no period boundary divides its day."""
+        return self.end - self.start == 86_400
+
     def contains(self, timestamp: int) -> bool:
         """Whether an event with this timestamp (unix seconds) belongs to the segment."""
         return self.start <= timestamp < self.end

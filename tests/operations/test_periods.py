@@ -289,6 +289,28 @@ def test_the_segment_before_the_boundary_is_reported_while_its_invoice_is_a_draf
     assert (hold.reason, hold.value) == ("period_closed", 1)
 
 
+def test_a_hold_of_a_day_that_is_not_over_says_which_segment_it_is_of(world: World) -> None:
+    """Yesterday's sensor is active at noon; the period ended then, and its invoice is final."""
+    world.make_meters()
+    world.make_customers(["acme"])
+    today = world.clock().date()
+    noon = day_start(today) + 43_200
+    subscription = world.make_subscription(
+        world.customers["acme"], backdate_start_date=str(day_start(today) - 5 * 86_400)
+    )
+    world.end_period(subscription, noon)
+    write(world, today - timedelta(days=1), [("acme", "s", hour) for hour in range(24)])
+    world.advance(seconds=noon + 7200 - world.sandbox.clock())
+    world.apply()
+    world.bill([today])
+    [hold] = world.holds(today)
+    assert (hold.cell.event_name, hold.value, hold.reason) == (LAST, 1, "period_closed")
+    assert hold.start == day_start(today)
+    world.advance(seconds=day_end(today) + 600 - world.sandbox.clock())
+    world.bill([today])
+    assert [each.start for each in world.holds(today)] == [day_start(today)]
+
+
 def test_on_the_day_of_a_cancellation_usage_counts_up_to_its_instant(world: World) -> None:
     day = yesterday()
     world.make_meters()
