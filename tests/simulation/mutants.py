@@ -91,9 +91,8 @@ MUTANTS = (
     Mutant(
         "an identifier comes from the cell and the revision alone",
         "billing_pipeline/rules/model.py",
-        "                self.revision,\n            ],",
-        '                self.revision,\n                __import__("os").urandom(8).hex(),\n'
-        "            ],",
+        "cell.usage_day.isoformat(), self.revision],",
+        'cell.usage_day.isoformat(), __import__("os").urandom(8).hex()],',
     ),
     Mutant(
         "a 200 is not billed yet: events that Stripe reports later as not counted are rejected",
