@@ -21,7 +21,13 @@ from tests.support import World, new_database
 _numbers = itertools.count(1)
 
 TESTS = Path(__file__).parent
-PURE = ("rules", "stripe_api/test_answers.py", "webhook_handler/test_signature.py", "test_house.py")
+PURE = (
+    "rules",
+    "stripe_api/test_answers.py",
+    "webhook_handler/test_signature.py",
+    "simulation/test_mutants.py",
+    "test_house.py",
+)
 """Folders and files whose tests need no database, network or process."""
 
 NOT_PURE = {"world", "closed", "engine", "database_url", "postgres", "spark"}
