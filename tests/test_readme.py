@@ -114,6 +114,17 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_the_code_that_the_architecture_points_to_exists() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split("## Where to look")[1]
+    files = [ROOT / "billing_pipeline" / path for path in re.findall(r"`(\w[\w/]*\.py)`", table)]
+    code = "".join((f if f.exists() else ROOT / f.relative_to(ROOT / "billing_pipeline"))
+                   .read_text(encoding="utf-8") for f in files)  # fmt: skip
+    names = re.findall(r"`(\w+)`", table)
+    assert len(names) > 5
+    assert [name for name in names if f"def {name}(" not in code] == []
+
+
 def test_the_meters_of_the_readme_are_the_default() -> None:
     names = [meter.event_name for meter in Settings().billing_meters]
     assert sorted(names) == sorted([LAST, SUM])

@@ -45,10 +45,10 @@ class Source:
 
 
 class AskStripe(Exception):
-    """Two events of one second disagree about an object. Only Stripe knows which is newer."""
+    """An object of Stripe's is needed: two events of one second disagree about it, or none has it."""
 
     def __init__(self, kind: str, object_id: str) -> None:
-        super().__init__(f"two events of one second disagree about {kind} {object_id}")
+        super().__init__(f"Stripe must be asked for {kind} {object_id}")
         self.kind = kind
         self.object_id = object_id
 

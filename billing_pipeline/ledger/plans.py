@@ -79,7 +79,7 @@ def _replace_holds(
         connection.execute(
             delete(holds_table).where(*is_cell(holds_table, cell), holds_table.c.start_at == start)
         )
-        detail = "released" if cell in reported else "withdrawn: nothing to report any more"
+        detail = "released" if cell in reported else "withdrawn: nothing to send now"
         changes.append(change(cell, None, State.HELD, "released", detail))
     for (cell, start), hold in planned.items():
         earlier, row = before.get((cell, start)), _hold_row(hold)

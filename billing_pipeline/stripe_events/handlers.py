@@ -119,7 +119,7 @@ def subscription_changed(handling: Handling, event: StoredEvent) -> str | None:
     "invoice.paid",
 )
 def invoice_changed(handling: Handling, event: StoredEvent) -> str | None:
-    """An invoice was created or changed. Once it is no draft, its period is closed."""
+    """An invoice was created or changed. Once it is final, its period is closed."""
     seen = InvoiceObject.model_validate(event.object)
     if event.type == "invoice.deleted":
         seen = seen.model_copy(update={"status": DELETED})
