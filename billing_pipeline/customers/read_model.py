@@ -45,7 +45,7 @@ class Source:
 
 
 class AskStripe(Exception):
-    """An object of Stripe's is needed: two events of one second disagree about it, or none has it."""
+    """Only Stripe can say: two events of one second disagree about an object, or none has it."""
 
     def __init__(self, kind: str, object_id: str) -> None:
         super().__init__(f"Stripe must be asked for {kind} {object_id}")
