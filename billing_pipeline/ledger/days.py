@@ -36,7 +36,7 @@ def store_planned_from(
 
 
 def planned_from(connection: Connection, which: Collection[date]) -> dict[date, PlannedFrom]:
-    """What these days were planned from; days that were not planned whole are left out."""
+    """What these days were planned from; without the days that were not planned whole."""
     rows = connection.execute(
         select(days.c.usage_day, days.c.planned_from, days.c.deadline).where(
             days.c.usage_day.in_(which), days.c.planned_from.is_not(None)

@@ -76,7 +76,7 @@ class SpanInputs:
     def recent_usage(self, day: date) -> list[dict[str, Usage]]:
         """Usage by organization of the recent days that were counted, each read once.
 
-        A day whose snapshot cannot be read is left out: that is its own error, not this day's.
+        A day whose snapshot cannot be read is missing: that is its own error, not this day's.
         """
         for each in self.recent_days(day):
             if each not in self._usage:
@@ -253,7 +253,7 @@ def stale_among(span: SpanInputs, days: Collection[date]) -> set[date]:
 
 
 def snapshots_of(context: Context, days: Collection[date]) -> dict[date, str]:
-    """The ids of the whole snapshots of these days; one that cannot be read is left out."""
+    """The ids of the whole snapshots of these days; one that cannot be read is missing."""
     found = {}
     for day in sorted(days):
         with suppress(*DAY_ERRORS):  # it is counted again first

@@ -38,7 +38,7 @@ def closing_days(context: Context) -> dict[date, list[str]]:
 
     Only those with something missing: a snapshot of what lies there now, a report from it, an
     outcome, a verification. The day on which the period ends is asked for while it lasts, because
-    readings may still come. Days that Stripe no longer accepts are left out.
+    readings may still come. Days that Stripe no longer accepts are not among them.
     """
     now = context.clock()
     first = max((now - OLDEST_REPORTED).date(), context.settings.billing_start_day)

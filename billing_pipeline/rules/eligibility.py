@@ -187,7 +187,7 @@ class Payers:
     ) -> dict[date, dict[str, set[int]]]:
         """The period boundaries inside each of these days, by customer (unix seconds).
 
-        Customers are looked at once for all days. Days without a boundary are left out.
+        Customers are looked at once for all days. Days without a boundary are missing.
         """
         wanted, meters = set(days), list(meter_ids)
         found: dict[date, dict[str, set[int]]] = {}

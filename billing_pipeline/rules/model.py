@@ -138,7 +138,7 @@ class MeterEvent:
         """At most 100 characters, from the cell and the revision alone.
 
         The day and the revision are readable; the hash carries the rest, because organization
-        ids have any length and alphabet. Account and mode are left out: identifiers are unique
+        ids have any length and alphabet. Account and mode are not in it: identifiers are unique
         within one of them, and a ledger belongs to exactly one.
         """
         cell = self.cell

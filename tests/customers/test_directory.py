@@ -1,4 +1,4 @@
-"""Who pays: importing the mapping, and what is left out of it."""
+"""Who pays: importing the mapping, and which lines are ignored."""
 
 from __future__ import annotations
 
