@@ -45,7 +45,7 @@ from billing_pipeline.cli.report import attention, exit_code, run_document
 from billing_pipeline.errors import BillingError
 from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.account import known_meters
-from billing_pipeline.ledger.events import recorded_events
+from billing_pipeline.ledger.events import mark_interrupted, recorded_events
 from billing_pipeline.operations.bill import apply_events, verify_days
 from billing_pipeline.operations.context import Actor, Context, Progress
 from billing_pipeline.operations.gate import approve_gate, closed_gates
@@ -324,6 +324,9 @@ class _Demo:
 
     def run(self) -> tuple[dict[str, Any], int]:
         """Every step that was not done yet."""
+        # An error report waits for an event that is being sent: not for one that a killed run sent.
+        with self.context.ledger.delivering():
+            self.context.ledger.write(mark_interrupted, self.context.clock())
         self._receive_events()
         is_over = self._final_invoice() is not None
         outcome, run_id, error = self._bill()
