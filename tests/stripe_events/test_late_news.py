@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from billing_pipeline.errors import StripeUnreachable
 from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.account import known_meters, meter_changed_at
 from billing_pipeline.operations.alerts import alerts
@@ -16,11 +17,7 @@ from billing_pipeline.operations.periods import closing_days, unbilled
 from billing_pipeline.rules.eligibility import Eligibility, Period, Policy, Subscription
 from billing_pipeline.rules.holds import HoldReason
 from billing_pipeline.rules.timestamps import day_start
-from billing_pipeline.sandbox.faults import Faults
-from billing_pipeline.usage.snapshot import take_snapshot
-from tests.support import World, yesterday
-
-SUM, LAST = "temperature_readings", "active_sensors"
+from tests.support import LAST, SUM, World, yesterday
 
 
 @pytest.fixture
@@ -30,63 +27,41 @@ def started(world: World) -> World:
     return world
 
 
-def report(world: World, event_name: str, code: str, *identifiers: str, count: int = 0) -> None:
-    """Stripe reports errors of a meter: these, and `count` more that it does not name."""
-    meter = next(m for m in world.sandbox.account.meters.values() if m["event_name"] == event_name)
-    samples = [(identifier, "not counted") for identifier in identifiers]
-    world.sandbox.account.outbox.report_errors(
-        meter["id"], {code: samples + [("unnamed", "")] * count}, world.sandbox.clock()
-    )
-
-
-def lose(world: World, value: int, event_name: str = SUM) -> Any:
-    """Let Stripe forget the event with this value."""
-    event = next(
-        e for e in world.sandbox.account.events if (e.value, e.event_name) == (value, event_name)
-    )
-    event.counted = False
-    return event
+INVALID = "meter_event_invalid_value"
 
 
 def billed(world: World, day: date) -> int:
     return world.billed().get((world.customers["acme"], SUM, day), 0)
 
 
-def test_a_report_about_an_earlier_difference_is_made_good(started: World) -> None:
-    day = yesterday()
+def test_an_error_report_about_an_earlier_correction_is_corrected(started: World) -> None:
     for readings in (5, 7):
-        started.write_readings(day, {"acme": {"s": readings}})
-        started.bill([day])
-    lost = lose(started, 5)
-    report(started, SUM, "meter_event_invalid_value", lost.identifier)
+        day = started.bill_yesterday(acme=readings)
+    started.report_errors(INVALID, started.lose(5).identifier)
     started.apply()
-    assert [r["value"] for r in started.context().ledger.read(queries.rejected, [day])] == [5]
+    assert [event["value"] for event in started.rejected(day)] == [5]
     assert unfinished_days(started.context()) == [day]
     started.bill([day])
     assert billed(started, day) == 7
-    assert started.context().ledger.read(queries.rejected, [day]) == []
+    assert started.rejected(day) == []
     assert unfinished_days(started.context()) == []
 
 
 def test_a_refusal_is_not_hidden_by_a_plan_that_was_withdrawn(started: World) -> None:
-    day = yesterday()
-    started.write_readings(day, {"acme": {"s": 5}})
-    started.bill([day])
-    report(started, SUM, "meter_event_invalid_value", lose(started, 5).identifier)
+    day = started.bill_yesterday(acme=5)
+    started.report_errors(INVALID, started.lose(5).identifier)
     started.apply()
     mapping = dict(started.customers)
     started.make_customers(["acme"])
-    started.sandbox.faults = Faults.parse("rate_limit=1")
-    report_days(started.context(), [day])  # planned for the other customer, and not sent
-    started.sandbox.faults = Faults()
+    with started.faults("rate_limit=1"):
+        report_days(started.context(), [day])  # planned for the other customer, and not sent
     started.write_customers(mapping)
     started.bill([day])
-    refused = started.context().ledger.read(queries.rejected, [day])
-    assert [(r["meter"], r["value"]) for r in refused] == [(SUM, 5)]
+    assert [(event["meter"], event["value"]) for event in started.rejected(day)] == [(SUM, 5)]
     assert "rejected_events" in {alert.kind for alert in alerts(started.context())}
 
 
-def test_a_cancelled_period_does_not_keep_what_followed_it_open() -> None:
+def test_a_cancelled_period_does_not_keep_the_next_period_open() -> None:
     eligibility = Eligibility(
         (Subscription("old", Policy.UNTIL_END, 0, 50), Subscription("new", Policy.REPORT, 50)),
         (Period("old", 0, 100), Period("old", 0, 50, True), Period("new", 50, 150, True)),
@@ -100,11 +75,7 @@ def in_a_draft(world: World) -> date:
     today = world.clock().date()
     begun = day_start(today - timedelta(days=20))
     subscription = world.make_subscription(world.customers["acme"], backdate_start_date=str(begun))
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = int(world.sandbox.clock()) - 5
-    world.sandbox.billing.change_subscription(
-        subscription["id"], "customer.subscription.updated", items=subscription["items"]
-    )
+    world.end_period(subscription, int(world.sandbox.clock()) - 5)
     world.sandbox.tick()
     return yesterday()
 
@@ -112,33 +83,26 @@ def in_a_draft(world: World) -> date:
 def test_an_event_of_unknown_outcome_is_not_sent_again_into_a_closed_period(started: World) -> None:
     day = in_a_draft(started)
     started.apply()
-    started.write_readings(day, {"acme": {"s": 5}})
-    started.sandbox.faults = Faults.parse("error_before=1")
-    started.bill([day])
-    started.sandbox.faults = Faults()
-    assert started.context().ledger.read(queries.counts, [day])["ambiguous"] == 2
+    with started.faults("error_before=1"):
+        started.bill_yesterday(acme=5)
+    assert started.states(day)["ambiguous"] == 2
     started.advance(hours=2)
     started.apply()
     seen = started.sandbox.seen["meter_events"]
     started.bill([day])
     assert started.sandbox.seen["meter_events"] == seen
     assert billed(started, day) == 0
-    [held] = [
-        h
-        for h in started.context().ledger.read(queries.holds_of, [day])
-        if h.cell.event_name == SUM
-    ]
-    assert (held.reason, held.value) == ("period_closed", 5)
+    [hold] = [h for h in started.holds(day) if h.cell.event_name == SUM]
+    assert (hold.reason, hold.value) == ("period_closed", 5)
     assert "closed_usage" in {alert.kind for alert in alerts(started.context())}
 
 
-def test_what_was_taken_after_its_invoice_was_final_is_shown_for_ever(started: World) -> None:
+def test_usage_accepted_after_its_invoice_was_final_stays_shown(started: World) -> None:
     day = in_a_draft(started)
     started.apply()
     started.advance(hours=2)
-    started.sandbox.tick()  # final, but nobody has told us yet
-    started.write_readings(day, {"acme": {"s": 5}})
-    started.bill([day])
+    started.sandbox.tick()  # final, but its event has not come yet
+    started.bill_yesterday(acme=5)
     assert billed(started, day) == 5
     assert unbilled(started.context()) == []
     started.apply()
@@ -147,7 +111,7 @@ def test_what_was_taken_after_its_invoice_was_final_is_shown_for_ever(started: W
     assert "unbilled_events" in {alert.kind for alert in alerts(started.context())}
 
 
-def test_an_invoice_of_a_subscription_never_heard_of_asks_for_it_and_closes_its_period(
+def test_an_invoice_of_an_unknown_subscription_asks_for_it_and_closes_its_period(
     started: World,
 ) -> None:
     day = in_a_draft(started)
@@ -159,48 +123,36 @@ def test_an_invoice_of_a_subscription_never_heard_of_asks_for_it_and_closes_its_
     customer = started.customers["acme"]
     [known] = started.context().customers.subscriptions_of({customer})[customer]
     assert known["status"] == "active"
-    started.write_readings(day, {"acme": {"s": 5}})
-    started.bill([day])
+    started.bill_yesterday(acme=5)
     assert billed(started, day) == 0
-    assert {h.reason for h in started.context().ledger.read(queries.holds_of, [day])} == {
-        "period_closed"
-    }
+    assert started.hold_reasons(day) == {"period_closed"}
 
 
-def test_a_zero_that_was_lost_is_not_taken_for_a_zero_that_was_said(started: World) -> None:
+def test_a_lost_zero_does_not_pass_for_a_reported_zero(started: World) -> None:
     first, day = yesterday() - timedelta(days=1), yesterday()
     started.write_readings(first, {"acme": {"s": 2}})
     started.bill([first])
-    take_snapshot(*_of(started), day)
-    report_days(started.context(), [day])
-    lose(started, 0, LAST)
-    report(started, LAST, "meter_event_invalid_value", count=1)
+    report_days(started.snapshot(day), [day])
+    started.lose(0, LAST)
+    started.report_errors(INVALID, unnamed=1, event_name=LAST)
     started.apply()
     started.verify([day])
-    assert started.context().ledger.read(queries.counts, [day])["verified"] == 0
+    assert "verified" not in started.states(day)
     started.advance(hours=25)
     started.verify([day])
-    assert [r["value"] for r in started.context().ledger.read(queries.rejected, [day])] == [0]
+    assert [event["value"] for event in started.rejected(day)] == [0]
 
 
-def _of(world: World) -> tuple[Any, Any, Any]:
-    context = world.context()
-    return context.engine, context.readings, context.snapshots
-
-
-def test_a_lost_correction_in_the_reported_hour_heals(started: World) -> None:
-    day = yesterday()
+def test_a_lost_correction_is_reported_again_once_the_meter_is_back(started: World) -> None:
     for readings in (5, 8):
-        started.write_readings(day, {"acme": {"s": readings}})
-        started.bill([day])
-    lose(started, 3)
-    report(started, SUM, "archived_meter", count=1)
+        day = started.bill_yesterday(acme=readings)
+    started.lose(3)
+    started.report_errors("archived_meter", unnamed=1)
     started.apply()
     started.advance(hours=25)
     started.verify([day])
-    assert [r["value"] for r in started.context().ledger.read(queries.rejected, [day])] == [3]
-    meter = next(m for m in started.sandbox.account.meters.values() if m["event_name"] == SUM)
-    started.sandbox.account.change_meter(meter["id"], status="active")
+    assert [event["value"] for event in started.rejected(day)] == [3]
+    started.sandbox.account.change_meter(started.meter_id(), status="active")
     started.apply()
     assert unfinished_days(started.context()) == [day]
     started.bill([day])
@@ -208,33 +160,28 @@ def test_a_lost_correction_in_the_reported_hour_heals(started: World) -> None:
 
 
 def test_a_summary_that_lags_for_hours_is_no_proof_of_a_loss(started: World) -> None:
-    day = yesterday()
-    started.sandbox.faults = Faults.parse("lag=36000")  # ten hours
-    started.write_readings(day, {"acme": {"s": 5}})
-    started.bill([day])
-    report(started, SUM, "meter_event_invalid_value", count=5)
-    started.apply()
-    started.advance(hours=2)
-    started.verify([day])
-    started.write_readings(day, {"acme": {"s": 6}})
-    started.bill([day])
-    started.advance(hours=12)
-    started.verify([day])
+    with started.faults("lag=36000"):  # ten hours
+        day = started.bill_yesterday(acme=5)
+        started.report_errors(INVALID, unnamed=5)
+        started.apply()
+        started.advance(hours=2)
+        started.verify([day])
+        started.write_readings(day, {"acme": {"s": 6}})
+        started.bill([day])
+        started.advance(hours=12)
+        started.verify([day])
     assert billed(started, day) == 6
 
 
-def test_held_usage_goes_by_the_customer_its_day_was_stated_for(started: World) -> None:
-    day = yesterday()
+def test_a_hold_depends_on_the_customer_that_its_day_was_reported_for(started: World) -> None:
     first = started.customers["acme"]
     subscription = started.make_subscription(first)["id"]
-    started.write_readings(day, {"acme": {"s": 5}})
     started.receive()
-    started.bill([day])
+    started.bill_yesterday(acme=5)
     started.advance(seconds=2)
     started.status(subscription, "paused")
-    started.write_readings(day, {"acme": {"s": 9}})
     started.receive()
-    started.bill([day])
+    day = started.bill_yesterday(acme=9)
     started.make_customers(["acme"])  # the organization pays as another customer from now on
     started.bill([day])
     assert unfinished_days(started.context()) == []
@@ -246,17 +193,15 @@ def test_held_usage_goes_by_the_customer_its_day_was_stated_for(started: World) 
     assert started.billed()[first, SUM, day] == 9
 
 
-def test_while_stripe_is_away_it_is_asked_once_for_all_events(
+def test_while_stripe_is_unreachable_it_is_asked_once_for_all_events(
     started: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for _ in range(20):
-        report(started, SUM, "archived_meter", count=1)
+        started.report_errors("archived_meter", unnamed=1)
     started.receive()
     asked: list[str] = []
 
     async def slow(_gateway: Any, _kind: str, object_id: str) -> Any:
-        from billing_pipeline.errors import StripeUnreachable
-
         asked.append(object_id)
         started.advance(minutes=1)
         raise StripeUnreachable("away")
@@ -300,12 +245,10 @@ def test_an_odd_event_fails_alone_on_both_databases(
     assert closing_days(world.context()) == {}
 
 
-def test_a_report_that_is_replayed_forgets_nothing_it_explained(started: World) -> None:
-    day = yesterday()
-    started.write_readings(day, {"acme": {"s": 5}})
-    started.bill([day])
-    lose(started, 5)
-    report(started, SUM, "meter_event_invalid_value", count=1)
+def test_a_replayed_error_report_keeps_what_it_explained(started: World) -> None:
+    day = started.bill_yesterday(acme=5)
+    started.lose(5)
+    started.report_errors(INVALID, unnamed=1)
     started.apply()
     started.advance(hours=25)
     started.verify([day])
@@ -332,7 +275,7 @@ def test_an_older_change_of_a_meter_does_not_hide_a_newer_one(started: World) ->
     assert changed[meter] == int(later.timestamp())
 
 
-def test_a_deleted_draft_closes_nothing_and_asks_for_nothing(started: World) -> None:
+def test_a_deleted_draft_closes_no_period_and_needs_no_run(started: World) -> None:
     in_a_draft(started)
     started.apply()
     assert closing_days(started.context()) != {}
