@@ -76,4 +76,4 @@ lock: $(READY)  ## resolve requirements.lock anew (needs uv on the PATH)
 		--generate-hashes --no-header --no-annotate --quiet -o requirements-spec.lock
 
 clean:  ## remove .venv, caches and the demo; never the ledger
-	rm -rf $(VENV) var/demo var/bench .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) var/demo var/demo.draft var/demo.old var/bench .pytest_cache .mypy_cache .ruff_cache
