@@ -6,8 +6,14 @@ import importlib.util
 import itertools
 import os
 import shutil
-from collections.abc import Iterator
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from sqlalchemy import Engine
@@ -31,6 +37,18 @@ PURE = (
 """Folders and files whose tests need no database, network or process."""
 
 NOT_PURE = {"world", "closed", "engine", "database_url", "postgres", "spark"}
+"""Fixtures that a pure test must not ask for."""
+
+BLOCKED: Sequence[tuple[Any, str]] = (
+    (socket.socket, "connect"),
+    (socket.socket, "bind"),
+    (subprocess.Popen, "__init__"),
+    (os, "fork"),
+    (threading.Thread, "start"),
+    (sqlite3, "connect"),
+    (sqlite3.dbapi2, "connect"),
+)
+"""What fails in a pure test."""
 
 
 def _is_pure(path: Path) -> bool:
@@ -51,6 +69,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker("pure")
         if asked := NOT_PURE & set(getattr(item, "fixturenames", ())):
             raise pytest.UsageError(f"{item.nodeid} is among the pure tests, and asks for {asked}")
+
+
+@pytest.fixture(autouse=True)
+def _stays_pure(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pure test that uses a network, a process, a thread, a database or Dagster fails."""
+    if "pure" not in request.keywords:
+        return
+
+    def blocked(*_: object, **__: object) -> NoReturn:
+        pytest.fail("this test is among the pure ones (PURE in tests/conftest.py)")
+
+    for owner, name in BLOCKED:
+        monkeypatch.setattr(owner, name, blocked)
+    if "dagster" not in sys.modules:  # in a run of all tests, others have imported it
+        monkeypatch.setitem(sys.modules, "dagster", None)  # importing it raises ImportError
 
 
 @pytest.fixture(autouse=True)
