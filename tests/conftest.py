@@ -29,9 +29,11 @@ _numbers = itertools.count(1)
 TESTS = Path(__file__).parent
 PURE = (
     "rules",
-    "stripe_api/test_answers.py",
-    "webhook_handler/test_signature.py",
+    "sandbox/test_journal.py",
     "simulation/test_mutants.py",
+    "stripe_api/test_answers.py",
+    "usage/test_folders.py",
+    "webhook_handler/test_signature.py",
     "test_house.py",
 )
 """Folders and files whose tests need no database, network or process."""
