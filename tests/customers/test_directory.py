@@ -30,7 +30,7 @@ def test_an_import_adds_changes_and_keeps(engine: Engine, tmp_path: Path) -> Non
     assert directory.mapping() == {"a": "cus_9", "組織": "cus_2", "b": "cus_3"}
 
 
-def test_contradictions_and_blanks_are_left_out_and_cost_nothing_else(
+def test_contradictions_and_blanks_are_ignored_and_the_rest_is_imported(
     engine: Engine, tmp_path: Path
 ) -> None:
     directory = CustomerDirectory(engine)
@@ -51,7 +51,7 @@ def test_a_preview_reads_the_file_and_writes_nothing(engine: Engine, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "organization,customer\na,b\n", "a,cus_1\n"])
-def test_a_file_without_the_columns_says_what_its_first_line_must_be(
+def test_a_file_without_the_columns_is_refused_with_the_first_line_that_it_needs(
     engine: Engine, tmp_path: Path, text: str
 ) -> None:
     with pytest.raises(ConfigurationError, match="organization_id,stripe_customer_id"):

@@ -41,7 +41,7 @@ from billing_pipeline.rules.holds import HoldReason
 
 BEGUN = datetime(2026, 3, 1, tzinfo=UTC)
 TABLES = (learned_customers, deleted_customers, subscriptions, billing_periods, invoices)
-STATUSES = ["incomplete", "active", "past_due", "paused", "resting", "canceled"]
+STATUSES = ["incomplete", "active", "past_due", "paused", "napping", "canceled"]
 INVOICE_STATUSES = ["draft", "open", "paid", "void"]
 
 
@@ -50,17 +50,17 @@ def unix(seconds: int) -> int:
 
 
 def a_history(seed: int) -> tuple[list[dict[str, Any]], dict[tuple[str, str], dict[str, Any]]]:
-    """Events of a few objects as a Stripe would make them, often several in a second, and each
-    object as it is at the end."""
+    """Events of a few objects as Stripe makes them, often several in a second; and each object as
+    it is at the end."""
     chance = random.Random(seed)
     now = 0
     events: list[dict[str, Any]] = []
     objects: dict[tuple[str, str], dict[str, Any]] = {}
     number = itertools.count(1)
 
-    def tell(kind: str, segment: dict[str, Any]) -> None:
+    def emit(kind: str, content: dict[str, Any]) -> None:
         events.append(
-            {"id": f"evt_{next(number)}", "kind": kind, "at": now, "object": dict(segment)}
+            {"id": f"evt_{next(number)}", "kind": kind, "at": now, "object": dict(content)}
         )
 
     for _ in range(chance.randint(1, 25)):
@@ -87,7 +87,7 @@ def a_history(seed: int) -> tuple[list[dict[str, Any]], dict[tuple[str, str], di
                     ]
                 },
             }
-            tell("subscription", known)
+            emit("subscription", known)
         elif what == "invoice":
             key = ("invoices", f"in_{which}")
             known = objects.setdefault(
@@ -99,13 +99,13 @@ def a_history(seed: int) -> tuple[list[dict[str, Any]], dict[tuple[str, str], di
             step = INVOICE_STATUSES.index(known["status"])
             known["status"] = chance.choice(INVOICE_STATUSES[step:])
             known["attempt_count"] += chance.choice([0, 1])
-            tell("invoice", known)
+            emit("invoice", known)
         elif what == "checkout":
             organization = f"org-{chance.randint(1, 2)}"
-            tell("checkout", {"id": "cs", "customer": f"cus_{which}",
-                              "client_reference_id": organization})  # fmt: skip
+            session = {"id": "cs", "customer": f"cus_{which}", "client_reference_id": organization}
+            emit("checkout", session)
         else:
-            tell("deleted", {"id": f"cus_{which}"})
+            emit("deleted", {"id": f"cus_{which}"})
     return events, objects
 
 
@@ -119,12 +119,12 @@ def apply(
             match event["kind"]:
                 case "subscription":
                     seen = SubscriptionObject.model_validate(event["object"])
-                    message = None if asked is None else SubscriptionObject.model_validate(asked)
-                    take_subscription(connection, seen, source, message)
+                    answer = None if asked is None else SubscriptionObject.model_validate(asked)
+                    take_subscription(connection, seen, source, answer)
                 case "invoice":
                     bill = InvoiceObject.model_validate(event["object"])
-                    answer = None if asked is None else InvoiceObject.model_validate(asked)
-                    take_invoice(connection, bill, source, answer)
+                    now = None if asked is None else InvoiceObject.model_validate(asked)
+                    take_invoice(connection, bill, source, now)
                 case "checkout":
                     take_checkout(
                         connection, CheckoutObject.model_validate(event["object"]), source
@@ -140,7 +140,7 @@ def apply(
 
 
 def state(engine: Engine) -> dict[str, list[dict[str, Any]]]:
-    """The read model, but for which event is remembered as having said it."""
+    """The read model, without the events that it remembers as its sources."""
     found = {}
     with engine.begin() as connection:
         for table in TABLES:
@@ -166,7 +166,7 @@ def forget(engine: Engine) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 10**9), data=st.data())
-def test_any_order_and_any_repetition_ends_in_the_state_that_stripe_has(
+def test_any_order_and_repetition_of_events_ends_in_the_state_that_stripe_has(
     two: list[Engine], seed: int, data: st.DataObject
 ) -> None:
     events, objects = a_history(seed)
@@ -197,14 +197,12 @@ def subscribe(engine: Engine, status: str, at: int, id: str, **more: Any) -> Non
 def test_an_old_update_never_revives_a_cancelled_subscription(engine: Engine) -> None:
     subscribe(engine, "canceled", 20, "evt_2", ended_at=unix(20))
     subscribe(engine, "active", 10, "evt_1")
-    payers = CustomerDirectory(engine).payers(DEFAULT_POLICY)
-    assert (
-        payers.eligibility_of("cus_1").hold_reason(None, unix(20)) == HoldReason.SUBSCRIPTION_ENDED
-    )
-    assert payers.eligibility_of("cus_1").hold_reason(None, unix(19)) is None
+    eligibility = CustomerDirectory(engine).payers(DEFAULT_POLICY).eligibility_of("cus_1")
+    assert eligibility.hold_reason(None, unix(20)) == HoldReason.SUBSCRIPTION_ENDED
+    assert eligibility.hold_reason(None, unix(19)) is None
 
 
-def test_two_events_of_one_second_that_differ_are_settled_by_asking(engine: Engine) -> None:
+def test_two_events_of_one_second_that_differ_make_us_ask_stripe(engine: Engine) -> None:
     subscribe(engine, "active", 10, "evt_1")
     with writing(engine) as connection, pytest.raises(AskStripe):
         take_subscription(
@@ -212,7 +210,7 @@ def test_two_events_of_one_second_that_differ_are_settled_by_asking(engine: Engi
             SubscriptionObject.model_validate(a_subscription("paused")),
             Source("evt_2", BEGUN + timedelta(seconds=10)),
         )
-    subscribe(engine, "active", 10, "evt_3")  # says the same: nothing to ask
+    subscribe(engine, "active", 10, "evt_3")  # the same content: nothing to ask
 
 
 def test_periods_of_old_and_of_new_events_are_all_remembered(engine: Engine) -> None:
@@ -228,7 +226,7 @@ def checkout(engine: Engine, organization: str, customer: str, id: str) -> None:
     apply(engine, {"id": id, "kind": "checkout", "at": 0, "object": session}, {})
 
 
-def test_an_organization_learnt_for_two_customers_waits_for_a_person(
+def test_an_organization_with_two_learned_customers_waits_for_a_person(
     engine: Engine, tmp_path: Any
 ) -> None:
     directory = CustomerDirectory(engine)
@@ -259,7 +257,7 @@ def test_an_imported_mapping_wins_and_the_contradiction_is_shown(
     assert len(directory.known().contradictions()) == 1
 
 
-def test_the_deletion_of_one_of_two_learnt_customers_decides(engine: Engine) -> None:
+def test_the_deletion_of_one_of_two_learned_customers_decides(engine: Engine) -> None:
     directory = CustomerDirectory(engine)
     checkout(engine, "org", "cus_1", "evt_1")
     checkout(engine, "org", "cus_2", "evt_2")
@@ -292,7 +290,7 @@ def test_a_checkout_that_names_two_organizations_is_an_error_not_a_guess() -> No
         ),
     ],
 )  # fmt: skip
-def test_the_meters_of_a_subscription_are_known_only_if_its_items_tell(
+def test_the_meters_of_a_subscription_are_known_only_if_its_items_name_them(
     shape: list[Any], meters: frozenset[str] | None
 ) -> None:
     seen = SubscriptionObject.model_validate(a_subscription("active", items={"data": shape}))

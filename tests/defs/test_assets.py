@@ -68,7 +68,7 @@ def metadata(result: dg.ExecuteInProcessResult, asset: str, day: date) -> dict[s
     raise AssertionError(f"{asset} of {day} was not materialized")
 
 
-def test_a_run_of_days_materializes_checks_states_and_verifies_each(runner: Runner) -> None:
+def test_a_run_of_days_materializes_checks_reports_and_verifies_each(runner: Runner) -> None:
     days = [yesterday() - timedelta(days=n) for n in (2, 1, 0)]
     usage = {day: {"a": {"s": 3, "t": 2}, "b": {"u": 1}} for day in days}
     for day in days:
@@ -143,7 +143,7 @@ def test_a_day_that_cannot_be_counted_waits_alone_and_the_run_names_it(runner: R
     assert runner.world.billed() == runner.world.due(usage)
 
 
-def test_a_day_that_is_not_over_is_counted_and_not_stated(runner: Runner) -> None:
+def test_a_day_that_is_not_over_is_counted_and_not_reported(runner: Runner) -> None:
     today = runner.world.clock().date()
     runner.world.write_readings(today, {"a": {"s": 3}})
     result = runner.run(today, today)
@@ -154,12 +154,12 @@ def test_a_day_that_is_not_over_is_counted_and_not_stated(runner: Runner) -> Non
     assert runner.world.sandbox.account.events == []
 
 
-def test_held_usage_turns_the_delivery_check_red(runner: Runner) -> None:
+def test_usage_on_hold_turns_the_delivery_check_red(runner: Runner) -> None:
     day = yesterday()
     runner.world.write_readings(day, {"a": {"s": 3}, "stranger": {"x": 2}})
     result = runner.run(day, day)
     assert checks(result)["delivery", day.isoformat()] is False
-    assert "stranger" in metadata(result, "meter_events", day)["held_usage"]
+    assert "stranger" in metadata(result, "meter_events", day)["on_hold"]
     assert runner.world.billed() == runner.world.due({day: {"a": {"s": 3}}})
 
 
@@ -198,7 +198,7 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(runner: Runner) -> None:
     assert len(runner.world.sandbox.account.events) == events
     after = (runner.world.home / "snapshots" / f"usage_day={day}" / "usage.parquet").read_bytes()
     assert after == snapshot
-    # It is the readings of now that a run then states.
+    # A run then reports the present readings.
     assert runner.run(day, day).success
     assert runner.world.billed() == runner.world.due({day: {"a": {"s": 5}, "b": {"t": 1}}})
 
@@ -219,7 +219,7 @@ def test_assets_can_be_materialized_one_by_one(runner: Runner) -> None:
     assert runner.run(day, day, ["verification"]).success
 
 
-def test_a_missing_meter_fails_with_what_to_do_and_snapshots_stay(runner: Runner) -> None:
+def test_without_an_active_meter_a_run_fails_and_its_snapshots_stay(runner: Runner) -> None:
     meter = next(iter(runner.world.sandbox.account.meters))
     runner.world.sandbox.account.change_meter(meter, status="inactive")
     day = yesterday()

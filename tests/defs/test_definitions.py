@@ -60,7 +60,7 @@ def test_the_graph_has_these_assets_checks_jobs_schedules_and_sensors(
     }  # fmt: skip
 
 
-def test_every_asset_tells_what_it_is(graph: dg.Definitions) -> None:
+def test_every_asset_has_a_description_an_owner_and_columns(graph: dg.Definitions) -> None:
     for spec in graph.resolve_all_asset_specs():
         assert spec.description
         assert spec.description.startswith("One row per ")
@@ -123,7 +123,7 @@ def test_dagster_itself_validates_the_workspace(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_instance_of_the_repository_is_valid_and_says_nothing_home(tmp_path: Path) -> None:
+def test_the_instance_of_the_repository_is_valid_and_sends_no_telemetry(tmp_path: Path) -> None:
     (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
         assert not instance.telemetry_enabled

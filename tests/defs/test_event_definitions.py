@@ -1,4 +1,4 @@
-"""Stripe's events in Dagster: the sensors that start runs, the runs, the checks, the alerts."""
+"""Stripe events in Dagster: the sensors that start runs, the runs, the checks, the alerts."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def tick(world: World, instance: dg.DagsterInstance) -> Tick:
 def checked_out(world: World, organization: str) -> str:
     """A completed checkout of a new customer; the event's id."""
     customer = world.sandbox.account.make_customer({})["id"]
-    segment = {"id": "cs", "customer": customer, "client_reference_id": organization}
-    return str(world.emit("checkout.session.completed", segment)["id"])
+    session = {"id": "cs", "customer": customer, "client_reference_id": organization}
+    return str(world.emit("checkout.session.completed", session)["id"])
 
 
 def apply_in_dagster(world: World, instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
@@ -116,7 +116,7 @@ def test_the_records_are_shown_as_an_external_asset_when_they_change(
     assert tick(stripe_event_sensor, first.cursor).asset_events == []
 
 
-def test_a_run_applies_what_is_due_and_its_checks_tell_what_needs_a_person(
+def test_a_run_applies_due_events_and_its_checks_show_what_needs_a_person(
     world: World, tick: Tick, instance: dg.DagsterInstance
 ) -> None:
     checked_out(world, "acme")
@@ -145,9 +145,8 @@ def test_the_check_of_meter_errors_turns_green_when_they_are_repaired(
     world: World, tick: Tick, instance: dg.DagsterInstance
 ) -> None:
     world.sandbox.faults = Faults.parse("late_checks=1,report_after=0")
-    world.write_readings(yesterday(), {"acme": {"s": 5}})
     world.write_customers({"acme": "cus_misspelt"})
-    world.bill([yesterday()])
+    world.bill_yesterday(acme=5)
     world.receive()
     first = tick(stripe_event_sensor, None)
     red = evaluations(apply_in_dagster(world, instance))["meter_errors"]
@@ -161,20 +160,20 @@ def test_the_check_of_meter_errors_turns_green_when_they_are_repaired(
     assert evaluations(apply_in_dagster(world, instance))["meter_errors"].passed
 
 
-def test_a_draft_invoice_starts_the_runs_that_its_period_lacks(world: World, tick: Tick) -> None:
+def test_a_draft_invoice_starts_runs_of_unfinished_days(world: World, tick: Tick) -> None:
     day = yesterday()
     world.write_readings(day, {"acme": {"s": 5}})
     world.make_customers(["acme"])
     start = day_start(day - timedelta(days=3))
-    world.make_subscription(world.customers["acme"], backdate_start_date=str(start))
+    subscription = world.make_subscription(world.customers["acme"], backdate_start_date=str(start))
     assert tick(closing_periods, None).run_requests == []
-    subscription = next(iter(world.sandbox.billing.subscriptions.values()))
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = int(world.sandbox.clock()) - 60
+    world.end_period(subscription, int(world.sandbox.clock()) - 60)
     world.apply()
     first = tick(closing_periods, None)
     [request] = first.run_requests
-    today = (day + timedelta(days=1)).isoformat()  # the period ended on it: a part can be reported
+    today = (
+        day + timedelta(days=1)
+    ).isoformat()  # the period ended on it: a segment can be reported
     assert request.tags["dagster/asset_partition_range_end"] == today
     assert tick(closing_periods, first.cursor).run_requests == []
     days = [day - timedelta(days=n) for n in range(4)]
@@ -224,16 +223,15 @@ def a_hook(status: int = 200) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         thread.join(10)
 
 
-def test_the_alert_hook_hears_of_a_change_once_and_of_its_end(
+def test_the_alert_hook_gets_a_change_once_and_its_end(
     world: World, tick: Tick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with a_hook() as (url, heard):
         monkeypatch.setenv("BILLING_ALERT_URL", url)
         cursor = tick(alert_sensor, None).cursor
         assert heard == []
-        world.write_readings(yesterday(), {"acme": {"s": 5}})
         world.write_customers({"acme": "cus_unknown"})
-        world.bill([yesterday()])
+        world.bill_yesterday(acme=5)
         cursor = tick(alert_sensor, cursor).cursor
         cursor = tick(alert_sensor, cursor).cursor
         [message] = heard
@@ -246,12 +244,11 @@ def test_the_alert_hook_hears_of_a_change_once_and_of_its_end(
         assert "well again" in heard[-1]["text"]
 
 
-def test_a_hook_that_does_not_take_it_is_told_again(
+def test_a_hook_that_refuses_an_alert_gets_it_again(
     world: World, tick: Tick, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.write_readings(yesterday(), {"acme": {"s": 5}})
     world.write_customers({"acme": "cus_unknown"})
-    world.bill([yesterday()])
+    world.bill_yesterday(acme=5)
     with a_hook(500) as (url, heard):
         monkeypatch.setenv("BILLING_ALERT_URL", url)
         for _ in range(2):
@@ -269,7 +266,7 @@ def test_an_event_that_nobody_applies_is_an_alert_after_a_quarter_of_an_hour(wor
     assert [alert.kind for alert in alerts(world.context())] == ["oldest_unprocessed_event"]
 
 
-def test_a_failed_run_is_told(
+def test_a_failed_run_is_posted_to_the_hook(
     world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from billing_pipeline.defs.alerting import failed_runs

@@ -26,7 +26,7 @@ def run_month(world: World) -> tuple[dict[str, dg.AssetCheckEvaluation], dict[st
         return {e.check_name: e for e in result.get_asset_check_evaluations()}, metadata
 
 
-def test_a_month_that_agrees_is_green_and_tells_its_verified_share(closed: World) -> None:
+def test_a_month_that_agrees_is_green_and_shows_its_verified_share(closed: World) -> None:
     checks, metadata = run_month(closed)
     assert {name: check.passed for name, check in checks.items()} == {
         "reconciled": True, "verified": True,

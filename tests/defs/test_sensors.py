@@ -12,7 +12,6 @@ import pytest
 from billing_pipeline.defs import Billing
 from billing_pipeline.defs.schedules import bill_yesterday
 from billing_pipeline.defs.sensors import changed_readings, unfinished_usage
-from billing_pipeline.ledger import queries
 from billing_pipeline.ledger.days import planned_from
 from billing_pipeline.rules.timestamps import day_start
 from tests.support import World, yesterday
@@ -55,7 +54,7 @@ def counted(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def test_nothing_changed_asks_for_nothing(counted: World, tick: Tick) -> None:
+def test_unchanged_days_need_no_run(counted: World, tick: Tick) -> None:
     assert tick(changed_readings, None)[0] == []
     assert tick(unfinished_usage, None)[0] == []
 
@@ -87,7 +86,7 @@ def test_a_day_whose_run_never_succeeded_is_asked_for_again_after_an_hour(
     assert len(tick(changed_readings, cursor)[0]) == 1
 
 
-def test_a_file_for_a_day_that_stripe_takes_no_more_is_noticed_in_its_turn(
+def test_a_file_for_a_day_that_is_too_old_is_noticed_in_its_turn(
     counted: World, tick: Tick
 ) -> None:
     day = yesterday()
@@ -107,9 +106,7 @@ def test_a_file_for_a_day_that_stripe_takes_no_more_is_noticed_in_its_turn(
     counted.advance(minutes=61)
     assert older(cursor)[0] == asked  # nobody did it: once more
     counted.bill([day])
-    assert {held.reason for held in counted.context().ledger.read(queries.holds_of, [day])} == {
-        "too_old"
-    }
+    assert counted.hold_reasons(day) == {"too_old"}
     # Files that were archived are no news.
     for file in (counted.home / "readings" / f"reading_date={day}").iterdir():
         file.unlink()
@@ -133,7 +130,7 @@ def test_days_that_no_run_ever_counted_are_found(
     assert ranges == [(earlier.isoformat(), (yesterday() - timedelta(days=3)).isoformat())]
 
 
-def test_an_unreadable_day_is_asked_for_so_that_its_run_can_say_so(
+def test_an_unreadable_day_is_asked_for_so_that_its_run_names_the_file(
     counted: World, tick: Tick
 ) -> None:
     empty = counted.home / "readings" / f"reading_date={yesterday()}" / "empty.csv"
@@ -148,7 +145,7 @@ def test_today_is_left_to_come(counted: World, tick: Tick) -> None:
     assert tick(changed_readings, None)[0] == []
 
 
-def test_held_usage_is_asked_for_when_its_customer_appears(counted: World, tick: Tick) -> None:
+def test_usage_on_hold_is_asked_for_when_its_customer_appears(counted: World, tick: Tick) -> None:
     day = yesterday()
     counted.write_readings(day, {"a": {"s": 2}, "new": {"x": 1}})
     counted.bill([day])

@@ -1,7 +1,7 @@
-"""People decide while everything dies.
+"""People decide while processes are killed.
 
-Runs, undoings, approvals and dismissals are killed at random moments, the connections to the
-database are cut under them, and in the end every unit is billed or on record.
+Runs, undos, approvals and dismissals are killed at random moments, and connections to the database
+are cut. In the end every unit is billed or on record.
 """
 
 from __future__ import annotations
@@ -19,19 +19,18 @@ import pytest
 from sqlalchemy import create_engine, text
 
 from billing_pipeline.ledger.adjustments import decided_adjustments
-from billing_pipeline.operations import adjust as adjustments
+from billing_pipeline.operations.adjust import open_adjustments
 from billing_pipeline.operations.gate import closed_gates
 from billing_pipeline.rules.timestamps import day_start
 from billing_pipeline.sandbox.faults import Faults
 from tests.integration.test_processes import BILLING
-from tests.support import World, new_database, yesterday
+from tests.support import SUM, World, new_database, yesterday
 
 DAYS = [yesterday() - timedelta(days=n) for n in reversed(range(5))]
 CLOSED, OPEN = DAYS[:3], DAYS[3:]
 """Acme's billing period ended with the third day and is invoiced; the others have no period."""
 
 OTHERS = ["b", "c", "d"]
-SUM = "temperature_readings"
 SPAN = ["--from", str(DAYS[0]), "--to", str(DAYS[-1])]
 GATES = {"least_days": 2, "least_readings": 4, "whole_low": 0.4, "organization_low": 0.0,
          "whole_high": 1000, "organization_high": 1000}  # fmt: skip
@@ -54,7 +53,7 @@ def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name = f"decisions_{os.getpid()}"
     monkeypatch.setenv("BILLING_DATABASE_URL", new_database(maintenance, name))
 
-    def boundary() -> None:
+    def cut_connections() -> None:
         engine = create_engine(maintenance)
         with engine.begin() as connection:
             connection.execute(
@@ -65,7 +64,7 @@ def restart(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
             )
         engine.dispose()
 
-    return boundary
+    return cut_connections
 
 
 @pytest.fixture
@@ -81,11 +80,7 @@ def scene(world: World, restart: Callable[[], None], monkeypatch: pytest.MonkeyP
     subscription = world.make_subscription(
         world.customers["acme"], backdate_start_date=str(end - 5 * 86_400)
     )
-    for item in subscription["items"]["data"]:
-        item["current_period_end"] = end
-    world.sandbox.billing.change_subscription(
-        subscription["id"], "customer.subscription.updated", items=subscription["items"]
-    )
+    world.end_period(subscription, end)
     world.receive()
     return world
 
@@ -98,9 +93,9 @@ def start(arguments: list[str], output: Path) -> subprocess.Popen[bytes]:
 def finished(arguments: list[str], output: Path) -> tuple[int, dict[str, Any]]:
     process = start(arguments, output)
     process.wait(180)
-    message = output.read_text()
-    assert message, output.with_suffix(".err").read_text()[-3000:]
-    return process.returncode, json.loads(message)
+    answer = output.read_text()
+    assert answer, output.with_suffix(".err").read_text()[-3000:]
+    return process.returncode, json.loads(answer)
 
 
 def change(world: World, usage: Usage, chance: random.Random) -> None:
@@ -117,11 +112,11 @@ def change(world: World, usage: Usage, chance: random.Random) -> None:
 
 
 def something_to_do(world: World, chance: random.Random) -> list[str]:
-    """A run, or a decision about something that waits."""
+    """A run, or a decision about a gate, an amount or the newest run."""
     context = world.context("looking")
     with context.ledger.engine.begin() as connection:
         runs = list(connection.scalars(text("SELECT run FROM runs ORDER BY started_at, run")))
-    waiting = [each.id for each in adjustments.open_adjustments(context)]
+    waiting = [each.id for each in open_adjustments(context)]
     gates = [str(gate.day) for gate in closed_gates(context)]
     context.close()
     why = ["--reason", "by the test"]
@@ -133,7 +128,7 @@ def something_to_do(world: World, chance: random.Random) -> list[str]:
     return chance.choice(possible)
 
 
-def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
+def test_whatever_is_killed_while_people_decide_every_unit_is_billed_or_on_record(
     scene: World, restart: Callable[[], None], tmp_path: Path
 ) -> None:
     chance = random.Random(4)
@@ -156,23 +151,21 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
             killed += 1
     assert killed >= 4
     scene.sandbox.faults = Faults()
-    scene.sandbox.stored.clear()  # as after a day: Stripe repeats a stored 500 no more
+    scene.sandbox.stored.clear()  # as after a day: Stripe no longer repeats a stored 500
     resolve(scene, tmp_path / "resolve.json")
     identifiers = [event.identifier for event in scene.sandbox.account.events]
     assert len(identifiers) == len(set(identifiers))
-    # Who has no closed period is billed what the readings prove, day by day.
+    # Organizations without a closed period are billed what the readings prove, day by day.
     acme = scene.customers["acme"]
     due = {key: value for key, value in scene.due(usage).items() if key[0] != acme}
     assert {key: value for key, value in scene.billed().items() if key[0] != acme} == due
     # Of the closed period every unit is billed now, or written off by a decision.
     context = scene.context()
-    assert context.ledger.read(decided_adjustments)
+    decided = context.ledger.read(decided_adjustments)
+    assert decided
     billed = sum(v for (who, meter, _), v in scene.billed().items() if (who, meter) == (acme, SUM))
-    written_off = sum(
-        each.amount
-        for each in context.ledger.read(decided_adjustments)
-        if not each.approved and each.cell.event_name == SUM
-    )
+    dismissed = [each for each in decided if not each.approved and each.cell.event_name == SUM]
+    written_off = sum(each.amount for each in dismissed)
     proven = sum(n for day in DAYS for n in usage[day].get("acme", {}).values())
     assert billed + written_off == proven
     for month in sorted({day.strftime("%Y-%m") for day in DAYS}):
@@ -182,19 +175,19 @@ def test_whoever_dies_while_people_decide_every_unit_is_billed_or_on_record(
 
 
 def resolve(world: World, output: Path) -> None:
-    """Let through and decide what waits, and run until nothing is left to do."""
+    """Approve gates, dismiss amounts, and run until nothing is left to do."""
     for _ in range(6):
         code, document = finished(["run", *SPAN], output)
         assert code in (0, 1), document
         context = world.context("resolving")
         gates = [str(gate.day) for gate in closed_gates(context, DAYS)]
-        waiting = [each.id for each in adjustments.open_adjustments(context)]
+        waiting = [each.id for each in open_adjustments(context)]
         context.close()
         for day in gates:
             finished(["gate", "approve", "--day", day, "--reason", "resolved"], output)
         if waiting:
             finished(["adjustments", "dismiss", *waiting, "--reason", "resolved"], output)
-        left = [held for held in document["held"] if held["reason"] != "below_zero"]
+        left = [hold for hold in document["held"] if hold["reason"] != "below_zero"]
         if not gates and not waiting and not left and not document["mismatched"]:
             assert document["error"] is None
             return

@@ -80,7 +80,7 @@ def database(request: pytest.FixtureRequest, world: World, monkeypatch: pytest.M
     return str(request.param)
 
 
-def test_killed_twenty_times_then_one_clean_run_and_every_cell_is_right(
+def test_after_twenty_kills_one_clean_run_makes_every_cell_right(
     world: World, database: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     environment["BILLING_DATABASE_URL"] = os.environ["BILLING_DATABASE_URL"]
@@ -111,7 +111,7 @@ def test_killed_twenty_times_then_one_clean_run_and_every_cell_is_right(
     assert interrupted >= kills // 3
     world.sandbox.faults = Faults()
     # As after a day: until then Stripe repeats a stored 500, and whether a first zero on a `last`
-    # meter was counted cannot be told from a summary, so that the event would stay ambiguous.
+    # meter was counted cannot be seen in a summary, so that the event would stay ambiguous.
     world.sandbox.stored.clear()
     output = tmp_path / "clean.json"
     finish(start(environment, output), output)
@@ -121,7 +121,7 @@ def test_killed_twenty_times_then_one_clean_run_and_every_cell_is_right(
     assert {n for n, count in again["events"].items() if count} <= {"verified", "rejected"}
 
 
-def test_two_overlapping_backfills_state_everything_once(
+def test_two_overlapping_backfills_report_everything_once(
     world: World, database: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
     environment["BILLING_DATABASE_URL"] = os.environ["BILLING_DATABASE_URL"]

@@ -155,7 +155,7 @@ def stoppable(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Call
     return address(request.getfixturevalue("own_postgres")), frozen_postgres
 
 
-def test_while_the_database_stands_still_stripe_is_told_to_come_again(
+def test_while_the_database_stands_still_stripe_is_asked_to_deliver_again(
     world: World, stoppable: tuple[str, Callable[[str], Any]], tmp_path: Path
 ) -> None:
     url, stopped = stoppable

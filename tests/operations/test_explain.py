@@ -1,4 +1,4 @@
-"""An explanation leads from the invoice to the files, and says where a link is broken."""
+"""An explanation leads from the invoice to the files, and names each broken link."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def test_an_outage_closes_the_gate_for_everybody() -> None:
 
 def test_an_ordinary_day_passes() -> None:
     assert closed(day(big=500, small=20)) == set()
-    assert closed(day(big=400)) == set()  # of a small organization nothing can be said
+    assert closed(day(big=400)) == set()  # a small organization is not judged
     assert closed(day(big=700, new=300)) == set()
 
 

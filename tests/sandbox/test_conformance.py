@@ -65,13 +65,13 @@ class Recorder:
             exchange.body += message.get("body", b"")
             return message
 
-        async def speak(message: Message) -> None:
+        async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
             exchange.answer += message.get("body", b"")
             await send(message)
 
-        await self.app(scope, listen, speak)
+        await self.app(scope, listen, answer)
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ REFUSED: list[tuple[str, Callable[[stripe.StripeClient, str], Any]]] = [
 ]
 
 
-def test_all_that_is_said_and_answered_conforms_to_the_specification(
+def test_every_request_and_answer_conforms_to_the_specification(
     recorded: tuple[World, Recorder], specification: dict[str, Any]
 ) -> None:
     world, recorder = recorded

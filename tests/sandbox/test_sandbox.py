@@ -73,7 +73,7 @@ def test_a_forgotten_answer_is_not_repeated_but_the_identifier_is_known(
         ({"surprise": "1"}, "unknown parameter"),
     ],
 )
-def test_what_stripe_refuses_is_refused(
+def test_the_sandbox_refuses_what_stripe_refuses(
     world: World, customer: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(stripe.InvalidRequestError, match=message):
@@ -147,7 +147,7 @@ def test_a_key_replays_its_first_answer_and_refuses_another_body(
         client.v1.billing.meter_events.create(body, {"idempotency_key": "k"})
 
 
-def test_summaries_lag_when_told_to(world: World, customer: str) -> None:
+def test_summaries_lag_by_the_fault(world: World, customer: str) -> None:
     world.sandbox.faults = Faults.parse("lag=60")
     send(world, customer)
     meter = next(iter(world.sandbox.account.meters))

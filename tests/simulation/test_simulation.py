@@ -32,7 +32,7 @@ def test_a_seed_decides_everything() -> None:
 
 
 def test_it_does_not_depend_on_the_order_of_sets() -> None:
-    """Python orders sets by a secret of each process: two processes must tell the same story."""
+    """Python orders sets by a secret of each process: all processes must print the same."""
     program = (
         "from billing_pipeline.simulation.runner import simulate;"
         "[print(s, v.requests, v.log) for s in (8, 226) for v in [simulate(s)]]"
@@ -53,7 +53,7 @@ def test_it_does_not_depend_on_the_order_of_sets() -> None:
 def test_the_oracle_sees_a_bill_that_is_wrong_and_the_history_is_made_short(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Usage of today is taken for too old: it is held, and the world does not bear that out.
+    # Usage of today counts as too old: it is on hold, and the world shows that this is wrong.
     monkeypatch.setattr("billing_pipeline.rules.planning.too_old", lambda _stamp, _now: True)
     assert simulate(1).complaints
     steps, verdict = shorten(1)
