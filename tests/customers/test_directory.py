@@ -51,7 +51,7 @@ def test_a_preview_reads_the_file_and_writes_nothing(engine: Engine, tmp_path: P
 
 
 @pytest.mark.parametrize("text", ["", "organization,customer\na,b\n", "a,cus_1\n"])
-def test_a_file_without_the_columns_is_refused_with_the_first_line_that_it_needs(
+def test_a_file_without_the_columns_is_refused_with_the_line_it_needs(
     engine: Engine, tmp_path: Path, text: str
 ) -> None:
     with pytest.raises(ConfigurationError, match="organization_id,stripe_customer_id"):

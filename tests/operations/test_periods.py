@@ -66,7 +66,7 @@ def test_a_segment_of_one_second_has_a_timestamp_of_its_own() -> None:
     assert first.timestamp == START
 
 
-def test_a_meter_with_a_daily_window_reports_the_last_segment_and_holds_the_other() -> None:
+def test_a_meter_with_a_daily_window_reports_only_the_last_segment() -> None:
     hold, reported = plan(SUM_BY_DAY, halves(3, 4))
     assert isinstance(hold, Hold)
     assert (hold.value, hold.reason) == (3, HoldReason.DAILY_WINDOW)

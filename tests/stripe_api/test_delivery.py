@@ -197,9 +197,7 @@ def test_an_unmapped_organization_is_on_hold_until_it_is_mapped(world: World) ->
     assert world.holds(*span) == []
 
 
-def test_organizations_that_share_a_customer_add_up_on_a_sum_and_are_on_hold_on_last(
-    world: World,
-) -> None:
+def test_organizations_with_one_customer_add_up_on_a_sum_and_wait_on_last(world: World) -> None:
     world.make_meters()
     world.make_customers(["a"])
     world.write_customers({"a": world.customers["a"], "b": world.customers["a"]})
@@ -402,9 +400,7 @@ def test_days_that_were_counted_and_never_planned_are_unfinished(world: World) -
     assert unfinished_days(context) == [first]
 
 
-def test_a_day_that_was_planned_and_grew_too_old_is_unfinished_until_it_is_on_hold(
-    world: World,
-) -> None:
+def test_a_planned_day_that_grew_too_old_is_unfinished_until_it_is_on_hold(world: World) -> None:
     [day] = furnish(world, 1)
     report_unreachable(world, day)
     world.advance(days=60)

@@ -303,7 +303,7 @@ def test_a_day_of_bad_rows_only_is_quarantined_whole_and_counts_zero(lake: Lake)
     assert lake.usage() == {}
 
 
-def test_a_day_without_a_folder_has_zero_readings_and_says_so(lake: Lake) -> None:
+def test_a_day_without_a_folder_has_zero_readings_on_record(lake: Lake) -> None:
     lake.folder(date(2026, 3, 9))
     snapshot = lake.snapshot()
     assert not snapshot.counted.folder_exists
@@ -552,7 +552,7 @@ def test_a_crash_while_a_snapshot_is_written_leaves_the_day_to_be_counted(
 
 
 @pytest.mark.parametrize("file", ["usage.parquet", "sensor_activity.parquet"])
-def test_damage_is_seen_on_its_day_and_never_another_count(tmp_path: Path, file: str) -> None:
+def test_damage_fails_its_day_and_is_never_another_count(tmp_path: Path, file: str) -> None:
     lake = Lake(tmp_path, ENGINE)
     lake.jsonl(*(row(organization_id=f"o{n}", sensor_id=f"s{n}") for n in range(20)))
     snapshot = lake.snapshot()

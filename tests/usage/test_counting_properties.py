@@ -68,7 +68,7 @@ def written(r: dict[str, Any]) -> dict[str, Any]:
 
 @settings(max_examples=80, deadline=None)
 @given(parquet=rows, lines=rows)
-def test_counting_equals_a_reckoning_by_hand(
+def test_counts_equal_a_count_by_hand(
     parquet: list[dict[str, Any]], lines: list[dict[str, Any]]
 ) -> None:
     with TemporaryDirectory() as home:

@@ -120,7 +120,7 @@ def test_a_write_that_fails_leaves_the_old_object_whole(bucket: str) -> None:
     assert [f.name for f in folder.files("day") or []] == ["file"]
 
 
-def test_what_is_on_s3_is_billed(
+def test_readings_on_s3_are_billed(
     bucket: str, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BILLING_READINGS_URI", f"{bucket}/readings")

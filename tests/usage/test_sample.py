@@ -63,7 +63,7 @@ def test_each_month_has_its_known_rows_and_readings(
         (date(2016, 12, 19), 26),
     ],
 )
-def test_the_number_of_active_sensors_changes_as_known(
+def test_the_known_changes_of_active_sensors_are_counted(
     snapshots: dict[date, Snapshot], day: date, active: int
 ) -> None:
     assert sum(o.active_sensors for o in snapshots[day].organizations) == active

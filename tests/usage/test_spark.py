@@ -111,7 +111,7 @@ def test_a_day_that_is_mostly_not_for_spark_is_counted_by_sql(
     ["sc://:15002/;token=SECRET", "sc://h:abc/;token=SECRET", "sc://h/?token=SECRET",
      "sc://SECRET@h", "sc://h/;session_id=SECRET", "spark://h"],
 )  # fmt: skip
-def test_an_address_of_spark_that_cannot_be_is_refused_and_not_shown(
+def test_an_impossible_address_of_spark_is_refused_and_not_shown(
     remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BILLING_SPARK_REMOTE", remote)
@@ -150,7 +150,7 @@ def test_ids_that_are_not_text_fail_the_day_on_spark_too(engine: Engine, lake: L
 
 
 @pytest.mark.usefixtures("spark")
-def test_a_spark_that_is_not_there_fails_the_day_soon_and_names_no_file(lake: Lake) -> None:
+def test_an_unreachable_spark_fails_the_day_soon_and_names_no_file(lake: Lake) -> None:
     lake.write(table(["a"], ["s"], [1]))
     nobody = Engine("512MB", spark="sc://127.0.0.1:9/;token=secret")
     with pytest.raises(SparkUnavailable, match=r"sc://127\.0\.0\.1:9 cannot be reached") as message:
