@@ -27,7 +27,7 @@ $(READY): requirements.lock requirements-spec.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Spark is larger than all the rest together: only its tests and the type checker need it.
+# Spark is larger than all the rest together: only its tests need it.
 $(SPARK): $(READY) requirements-spark.lock
 	@echo "Installing Spark into $(VENV), once ..."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-spark.lock
@@ -48,7 +48,7 @@ simulate: $(READY)  ## thousands of simulated histories; SEEDS=1..2000
 mutants: $(READY)  ## break each money rule on purpose; the simulation must find every one
 	$(BIN)/python -m tests.simulation.mutants
 
-lint: $(SPARK)  ## style and types
+lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
